@@ -1,0 +1,38 @@
+# make quickstart   train and compare draft heads on the embedded model, in minutes (set-up included)
+# make test         run the tests            make check   lint and format check
+# make format       mend both                make bench   measure; writes benchmarks/results/
+
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+READY := $(VENV)/.ready
+
+.PHONY: quickstart test check format bench clean
+
+quickstart: $(READY)
+	$(RUN) run.py quickstart
+
+test: $(READY)
+	$(RUN) -m pytest $(ARGS)
+
+check: $(READY)
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+format: $(READY)
+	$(RUN) -m ruff check --fix .
+	$(RUN) -m ruff format .
+
+bench: $(READY)
+	$(RUN) benchmarks/decode.py
+
+# Exact versions come from constraints.txt; an interrupted installation starts over.
+$(READY): setup.cfg constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "mhc needs Python 3.11 or newer; name one with: make PYTHON=python3.12 ..." >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[test]"
+	@touch $(READY)
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache

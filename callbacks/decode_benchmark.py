@@ -1,0 +1,105 @@
+"""Decodes held-out prompts plain and with heads: the figures that count."""
+
+from pathlib import Path
+from typing import Any
+
+from lightning import Callback, LightningModule, Trainer
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from callbacks.drafter_checkpoint import DrafterCheckpoint
+from mhc.benchmark import compare
+from mhc.checkpoint import write_json
+from mhc.engine import Engine
+from mhc.errors import UserError
+from mhc.tree import FixedTree
+
+RESULT = "decode_benchmark.json"
+
+
+class DecodeBenchmark(Callback):
+    """`test` (and every `every_n_epochs` epochs of `fit`, 0 for never) decodes `prompts` held-out
+    prompts both ways, prints a table and writes decode_benchmark.json into default_root_dir.
+
+    tree: choices (paths of ranks); default: the one of the DrafterCheckpoint, else a chain of all
+    heads. Inside `fit` the figures are logged as val/decode_tokens_per_step and val/decode_speedup,
+    so that either can choose the best checkpoint.
+    """
+
+    def __init__(
+        self,
+        prompts: int = 20,
+        max_new_tokens: int = 128,
+        tree: list[list[int]] | None = None,
+        every_n_epochs: int = 0,
+    ):
+        self.prompts, self.max_new_tokens, self.tree = prompts, max_new_tokens, tree
+        self.every_n_epochs = every_n_epochs
+
+    def measure(self, trainer: Trainer, module: LightningModule, split: str) -> dict[str, Any]:
+        """One comparison over held-out prompts of `split`."""
+        prompts = [prompt.ids for prompt in trainer.datamodule.prompts(split, self.prompts)]
+        if not prompts:
+            raise UserError(f"the data has no {split} prompts to decode: give it more conversations")
+        was_training = module.drafter.training
+        choices = self.tree or next(
+            (c.tree for c in trainer.callbacks if isinstance(c, DrafterCheckpoint)), None
+        )
+        tree = FixedTree(choices) if choices else FixedTree.chain(module.drafter.heads)
+        engine = Engine(module.backbone, module.drafter, tree)
+        with Progress(transient=True) as progress:
+            task = progress.add_task(
+                f"decoding {len(prompts)} {split} prompts, plain and with heads", total=len(prompts)
+            )
+            figures = compare(
+                engine, prompts, self.max_new_tokens, lambda done, _: progress.update(task, completed=done)
+            )
+        module.drafter.train(was_training)
+        return figures
+
+    def on_validation_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
+        due = self.every_n_epochs and (trainer.current_epoch + 1) % self.every_n_epochs == 0
+        if due and not trainer.sanity_checking and trainer.state.fn == "fit":
+            figures = self.measure(trainer, module, "validation")
+            module.log("val/decode_tokens_per_step", figures["tokens_per_step"])
+            module.log("val/decode_speedup", figures["speedup"])
+
+    def on_test_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
+        figures = self.measure(trainer, module, "test")
+        measured = trainer.callback_metrics
+        accuracy = [
+            {kind: round(float(measured[f"test/head{head}_{kind}"]), 4) for kind in ("top1", "top5")}
+            for head in range(module.drafter.heads)
+        ]
+        figures = {"drafter": type(module.drafter).__name__.lower(), **figures, "head_accuracy": accuracy}
+        if trainer.is_global_zero:
+            write_json(Path(trainer.default_root_dir) / RESULT, figures)
+            show({figures["drafter"]: figures})
+        module.log_dict({f"test/{key}": float(figures[key]) for key in ("tokens_per_step", "speedup")})
+
+
+def show(drafters: dict[str, dict[str, Any]]) -> None:
+    """A table with one row a drafter."""
+    table = Table(title="plain decoding against drafting, held-out prompts")
+    for heading in (
+        "drafter",
+        "head top-1",
+        "tokens / step",
+        "tokens / s",
+        "plain",
+        "speedup (min-max)",
+        "identical",
+    ):
+        table.add_column(heading, justify="left" if heading == "drafter" else "right")
+    for name, figures in drafters.items():
+        table.add_row(
+            name,
+            " ".join(f"{head['top1']:.2f}".lstrip("0") for head in figures["head_accuracy"]),
+            f"{figures['tokens_per_step']:.2f}",
+            f"{figures['tokens_per_second']:.0f}",
+            f"{figures['plain_tokens_per_second']:.0f}",
+            f"{figures['speedup']:.2f}x ({figures['speedup_min']:.2f}-{figures['speedup_max']:.2f})",
+            f"{figures['identical']}/{figures['prompts']}",
+        )
+    Console().print(table)

@@ -1,0 +1,63 @@
+"""Checkpoints of a run that trains heads: the best ones, and the place to go on from."""
+
+from pathlib import Path
+from typing import Any
+
+from lightning import Callback, LightningModule, Trainer
+
+from mhc.checkpoint import DESCRIPTION, save_drafter, write_atomically
+from mhc.errors import UserError
+from mhc.tree import FixedTree
+
+
+class DrafterCheckpoint(Callback):
+    """After every validation writes last.ckpt (to resume with) and, where `monitor` has risen,
+    best.ckpt and the heads themselves (drafter.json, drafter.safetensors), all into default_root_dir.
+
+    tree: choices that the heads shall decode with (paths of ranks); default: a chain of all heads.
+    monitor: a logged figure, higher is better. overwrite: allow a fresh run to replace the heads of
+    an earlier one.
+    """
+
+    def __init__(
+        self,
+        tree: list[list[int]] | None = None,
+        monitor: str = "val/tokens_per_step",
+        overwrite: bool = False,
+    ):
+        self.tree, self.monitor, self.overwrite = tree, monitor, overwrite
+        self.best = float("-inf")
+
+    def on_fit_start(self, trainer: Trainer, module: LightningModule) -> None:
+        existing = Path(trainer.default_root_dir) / DESCRIPTION
+        if existing.exists() and not self.overwrite and not trainer.ckpt_path:
+            raise UserError(
+                f"'{existing.parent}' already holds trained heads: choose another --trainer.default_root_dir, go on "
+                "with --ckpt_path last, or set the DrafterCheckpoint's `overwrite: true`"
+            )
+
+    def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
+        if trainer.sanity_checking or not trainer.state.fn == "fit":
+            return
+        folder = Path(trainer.default_root_dir)
+        figures = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        if self.monitor not in figures:
+            raise UserError(
+                f"DrafterCheckpoint monitors '{self.monitor}', which nothing logs; there are: {', '.join(sorted(figures))}"
+            )
+        better = figures[self.monitor] > self.best
+        if better:
+            self.best = figures[self.monitor]
+        for name in ["last.ckpt", *(["best.ckpt"] if better else [])]:
+            write_atomically(folder / name, trainer.save_checkpoint)
+        if better and trainer.is_global_zero:
+            drafter = module.drafter
+            tree = FixedTree(self.tree) if self.tree else FixedTree.chain(drafter.heads)
+            kept = {name: value for name, value in figures.items() if name.startswith("val/")}
+            save_drafter(folder, drafter, tree, kept)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.best = state["best"]

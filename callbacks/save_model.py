@@ -1,0 +1,22 @@
+"""Leaves a trained language model as a stock Hugging Face directory."""
+
+from pathlib import Path
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+
+
+class SaveModel(Callback):
+    """At the end of `fit`, writes model and tokenizer to <default_root_dir>/model.
+
+    dtype: precision of the stored weights; bfloat16 halves the file and is what training computed in.
+    """
+
+    def __init__(self, dtype: str = "bfloat16"):
+        self.dtype = getattr(torch, dtype)
+
+    def on_fit_end(self, trainer: Trainer, module: LightningModule) -> None:
+        folder = Path(trainer.default_root_dir) / "model"
+        module.model.to(self.dtype).save_pretrained(folder)
+        module.tokenizer.save_pretrained(folder)
+        trainer.print(f"model and tokenizer written to {folder}")

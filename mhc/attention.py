@@ -1,0 +1,60 @@
+"""Attention over a tree mask without copying keys and values per query group.
+
+The stock SDPA path repeats K and V for every query head of a group once a mask is given. Here the
+queries of a group are laid along the time axis instead, which is the same arithmetic on views:
+(B,Hq,N,E) -> (B,Hkv,G*N,E). Registered with transformers as "mhc"; no modelling file is touched.
+"""
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+
+def tree_attention(module, query, key, value, attention_mask, dropout=0.0, scaling=None, **kwargs):
+    """Grouped attention under a (B,1,N,S) bool mask; anything else goes the stock way.
+
+    query (B,Hq,N,E), key and value (B,Hkv,S,E) -> (B,N,Hq,E), None.
+    """
+    groups = query.shape[1] // key.shape[1]
+    if attention_mask is None or module.training or groups == 1:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+        )
+    rows, heads, nodes, width = query.shape
+    query = query.reshape(rows, key.shape[1], groups * nodes, width)
+    mask = attention_mask.repeat(1, 1, groups, 1)
+    mixed = scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling)
+    return mixed.reshape(rows, heads, nodes, -1).transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register("mhc", tree_attention)
+AttentionMaskInterface.register("mhc", sdpa_mask)
+
+
+def tree_mask(
+    ancestors: torch.Tensor, depth: torch.Tensor, lengths: list[int], window: int | None = None
+) -> torch.Tensor:
+    """Who sees whom in one round: (B,1,N,longest+N) bool, True where attention is allowed.
+
+    ancestors (1 or B,N,N) bool (a node sees itself), depth (1 or B,N), lengths: committed positions
+    of each row. Node j of row b sits in slot lengths[b]+j and stands at position
+    lengths[b]+depth[j]; with `window` w a query sees the w latest positions, its own included.
+    """
+    rows, nodes, longest = len(lengths), ancestors.shape[1], max(lengths)
+    device = ancestors.device
+    if min(lengths) == longest and window is None:
+        before = ancestors.new_ones((1, 1, 1)).expand(rows, nodes, longest)
+        return torch.cat([before, ancestors.expand(rows, -1, -1)], dim=2)[:, None]
+    start = torch.tensor(lengths, device=device)[:, None]  # (B,1)
+    slot = torch.arange(longest + nodes, device=device)[None]  # (1,S)
+    node = (slot - start).clamp(0, nodes - 1)  # (B,S) the node in a slot, where there is one
+    seen = ancestors.expand(rows, -1, -1).gather(2, node[:, None].expand(-1, nodes, -1))
+    mask = torch.where((slot < start)[:, None], True, seen & (slot < start + nodes)[:, None])
+    if window is not None:
+        depth = depth.expand(rows, -1)
+        key = torch.where(slot < start, slot, start + depth.gather(1, node))  # (B,S) positions
+        query = start + depth  # (B,N)
+        mask = mask & (query[:, :, None] - key[:, None] < window)
+    return mask[:, None]

@@ -1,0 +1,185 @@
+"""The frozen backbone: any stock Hugging Face causal language model, seen through four functions.
+
+    B rows   T time   N tree nodes   D width   V vocabulary
+
+Index convention, here and everywhere: the backbone at position t predicts token t+1.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+import mhc.attention  # noqa: F401  (registers the attention named "mhc")
+from mhc.cache import TreeCache
+from mhc.errors import UserError
+
+POCKET = Path(__file__).parent / "lm" / "pocket"
+
+
+class Features(NamedTuple):
+    """What a drafter may read. hidden (B,T,D): last layer after the final norm.
+    taps (B,T,n*D): the inputs of chosen layers side by side, or None."""
+
+    hidden: Tensor
+    taps: Tensor | None = None
+
+
+def resolve(name: str) -> str:
+    """`pocket` is the model shipped with the project; anything else is a directory or a hub name."""
+    if name != "pocket":
+        return name
+    if not (POCKET / "config.json").exists():
+        raise UserError(
+            f"the pocket backbone is not in {POCKET}: run `run.py fit --config configs/lm/pocket.yaml`"
+        )
+    return str(POCKET)
+
+
+def _loading(kind: str, name: str, load):
+    """Run a Hugging Face loader and turn what it complains about into one line."""
+    try:
+        return load(resolve(name))
+    except UserError:
+        raise
+    except Exception as error:  # the loaders raise anything from OSError to KeyError
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"cannot load the {kind} of backbone '{name}' (a directory, a hub name or 'pocket'): {reason}"
+        ) from error
+
+
+def load_tokenizer(name: str):
+    """The tokenizer that belongs to backbone `name`."""
+    return _loading("tokenizer", name, AutoTokenizer.from_pretrained)
+
+
+class Backbone(nn.Module):
+    """A causal LM that is borrowed: frozen, in eval mode, never saved with the drafter.
+
+    `width`, `vocabulary_size` and `layers` describe it; `name` and `fingerprint` let a checkpoint
+    say which backbone it belongs to. `decode_step` and `features` are the two ways to run it.
+    """
+
+    def __init__(self, model: PreTrainedModel, tokenizer=None, name: str = ""):
+        super().__init__()
+        self.model = model.eval().requires_grad_(False)
+        self.tokenizer, self.name = tokenizer, name or model.config._name_or_path
+        config = model.config.get_text_config(decoder=True)
+        self.width, self.layers = config.hidden_size, config.num_hidden_layers
+        self.vocabulary_size = model.get_output_embeddings().weight.shape[0]
+        self.context = getattr(config, "max_position_embeddings", None) or 1 << 30
+        self.window, self.layer_types = _windows(config)
+        self._softcap = getattr(config, "final_logit_softcapping", None)
+        if model.config._attn_implementation == "sdpa":
+            model.set_attn_implementation("mhc")
+        self._eager = model.config._attn_implementation == "eager"
+
+    @classmethod
+    def load(cls, name: str, dtype: torch.dtype = torch.float32, device: str = "cpu") -> "Backbone":
+        """Load `name` ('pocket', a directory or a hub name) with its tokenizer."""
+        tokenizer = load_tokenizer(name)
+        model = _loading("weights", name, lambda at: AutoModelForCausalLM.from_pretrained(at, dtype=dtype))
+        if len(tokenizer) > model.get_output_embeddings().weight.shape[0]:
+            raise UserError(
+                f"backbone '{name}': the tokenizer has {len(tokenizer)} tokens but the model only "
+                f"{model.get_output_embeddings().weight.shape[0]} rows: they do not belong together"
+            )
+        return cls(model.to(device), tokenizer, name)
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.dtype
+
+    def train(self, mode: bool = True) -> "Backbone":
+        """Stay in eval mode whatever Lightning asks: the backbone does not learn."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def features(self, ids: Tensor) -> Features:
+        """Hidden states of whole rows (B,T), causal, right padding harmless."""
+        hidden = self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        return Features(hidden)
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Input embeddings of any shape of ids: (...) -> (...,D)."""
+        return self.model.get_input_embeddings()(ids)
+
+    def unembed(self, hidden: Tensor) -> Tensor:
+        """Logits of last-layer hidden states: (...,D) -> (...,V)."""
+        logits = self.model.get_output_embeddings()(hidden)
+        return logits if self._softcap is None else self._softcap * torch.tanh(logits / self._softcap)
+
+    def cache(self, rows: int, capacity: int) -> TreeCache:
+        """Empty buffers for `rows` sequences of `capacity` positions."""
+        return TreeCache(self.model.config, rows, capacity, self.dtype, self.device)
+
+    def decode(
+        self,
+        ids: Tensor,
+        positions: Tensor,
+        cache: TreeCache,
+        mask: dict[str, Tensor] | None,
+        last_only: bool,
+    ) -> tuple[Tensor, Features]:
+        """One cached forward of ids (B,N) at positions (B,N) -> logits (B,N|1,V), Features.
+
+        mask: one (B,1,N,S) bool per layer type, see `masks`; None means plain causal attention.
+        """
+        mixture = self.model.base_model(
+            input_ids=ids,
+            position_ids=positions,
+            past_key_values=cache,
+            attention_mask=self._attention_mask(mask),
+            use_cache=True,
+        )
+        hidden = mixture.last_hidden_state
+        return self.unembed(hidden[:, -1:] if last_only else hidden), Features(hidden)
+
+    def _attention_mask(self, mask: dict[str, Tensor] | None):
+        """What the model takes: one 4-D mask, or one by layer type; additive floats for eager attention."""
+        if mask is None:
+            return None
+        if self._eager:
+            lowest = torch.finfo(self.dtype).min
+            mask = {
+                kind: torch.zeros_like(seen, dtype=self.dtype).masked_fill_(~seen, lowest)
+                for kind, seen in mask.items()
+            }
+        return mask if len(mask) > 1 else next(iter(mask.values()))
+
+    def fingerprint(self) -> str:
+        """Hash of the architecture and of a few weights: tells backbones apart without reading all of them."""
+        config = self.model.config.to_diff_dict()
+        kept = {
+            key: value
+            for key, value in config.items()
+            if not key.startswith("_") and key not in ("dtype", "torch_dtype", "transformers_version")
+        }
+        digest = hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode())
+        weight = self.model.get_output_embeddings().weight.detach()
+        digest.update(weight[:: max(1, len(weight) // 64)].float().cpu().numpy().round(3).tobytes())
+        return digest.hexdigest()[:16]
+
+
+def _windows(config) -> tuple[int | None, list[str]]:
+    """The sliding window, if any layer has one, and the distinct layer types of the model."""
+    window = getattr(config, "sliding_window", None)
+    types = getattr(config, "layer_types", None)
+    if not types:
+        types = ["sliding_attention" if window else "full_attention"]
+    unknown = sorted(set(types) - {"full_attention", "sliding_attention"})
+    if unknown:
+        raise UserError(
+            f"backbone layers of type {', '.join(unknown)} have no tree mask: "
+            "only full and sliding-window attention can be verified as a tree"
+        )
+    return (window if "sliding_attention" in types else None), sorted(set(types))

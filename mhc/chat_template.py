@@ -1,0 +1,234 @@
+"""A chat template and what has to be known about it: where the assistant speaks, what is a control token.
+
+The template is run, never imitated. One with `{% generation %}` tags says itself where the assistant speaks.
+In any other, turn i starts where messages[:i] with the generation prompt end, and it ends after its content
+and the control token behind that. The content is found by rendering once more with random marks around it,
+so it is found even in a template that rewrites history (Qwen3 drops the reasoning of earlier turns).
+
+Text that spells a control token is replaced by a random mark before rendering, so nothing a user types can be
+taken for what the template writes.
+"""
+
+import re
+import secrets
+from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import accumulate, pairwise
+
+from jinja2.exceptions import TemplateError
+from rich.console import Console
+from transformers import PreTrainedTokenizerBase
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from mhc.errors import UserError
+
+Messages = list[dict[str, str]]  # {"role": "system" | "user" | "assistant", "content": text}
+
+# For a tokenizer without a template (base models): Vicuna's wording, which uses no new tokens.
+DEFAULT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if message['role'] == 'system' %}{{ message['content'] + '\n' }}"
+    "{% elif message['role'] == 'user' %}{{ 'USER: ' + message['content'] + ' ASSISTANT:' }}"
+    "{% else %}{% generation %}{{ ' ' + message['content'] + (eos_token or '\n') }}{% endgeneration %}"
+    "{% endif %}{% endfor %}{# add_generation_prompt: the prompt is open already #}"
+)
+CONTROL_SHAPE = re.compile(r"<[|｜].*[|｜]>", re.DOTALL)  # control tokens a tokenizer forgot to mark special
+GENERATION_TAG = re.compile(r"\{%-?\s*generation\s*-?%\}")
+ROLES = ("system", "user", "assistant")
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A conversation as its template writes it.
+
+    `spans` are the character ranges of what the assistant says; `hidden` maps each mark in the text to the
+    control string it stands for.
+    """
+
+    text: str
+    spans: list[tuple[int, int]]
+    hidden: dict[str, str] = field(default_factory=dict)
+
+    def pieces(self) -> list[tuple[str, bool]]:
+        """The text cut at the span borders, each piece with whether the assistant says it."""
+        borders = [0, *(border for span in self.spans for border in span), len(self.text)]
+        cut = [(self.text[a:b], i % 2 == 1) for i, (a, b) in enumerate(pairwise(borders))]
+        return [(text, said) for text, said in cut if text]
+
+
+class ChatTemplate:
+    """The template of a tokenizer and its control tokens; build it with `chat_template`."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, template: str):
+        self.tokenizer, self.template = tokenizer, template
+        self.tagged = GENERATION_TAG.search(template) is not None
+        self.opens_turns = "add_generation_prompt" in template
+        added = list(tokenizer.added_tokens_decoder.values())
+        self.special = {token.content for token in added if token.special} | set(tokenizer.all_special_tokens)
+        shaped = {token.content for token in added if CONTROL_SHAPE.fullmatch(token.content)}
+        self.control = tuple(sorted(self.special | shaped, key=len, reverse=True))
+        self.control_pattern = re.compile(f"({_any_of(self.control)})")
+        # A turn may be closed by any control token but the one that only ever opens a text.
+        self.closing = tuple(t for t in self.control if t != tokenizer.bos_token or t == tokenizer.eos_token)
+        self.closing_pattern = re.compile(rf"\s*(?:{_any_of(self.closing)})")
+
+    @property
+    def name(self) -> str:
+        """How to name this template in a message."""
+        return f"the chat template of {self.tokenizer.name_or_path or type(self.tokenizer).__name__}"
+
+    def prompt(self, messages: Messages) -> tuple[str, dict[str, str]]:
+        """The text up to where the assistant starts to speak, and what is hidden in it (see `Rendered`)."""
+        messages, hidden = self._hide(checked(messages))
+        return self._opened(self._accepted(messages)[0]), hidden
+
+    def render(self, messages: Messages) -> Rendered:
+        """The conversation as text, with its spans. Raises UserError where the template refuses it."""
+        messages, hidden = self._hide(checked(messages))
+        messages, text = self._accepted(messages)
+        spans = self._tagged_spans(messages, text) if self.tagged else self._found_spans(messages, text)
+        return Rendered(text, [self._closed(text, start, end) for start, end in spans], hidden)
+
+    def _run(self, messages: Messages, generation_prompt: bool = False) -> str:
+        return self.tokenizer.apply_chat_template(
+            messages, chat_template=self.template, tokenize=False, add_generation_prompt=generation_prompt
+        )
+
+    def _accepted(self, messages: Messages) -> tuple[Messages, str]:
+        """The messages as the template takes them (a system turn merged if refused), and their text."""
+        try:
+            return messages, self._run(messages)
+        except (TemplateError, TypeError) as problem:
+            merged, first_problem = _without_system(messages), problem
+        try:
+            return merged, self._run(merged)
+        except (TemplateError, TypeError):
+            raise UserError(f"{self.name} refuses this conversation: {first_problem}") from first_problem
+
+    def _opened(self, messages: Messages) -> str:
+        if self.opens_turns:
+            return self._run(messages, generation_prompt=True)
+        mark = _mark()
+        answered = [*messages, {"role": "assistant", "content": mark}]
+        return self._run(answered).partition(mark)[0].rstrip(" ")
+
+    def _hide(self, messages: Messages) -> tuple[Messages, dict[str, str]]:
+        """Content with its control strings replaced by marks, and what each mark stands for."""
+        if not any(self.control_pattern.search(message["content"]) for message in messages):
+            return messages, {}
+        marks: dict[str, str] = {}
+
+        def replace(match: re.Match) -> str:
+            return marks.setdefault(match[0], _mark())
+
+        hidden = [{**m, "content": self.control_pattern.sub(replace, m["content"])} for m in messages]
+        return hidden, {mark: text for text, mark in marks.items()}
+
+    def _tagged_spans(self, messages: Messages, text: str) -> list[tuple[int, int]]:
+        _, tagged = render_jinja_template(
+            conversations=[messages],
+            chat_template=self.template,
+            return_assistant_tokens_mask=True,
+            **self.tokenizer.special_tokens_map,
+        )
+        # Some templates tag the header of the turn too; decoding starts behind it, so the span does as well.
+        opened = self._prompt_ends(messages, text).values()
+        begin = [max((o for o in opened if start < o < end), default=start) for start, end in tagged[0]]
+        return [(start, end) for start, (_, end) in zip(begin, tagged[0])]
+
+    def _found_spans(self, messages: Messages, text: str) -> list[tuple[int, int]]:
+        mark, marked = _mark(), []
+        for message in messages:
+            content = message["content"]
+            if message["role"] == "assistant":  # templates may trim, or drop the reasoning of earlier turns
+                tail = content.rpartition("</think>")[2].strip()
+                before, _, after = content.rpartition(tail) if tail else (content, "", "")
+                content = before + mark + tail + mark + after
+            marked.append({**message, "content": content})
+        parts = self._run(marked).split(mark)
+        turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+        if "".join(parts) != text or len(parts) != 2 * len(turns) + 1:
+            raise UserError(
+                f"{self.name} changes or drops what the assistant says, so the answers cannot be found: "
+                "add {% generation %} tags around them in the template"
+            )
+        borders = list(accumulate(len(part) for part in parts[:-1]))
+        opened = self._prompt_ends(messages, text)
+        return [
+            (min(opened.get(turn, start), start), end)
+            for turn, start, end in zip(turns, borders[::2], borders[1::2])
+        ]
+
+    def _prompt_ends(self, messages: Messages, text: str) -> dict[int, int]:
+        """By number of an assistant turn, where its prompt ends in the text, if the text starts with it."""
+        ends = {}
+        for turn, message in enumerate(messages):
+            if turn and message["role"] == "assistant":
+                prompt = self._opened(messages[:turn])
+                if text.startswith(prompt):
+                    ends[turn] = len(prompt)
+        return ends
+
+    def _closed(self, text: str, start: int, end: int) -> tuple[int, int]:
+        """The span up to and with the control token that closes the turn, without white space behind it."""
+        said = text[start:end].rstrip()
+        if said.endswith(self.closing):
+            return start, start + len(said)
+        closing = self.closing_pattern.match(text, start + len(said))
+        return start, closing.end() if closing else end
+
+
+def chat_template(tokenizer: PreTrainedTokenizerBase) -> ChatTemplate:
+    """The tokenizer's own template, or a plain default (with a notice, once) if it has none."""
+    try:
+        template = tokenizer.get_chat_template() if tokenizer.chat_template else None
+    except ValueError as problem:
+        raise UserError(f"{tokenizer.name_or_path} has several chat templates and no default") from problem
+    return _cached(tokenizer, template)
+
+
+@lru_cache(maxsize=8)
+def _cached(tokenizer: PreTrainedTokenizerBase, template: str | None) -> ChatTemplate:
+    if template is None:
+        name = tokenizer.name_or_path or "The tokenizer"
+        notice = f"{name} has no chat template: conversations are written USER: ... ASSISTANT: ..."
+        Console(stderr=True).print(notice, markup=False, soft_wrap=True)
+    return ChatTemplate(tokenizer, template or DEFAULT_TEMPLATE)
+
+
+def checked(messages: Messages) -> Messages:
+    """Messages with known roles and clean text; neighbours of one role are joined by a blank line."""
+    if not messages:
+        raise UserError("an empty conversation: give at least one message")
+    joined: Messages = []
+    for number, message in enumerate(messages, start=1):
+        role, content = message.get("role"), message.get("content")
+        if role not in ROLES or not isinstance(content, str):
+            raise UserError(f"message {number}: role must be one of {', '.join(ROLES)} and content a text")
+        if joined and joined[-1]["role"] == role:
+            content = joined.pop()["content"] + "\n\n" + content
+        joined.append({"role": role, "content": clean_text(content)})
+    return joined
+
+
+def clean_text(text: str) -> str:
+    """The text with lone surrogates (which no tokenizer accepts) replaced by U+FFFD."""
+    if text.isascii():
+        return text
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def _without_system(messages: Messages) -> Messages:
+    """A leading system turn put before the first user turn, for templates that know no system role."""
+    if len(messages) < 2 or messages[0]["role"] != "system" or messages[1]["role"] != "user":
+        return messages
+    first = {"role": "user", "content": messages[0]["content"] + "\n\n" + messages[1]["content"]}
+    return [first, *messages[2:]]
+
+
+def _mark() -> str:
+    return f"\ue000{secrets.token_hex(8)}\ue001"
+
+
+def _any_of(strings: tuple[str, ...]) -> str:
+    return "|".join(map(re.escape, strings)) or r"(?!)"

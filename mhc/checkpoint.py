@@ -1,0 +1,128 @@
+"""The folder that heads live in: `drafter.json` and `drafter.safetensors`, never the backbone.
+
+drafter.json holds the drafter's class and arguments, the backbone's name and fingerprint, the tree
+to decode with and a sha256 of the weights. It is written last, so that a folder with a drafter.json
+is whole. Loading executes nothing from a file.
+"""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+import mhc
+import mhc.drafters
+from mhc.backbone import Backbone
+from mhc.drafters import Drafter
+from mhc.errors import UserError
+from mhc.tree import FixedTree
+
+DESCRIPTION, WEIGHTS = "drafter.json", "drafter.safetensors"
+
+
+def describe(drafter: Drafter) -> dict[str, Any]:
+    """What is needed to build `drafter` again, and to tell whether a backbone is the right one."""
+    backbone = drafter.backbone
+    return {
+        "mhc_version": mhc.__version__,
+        "drafter": type(drafter).__name__,
+        "arguments": drafter.arguments,
+        "backbone": backbone.name,
+        "fingerprint": backbone.fingerprint(),
+    }
+
+
+def require_match(description: dict[str, Any] | None, drafter: Drafter, where: str) -> None:
+    """Raise UserError unless heads described so can be loaded into `drafter` on its backbone."""
+    if not description:
+        raise UserError(f"{where} holds no draft heads: was it written by `run.py fit` with a DraftModule?")
+    here = describe(drafter)
+    if description["fingerprint"] != here["fingerprint"]:
+        raise UserError(
+            f"{where} belongs to backbone '{description['backbone']}' ({description['fingerprint']}), not to "
+            f"'{here['backbone']}' ({here['fingerprint']}): train heads for this backbone, or load that one"
+        )
+    if (description["drafter"], _shape(description)) != (here["drafter"], _shape(here)):
+        raise UserError(
+            f"{where} holds {description['drafter']}({_shape(description)}), the configuration asks for "
+            f"{here['drafter']}({_shape(here)}): use the arguments it was trained with"
+        )
+
+
+def _shape(description: dict[str, Any]) -> str:
+    """The arguments that decide tensor shapes (the rest may change between runs)."""
+    return ", ".join(f"{key}={value}" for key, value in description["arguments"].items() if key != "rollout")
+
+
+def write_atomically(path: Path, write) -> None:
+    """Call write(temporary path) beside `path`, then rename: a reader sees the old file or the new."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".writing")
+    write(temporary)
+    with open(temporary, "rb+") as file:
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON, atomically."""
+    write_atomically(path, lambda at: at.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n"))
+
+
+def save_drafter(
+    folder: Path, drafter: Drafter, tree: FixedTree, metrics: dict[str, float] | None = None
+) -> None:
+    """Write the heads to `folder`; `metrics` are kept beside them for the reader."""
+    weights = {
+        name: tensor.detach().float().cpu().contiguous() for name, tensor in drafter.state_dict().items()
+    }
+    write_atomically(folder / WEIGHTS, lambda at: save_file(weights, at))
+    digest = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
+    tree_choices = [list(choice) for choice in tree.choices]
+    extra = {"tree": tree_choices, "sha256": digest, "metrics": metrics or {}}
+    write_json(folder / DESCRIPTION, describe(drafter) | extra)
+
+
+def load_drafter(
+    path: str | Path, backbone: str | Backbone | None = None, device: str = "cpu"
+) -> tuple[Drafter, FixedTree]:
+    """The heads in folder `path`, on the backbone they name or on the one given, and their tree.
+
+    Raises UserError for a folder without heads, damaged files, or a backbone that does not match.
+    """
+    folder = Path(path)
+    try:
+        description = json.loads((folder / DESCRIPTION).read_text())
+        known = {
+            key: description[key]
+            for key in ("drafter", "arguments", "backbone", "fingerprint", "tree", "sha256")
+        }
+        family = getattr(mhc.drafters, known["drafter"])
+    except FileNotFoundError as error:
+        raise UserError(
+            f"no heads in '{folder}' ({DESCRIPTION} is missing): give the folder that `run.py fit` wrote to"
+        ) from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"'{folder / DESCRIPTION}' is damaged ({error!r}): train again or restore it"
+        ) from error
+    if not isinstance(backbone, Backbone):
+        backbone = Backbone.load(backbone or known["backbone"], device=device)
+    drafter = family(backbone, **known["arguments"])
+    require_match(description, drafter, f"'{folder}'")
+    try:
+        data = (folder / WEIGHTS).read_bytes()
+        if hashlib.sha256(data).hexdigest() != known["sha256"]:
+            raise UserError(
+                f"'{folder / WEIGHTS}' is damaged (its sha256 is not the recorded one): train again"
+            )
+        weights = load_file(folder / WEIGHTS)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot read '{folder / WEIGHTS}': {error}") from error
+    drafter.load_state_dict(weights)
+    return drafter.to(backbone.device, torch.float32).eval(), FixedTree(known["tree"])

@@ -1,0 +1,82 @@
+"""`run.py generate`: answer one prompt with trained heads, or plainly."""
+
+import argparse
+import json
+import sys
+
+
+def main(argv: list[str]) -> int:
+    """Answer --prompt and print the text as it comes, or one JSON object; returns the exit status."""
+    options = _parser().parse_args(argv)
+
+    from mhc.chat import prompt_ids
+    from mhc.engine import Engine
+
+    engine = Engine.from_checkpoint(options.checkpoint, options.backbone, options.device)
+    prompt = sys.stdin.read() if options.prompt == "-" else options.prompt
+    ids = prompt_ids(engine.backbone.tokenizer, [{"role": "user", "content": prompt}])
+    _, answer = next(engine.generate_ids([ids], options.max_new_tokens, plain=options.plain))
+    if options.json:
+        print(
+            json.dumps(
+                {
+                    "text": answer.text,
+                    "token_ids": answer.token_ids,
+                    "steps": answer.steps,
+                    "tokens_per_step": round(answer.tokens_per_step, 4),
+                    "seconds": round(answer.seconds, 4),
+                    "finish_reason": answer.finish_reason,
+                },
+                ensure_ascii=False,
+            )
+        )
+        return 0
+    _print_coloured(engine.backbone.tokenizer, answer)
+    return 0
+
+
+def _print_coloured(tokenizer, answer) -> None:
+    """The answer with the accepted guesses in green, and what it took."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console, text, at = Console(highlight=False), Text(), 0
+    for accepted in answer.accepted:
+        step = answer.token_ids[at : at + accepted + 1]
+        at += len(step)
+        *guessed, decided = step
+        for ids, style in ((guessed, "green"), ([decided], "")):
+            text.append(tokenizer.decode(ids, skip_special_tokens=True), style=style)
+    console.print(text if console.is_terminal else answer.text, soft_wrap=True)
+    print(
+        f"[{len(answer.token_ids)} tokens in {answer.steps} steps = {answer.tokens_per_step:.2f} tokens per step, "
+        f"{len(answer.token_ids) / answer.seconds:.0f} tokens/s, {answer.finish_reason}]",
+        file=sys.stderr,
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="run.py generate",
+        description="Answer a prompt with the heads in a run's folder. The text is the backbone's own, token "
+        "for token; on a terminal the tokens that heads guessed are green.",
+    )
+    add = parser.add_argument
+    add(
+        "--checkpoint",
+        required=True,
+        metavar="DIR",
+        help="folder with drafter.json, e.g. runs/quickstart/cascade",
+    )
+    add(
+        "--prompt",
+        required=True,
+        metavar="TEXT",
+        help="what the user says ('-' reads it from standard input)",
+    )
+    add("--plain", action="store_true", help="decode without the heads, one token a step")
+    add("--max_new_tokens", type=int, default=256, metavar="N", help="length limit (default 256)")
+    add("--json", action="store_true", help="print one JSON object instead of text")
+    add("--backbone", metavar="NAME", help="load the backbone from here instead of where the heads say")
+    add("--device", default="cpu", help="cpu (default), cuda, ...")
+    return parser

@@ -1,0 +1,155 @@
+"""`run.py quickstart`: the main job from end to end on the embedded backbone, in a few minutes.
+
+Distil answers, train Medusa and MHC heads on them with the same budget, decode held-out prompts with
+both, and say what came of it. Every stage is one of the commands a user would type; it is printed.
+"""
+
+import argparse
+import json
+import shlex
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+DRAFTERS = ("medusa", "cascade")
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+def main(argv: list[str]) -> int:
+    """Run all stages into --out; returns the exit status."""
+    options = _parser().parse_args(argv)
+
+    from rich.console import Console
+
+    from callbacks.decode_benchmark import RESULT, show
+    from mhc.checkpoint import write_json
+
+    console, out, started = Console(), Path(options.out), time.perf_counter()
+    stages = list(_stages(out, options.conversations, options.trainer or _best_trainer()))
+    for number, (what, command) in enumerate(stages, 1):
+        console.rule(f"{number}/{len(stages)} {what}", align="left")
+        console.print(f"python run.py {shlex.join(command)}", style="dim", soft_wrap=True, highlight=False)
+        status = _run(command)
+        if status:
+            return status
+    drafters = {name: json.loads((out / name / RESULT).read_text()) for name in DRAFTERS}
+    report = {"seconds": round(time.perf_counter() - started, 1), "drafters": drafters}
+    write_json(out / "report.json", report)
+    draw_accuracy(drafters, out / "head_accuracy.png")
+    show(drafters)
+    console.print(
+        f"done in {report['seconds'] / 60:.1f} minutes: {out / 'report.json'}, {out / 'head_accuracy.png'}\n"
+        f"ask it something: python run.py generate --checkpoint {out / 'cascade'} --prompt "
+        '"Write a short story about a clever fox and a lamp."',
+        soft_wrap=True,
+        highlight=False,
+    )
+    return 0
+
+
+def _best_trainer() -> str:
+    """The file of configs/trainer that makes the most of this machine."""
+    import torch
+
+    if torch.cuda.is_available():
+        return "gpu"
+    return "cpu-bf16" if torch.cpu._is_avx512_bf16_supported() else "cpu"
+
+
+def _stages(out: Path, conversations: int, trainer: str):
+    """(title, arguments of run.py) of every stage, in order."""
+    answers = str(out / "answers.jsonl")
+    yield (
+        "the backbone answers prompts itself",
+        [
+            *(
+                "distill",
+                "--data",
+                "pocket",
+                "--out",
+                answers,
+                "--limit",
+                str(conversations),
+                "--batch_size",
+                "64",
+            ),
+        ],
+    )
+    for name in DRAFTERS:
+        common = [
+            *(
+                "--config",
+                str(CONFIGS / "quickstart.yaml"),
+                "--config",
+                str(CONFIGS / "trainer" / f"{trainer}.yaml"),
+            ),
+            *("--config", str(CONFIGS / "drafter" / f"{name}.yaml")),
+            *("--data.path", answers, "--trainer.default_root_dir", str(out / name)),
+        ]
+        yield f"train {name} heads on the answers", ["fit", *common]
+        yield f"decode held-out prompts with {name} heads and plainly", ["test", *common]
+
+
+def _run(command: list[str]) -> int:
+    """One stage, as `run.py` would run it; a fit starts from an empty folder."""
+    import importlib
+
+    if command[0] == "fit":
+        shutil.rmtree(command[-1], ignore_errors=True)
+    if command[0] == "distill":
+        return importlib.import_module("mhc.commands.distill").main(command[1:])
+    return importlib.import_module("mhc.cli").main(command)
+
+
+def draw_accuracy(drafters: dict[str, dict[str, Any]], path: Path) -> None:
+    """Top-1 and top-5 accuracy by head, one line a drafter, to a PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(7, 4.2), layout="constrained")
+    for (name, figures), colour in zip(drafters.items(), ("#7f7f7f", "#1f77b4", "#2ca02c", "#d62728")):
+        heads = range(len(figures["head_accuracy"]))
+        for kind, style in (("top1", "-o"), ("top5", ":o")):
+            values = [head[kind] for head in figures["head_accuracy"]]
+            label = f"{name} top-{kind[3:]}"
+            axis.plot(
+                heads,
+                values,
+                style,
+                color=colour,
+                label=label,
+                markersize=4,
+                alpha=1 if kind == "top1" else 0.6,
+            )
+    axis.set(xlabel="head k (guesses token t+2+k)", ylabel="accuracy on held-out answers", ylim=(0, 1))
+    axis.set_xticks(list(heads))
+    axis.grid(alpha=0.3)
+    axis.legend(frameon=False)
+    axis.set_title("how often each head guesses the backbone's own token", fontsize=11)
+    figure.savefig(path, dpi=140)
+    plt.close(figure)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="run.py quickstart",
+        description="Distil, train Medusa and MHC heads, and compare decoding: the whole road on the embedded "
+        "backbone. Distilled answers of an earlier run are kept; heads are trained anew.",
+    )
+    add = parser.add_argument
+    add("--out", default="runs/quickstart", metavar="DIR", help="where results go (default runs/quickstart)")
+    add("--conversations", type=int, default=6000, metavar="N", help="prompts to distil (default 6000)")
+    add(
+        "--trainer",
+        choices=("cpu", "cpu-bf16", "gpu"),
+        help="a file of configs/trainer (default: what the machine can do)",
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,36 @@
+"""Medusa: every head guesses from the hidden state alone, none sees another (arXiv 2401.10774)."""
+
+from collections.abc import Iterator
+
+from torch import Tensor, nn
+
+from mhc.backbone import Backbone, Features
+from mhc.drafters.base import HiddenStateDrafter, ResBlock
+
+
+class Medusa(HiddenStateDrafter):
+    """K independent stacks of ResBlocks on the backbone's hidden state.
+
+    heads: K. blocks: ResBlocks a head. own_lm_head: train a copy of the backbone's lm_head for
+    every head (Medusa-1 as published) in place of sharing the frozen one.
+    """
+
+    def __init__(self, backbone: Backbone, heads: int = 5, blocks: int = 1, own_lm_head: bool = False):
+        super().__init__(backbone, heads, own_lm_head, blocks=blocks)
+        self.stacks = nn.ModuleList(
+            nn.Sequential(*(ResBlock(backbone.width) for _ in range(blocks))) for _ in range(heads)
+        )
+
+    def forward(self, features: Features, ids: Tensor, anchors: tuple[Tensor, Tensor]) -> Iterator[Tensor]:
+        hidden = features.hidden[anchors]  # (A,D)
+        for stack in self.stacks:
+            yield stack(hidden)
+
+    def begin(self, memory: Tensor, rows: slice):
+        return 0, memory[rows]  # the head to come, h (B,D)
+
+    def step(self, state, tokens: Tensor, parents: Tensor):
+        """Every node of a level gets the same logits: a Medusa head does not know its parent."""
+        head, hidden = state
+        logits = self.unembed(head, self.stacks[head](hidden))  # (B,V)
+        return logits[:, None].expand(-1, tokens.shape[1], -1), (head + 1, hidden)

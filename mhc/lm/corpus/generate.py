@@ -1,0 +1,60 @@
+# ruff: noqa: E501 (sentences stand on one line)
+"""The corpus: an endless, reproducible stream of short dialogues for the small chat model.
+
+A dialogue is drawn from one family of topics; `docs_share` of them ask about Python's own documentation.
+"""
+
+import hashlib
+import importlib
+import json
+from collections.abc import Iterator
+from functools import lru_cache
+from itertools import accumulate
+from random import Random
+
+from .documentation import docstring, reference
+from .grammar import Pen
+
+MODULES = {"arithmetic": 3, "dates": 2, "facts": 7, "lists": 3, "passages": 6, "stories": 8, "letters": 7, "functions": 4,
+           "household": 6, "words": 2}  # fmt: skip
+
+
+@lru_cache(maxsize=1)
+def _families() -> tuple[list, list]:
+    families, weights = [], []
+    for name, share in MODULES.items():
+        members = importlib.import_module(f"{__package__}.{name}").FAMILIES
+        total = sum(weight for _, weight in members)
+        families += [function for function, _ in members]
+        weights += [share * weight / total for _, weight in members]
+    return families, list(accumulate(weights))
+
+
+def dialogues(count: int, seed: int = 0, docs_share: float = 0.1) -> Iterator[dict]:
+    """Yield `count` dialogues {"id", "topic", "messages"} with different first prompts, decided by `seed` alone."""
+    rng = Random(f"corpus {seed}")
+    pen = Pen(rng)
+    families, weights = _families()
+    seen: set[bytes] = set()  # asked only, never iterated
+    number = 0
+    while number < count:
+        if rng.random() < docs_share:
+            topic, turns = (reference if rng.random() < 0.3 else docstring)(pen)
+        else:
+            topic, turns = rng.choices(families, cum_weights=weights)[0](pen)
+        key = hashlib.blake2b(" ".join(turns[0].split()).encode(), digest_size=12).digest()
+        if key in seen:
+            continue
+        seen.add(key)
+        roles = ("user", "assistant")
+        messages = [{"role": roles[i % 2], "content": text} for i, text in enumerate(turns)]
+        yield {"id": f"{topic}-{seed}-{number}", "topic": topic, "messages": messages}
+        number += 1
+
+
+def fingerprint(count: int, seed: int = 0, docs_share: float = 0.1) -> str:
+    """Return the sha256 (hex) of the dialogues' JSON lines."""
+    digest = hashlib.sha256()
+    for dialogue in dialogues(count, seed, docs_share):
+        digest.update(json.dumps(dialogue, ensure_ascii=False, sort_keys=True).encode() + b"\n")
+    return digest.hexdigest()

@@ -1,0 +1,226 @@
+"""The LightningModules: heads on a frozen backbone, and a language model of one's own.
+
+    B rows   T time   A anchors   K heads   D width   V vocabulary
+
+Index convention: the backbone at t predicts token t+1, head k (from 0) predicts token t+2+k.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from lightning import LightningModule
+from torch import Tensor, nn
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import LambdaLR
+from torchmetrics import MeanMetric
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.optimization import get_cosine_schedule_with_warmup
+
+from mhc.backbone import Backbone, load_tokenizer
+from mhc.drafters import Drafter
+from mhc.errors import UserError
+from mhc.losses import chunked_cross_entropy
+
+
+def optimize(
+    module: LightningModule, parameters: Any, learning_rate: float, weight_decay: float, warmup: float
+) -> dict[str, Any]:
+    """AdamW (no decay on biases and norms), linear warm-up over a share of the steps, cosine to zero."""
+    matrices = [parameter for parameter in parameters if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in matrices if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in matrices if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    optimizer = AdamW(groups, lr=learning_rate, betas=(0.9, 0.95))
+    steps = int(module.trainer.estimated_stepping_batches)
+    schedule: LambdaLR = get_cosine_schedule_with_warmup(optimizer, int(warmup * steps), steps)
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def find_anchors(mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Positions to train heads at: those whose next two tokens are both supervised, mask (B,T) bool.
+
+    Returns (row (A,), position (A,)).
+    """
+    row, position = (mask[:, 1:-1] & mask[:, 2:]).nonzero(as_tuple=True)
+    return row, position
+
+
+class DraftModule(LightningModule):
+    """Trains draft heads on a frozen backbone.
+
+    drafter: the heads, as a class_path whose sizes come from the backbone. backbone: 'pocket', a
+    directory or a hub name. head_weight: head k's loss counts head_weight**k. learning_rate,
+    weight_decay, warmup (share of the steps): AdamW with a cosine schedule. dtype: precision in
+    which the frozen backbone is held.
+
+    Logs head{k}_loss, head{k}_top1, head{k}_top5 and, in validation, tokens_per_step as the heads'
+    teacher-forced accuracies let expect for a chain (bonus counted).
+    """
+
+    def __init__(
+        self,
+        drafter: Callable[[Backbone], Drafter],
+        backbone: str = "pocket",
+        learning_rate: float = 1e-3,
+        weight_decay: float = 0.0,
+        warmup: float = 0.05,
+        head_weight: float = 0.8,
+        dtype: str = "float32",
+    ):
+        super().__init__()
+        self.strict_loading = False  # the backbone is in no checkpoint
+        self.learning_rate, self.weight_decay, self.warmup = learning_rate, weight_decay, warmup
+        self.head_weight = head_weight
+        self.backbone = Backbone.load(backbone, dtype=getattr(torch, dtype))
+        self.drafter = drafter(self.backbone)
+        kinds = ("loss", "top1", "top5")
+        names = [f"head{head}_{kind}" for head in range(self.drafter.heads) for kind in kinds]
+        self.means = nn.ModuleDict({name: MeanMetric() for name in [*names, "loss", "tokens_per_step"]})
+
+    @property
+    def tokenizer(self):
+        return self.backbone.tokenizer
+
+    @property
+    def vocabulary_size(self) -> int:
+        return self.backbone.vocabulary_size
+
+    def losses(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, dict[str, tuple[Tensor, int]]]:
+        """Weighted loss over the heads, and every figure with the number of anchors behind it."""
+        features = self.backbone.features(ids)
+        anchors = row, position = find_anchors(mask)
+        total = torch.zeros((), device=ids.device)
+        figures: dict[str, tuple[Tensor, int]] = {}
+        reached = torch.ones_like(row, dtype=torch.bool)  # where every head so far was right
+        expected = torch.ones_like(row, dtype=torch.float)  # tokens a chain would emit: one bonus, and
+        for head, hidden in enumerate(self.drafter(features, ids, anchors)):
+            target = position + 2 + head
+            valid = (target < ids.shape[1]) & mask[row, target.clamp(max=ids.shape[1] - 1)]
+            loss, rank = chunked_cross_entropy(
+                hidden[valid], self.drafter.unembedding(head), ids[row[valid], target[valid]]
+            )
+            total = total + self.head_weight**head * loss
+            hits = torch.zeros_like(reached)
+            hits[valid] = rank < 1
+            reached &= hits
+            expected += reached  # ... each guess up to the first wrong one
+            count = len(rank)
+            figures[f"head{head}_loss"] = loss.detach(), count
+            figures[f"head{head}_top1"] = (rank < 1).float().mean(), count
+            figures[f"head{head}_top5"] = (rank < 5).float().mean(), count
+        figures["loss"] = total.detach(), len(row)
+        figures["tokens_per_step"] = expected.mean(), len(row)
+        return total, {name: figure for name, figure in figures.items() if figure[1]}
+
+    def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor | None:
+        loss, figures = self.losses(batch["ids"], batch["mask"])
+        if "loss" not in figures:
+            return None  # nothing supervised in this batch
+        self.log("loss", loss, prog_bar=True)
+        self.log_dict({f"train/{name}": value for name, (value, _) in figures.items()})
+        return loss
+
+    def validation_step(self, batch: dict[str, Tensor], index: int) -> None:
+        _, figures = self.losses(batch["ids"], batch["mask"])
+        for name, (value, count) in figures.items():
+            self.means[name].update(value, count)
+
+    def on_validation_epoch_end(self) -> None:
+        self.log_dict({f"val/{name}": value for name, value in self._means().items()}, prog_bar=False)
+
+    def test_step(self, batch: dict[str, Tensor], index: int) -> None:
+        self.validation_step(batch, index)  # decoding itself is a callback's work (DecodeBenchmark)
+
+    def on_test_epoch_end(self) -> None:
+        self.log_dict({f"test/{name}": value for name, value in self._means().items()})
+
+    def _means(self) -> dict[str, Tensor]:
+        """The epoch's figures by name, computed over all its anchors, and a fresh start."""
+        figures = {name: mean.compute() for name, mean in self.means.items() if mean.update_called}
+        for mean in self.means.values():
+            mean.reset()
+        return figures
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        return optimize(self, self.drafter.parameters(), self.learning_rate, self.weight_decay, self.warmup)
+
+    def state_dict(self, *args, **kwargs) -> dict[str, Any]:
+        """The heads alone: the backbone is borrowed."""
+        state = super().state_dict(*args, **kwargs)
+        return {name: value for name, value in state.items() if name.startswith("drafter.")}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        from mhc.checkpoint import describe
+
+        checkpoint["drafter"] = describe(self.drafter)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        from mhc.checkpoint import require_match
+
+        require_match(checkpoint.get("drafter"), self.drafter, "the checkpoint")
+        missing = set(self.state_dict()) - set(checkpoint["state_dict"])
+        if missing:
+            raise UserError(f"the checkpoint lacks {len(missing)} head tensors, {min(missing)} among them")
+
+
+class LMModule(LightningModule):
+    """Trains a small language model from scratch by next-token prediction.
+
+    model: `model_type` and sizes of any transformers architecture. tokenizer: a directory or hub
+    name; or None, and a byte-level BPE of the model's `vocab_size` is trained on the project's own
+    dialogues. compile: fuse the forward with torch.compile (half a minute, then about 1.5x as fast;
+    needs a C++ compiler on a CPU).
+    """
+
+    def __init__(
+        self,
+        model: dict[str, Any],
+        tokenizer: str | None = None,
+        learning_rate: float = 1e-3,
+        weight_decay: float = 0.1,
+        warmup: float = 0.03,
+        compile: bool = False,
+    ):
+        super().__init__()
+        self.learning_rate, self.weight_decay, self.warmup = learning_rate, weight_decay, warmup
+        if tokenizer is None:
+            from mhc.lm.corpus import dialogues
+            from mhc.lm.tokenizer import train_tokenizer
+
+            texts = (turn["content"] for dialogue in dialogues(20_000) for turn in dialogue["messages"])
+            self.tokenizer = train_tokenizer(texts, model["vocab_size"])
+        else:
+            self.tokenizer = load_tokenizer(tokenizer)
+        ends = {"eos_token_id": self.tokenizer.eos_token_id, "pad_token_id": self.tokenizer.pad_token_id}
+        self.model = AutoModelForCausalLM.from_config(
+            AutoConfig.for_model(**{"bos_token_id": None, **ends, **model}), dtype=torch.float32
+        )
+        run = torch.compile(self.model.base_model) if compile else self.model.base_model
+        self._run = (run,)  # a tuple, so that the compiled twin is no second submodule
+
+    @property
+    def vocabulary_size(self) -> int:
+        return self.model.config.vocab_size
+
+    def loss(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Mean cross-entropy of the supervised tokens, mask[b,t] True where token t is a target."""
+        (run,) = self._run
+        hidden = run(input_ids=ids, use_cache=False).last_hidden_state
+        valid = mask[:, 1:]
+        weight = self.model.get_output_embeddings().weight
+        return chunked_cross_entropy(hidden[:, :-1][valid], weight, ids[:, 1:][valid]).loss
+
+    def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
+        loss = self.loss(batch["ids"], batch["mask"])
+        self.log("loss", loss, prog_bar=True)
+        self.log("train/loss", loss)
+        return loss
+
+    def validation_step(self, batch: dict[str, Tensor], index: int) -> None:
+        count = int(batch["mask"][:, 1:].sum())
+        self.log("val/loss", self.loss(batch["ids"], batch["mask"]), prog_bar=True, batch_size=count)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        return optimize(self, self.model.parameters(), self.learning_rate, self.weight_decay, self.warmup)

@@ -1,0 +1,42 @@
+"""Verification: which of the guesses the backbone would have made itself.
+
+    B rows   N nodes   V vocabulary   P = D+1 nodes on a path
+
+The backbone's choice at node i is the token that follows the path ending in i. A node is accepted
+when it, and every ancestor of it, equals the choice at its parent. Children of one parent carry
+different tokens, so the accepted nodes form one path; the choice at its end is the bonus token.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from mhc.tree import Tree
+
+
+@dataclass
+class Accepted:
+    """path (B,P) nodes from the root, padded; counts (B,) nodes on it, the root included;
+    emitted (B,P): the new tokens of the round, the first counts[b] of which hold (bonus last)."""
+
+    path: torch.Tensor
+    counts: torch.Tensor
+    emitted: torch.Tensor
+
+
+def greedy(logits: torch.Tensor) -> torch.Tensor:
+    """The backbone's choice at every node: (B,N,V) -> (B,N)."""
+    return logits.argmax(dim=-1)
+
+
+def accept(tree: Tree, choices: torch.Tensor) -> Accepted:
+    """Find the longest path on which every guess equals the backbone's choice (B,N) before it."""
+    rows, nodes = choices.shape
+    wrong = tree.tokens != choices.gather(1, tree.parents.expand(rows, -1))
+    wrong[:, 0] = False  # the root was decided last round
+    right = ~(tree.ancestors & wrong[:, None, :]).any(dim=2)  # (B,N) and all ancestors right
+    best = (tree.depth * right).argmax(dim=1)  # (B,)
+    index = best[:, None, None].expand(-1, 1, tree.paths.shape[2])
+    path = tree.paths.expand(rows, -1, -1).gather(1, index)[:, 0]  # (B,P)
+    counts = tree.depth.expand(rows, -1).gather(1, best[:, None])[:, 0] + 1
+    return Accepted(path, counts, choices.gather(1, path))

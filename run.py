@@ -1,0 +1,49 @@
+#!/usr/bin/env python
+"""mhc from the command line.
+
+  python run.py fit      --config ...   train draft heads (or a small language model)
+  python run.py validate --config ...   accuracy of each head on held-out conversations
+  python run.py test     --config ...   decode held-out prompts plain and with heads, and compare
+
+  python run.py quickstart              the whole road on the embedded model, in minutes
+  python run.py generate                answer a prompt with trained heads
+  python run.py distill                 let the backbone answer prompts: the data heads learn best from
+  python run.py inspect                 show what a data file becomes: tokens, and which are learned from
+
+Every verb explains itself with --help. `fit`, `validate` and `test` take YAML files that compose:
+later --config files and flags (--data.path my.json) override earlier ones.
+"""
+
+import importlib
+import os
+import sys
+
+LIGHTNING = ("fit", "validate", "test")
+COMMANDS = ("distill", "generate", "inspect", "quickstart")
+
+
+def main(arguments: list[str]) -> int:
+    """Dispatch a verb; commands are reached without importing Lightning, so their --help is quick."""
+    verb = arguments[0] if arguments else "--help"
+    if verb in ("-h", "--help"):
+        print(__doc__.strip())
+        return 0
+    from mhc.errors import UserError
+
+    try:
+        if verb in COMMANDS:
+            return importlib.import_module(f"mhc.commands.{verb}").main(arguments[1:])
+        if verb in LIGHTNING:
+            os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+            return importlib.import_module("mhc.cli").main(arguments)
+        raise UserError(f"unknown verb '{verb}': choose from {', '.join(LIGHTNING + COMMANDS)}")
+    except UserError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

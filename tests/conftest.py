@@ -1,0 +1,114 @@
+"""Tiny random backbones of every architecture, and drafters whose guesses are known beforehand."""
+
+import os
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from mhc.backbone import Backbone
+from mhc.drafters import Drafter
+
+torch.set_num_threads(1)  # tiny models lose more to threads than they gain
+
+VOCABULARY = 61
+SIZES = dict(
+    vocab_size=VOCABULARY,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=128,
+    bos_token_id=None,
+    eos_token_id=None,
+    pad_token_id=None,
+)
+MOE = dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16, decoder_sparse_step=1)
+ARCHITECTURES = {
+    "llama": SIZES,
+    "mistral": SIZES | dict(sliding_window=7),
+    "qwen2": SIZES | dict(use_sliding_window=True, sliding_window=6, max_window_layers=1),
+    "qwen3": SIZES | dict(head_dim=8),
+    "qwen3_moe": SIZES | MOE | dict(head_dim=8),
+    "mixtral": SIZES | dict(num_local_experts=4, num_experts_per_tok=2),
+    "gemma2": SIZES | dict(head_dim=8, sliding_window=6),
+    "gemma3_text": SIZES | dict(head_dim=8, sliding_window=6),
+    "phi3": SIZES,
+    "olmo2": SIZES,
+    "gpt_neox": {key: value for key, value in SIZES.items() if key != "num_key_value_heads"},
+    "gpt_oss": SIZES | dict(head_dim=8, num_local_experts=4, num_experts_per_tok=2, sliding_window=6),
+}
+
+
+def tiny_backbone(name: str, **changes) -> Backbone:
+    """A random model of this architecture, its weights scaled up so that its choices are not ties."""
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(name, **(ARCHITECTURES[name] | changes))
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(4)
+    return Backbone(model)
+
+
+@pytest.fixture(scope="session")
+def backbones():
+    """Backbones by architecture name, each built once."""
+    built = {}
+
+    def get(name: str) -> Backbone:
+        if name not in built:
+            built[name] = tiny_backbone(name)
+        return built[name]
+
+    return get
+
+
+class Scripted(Drafter):
+    """A drafter that knows the whole text of each row and guesses `right` tokens of it in every tree.
+
+    With right=99 it drives acceptance to its limit, with right=0 it is the adversary. What it says
+    hangs on `read`: should the engine report accepted tokens wrongly, its guesses go wrong as well.
+    A row's text is recognised by the length of its prompt.
+    """
+
+    def __init__(self, backbone: Backbone, texts: list[list[int]], prompts: list[int], heads: int = 4, right: int = 99):
+        super().__init__(backbone, heads)
+        self.texts, self.right = dict(zip(prompts, texts)), right
+
+    def forward(self, features, ids, anchors):
+        raise NotImplementedError
+
+    def unembed(self, head, hidden):
+        raise NotImplementedError
+
+    def unembedding(self, head):
+        raise NotImplementedError
+
+    def allocate(self, rows, capacity):
+        return [(0, 0)] * rows  # (length of the prompt, positions read) of each row
+
+    def read(self, memory, rows, accepted, counts):
+        for row, count in zip(range(rows.start, rows.stop), counts.tolist()):
+            prompt, done = memory[row]
+            prefill = count in self.texts and accepted.hidden.shape[1] == count and len(counts) == 1
+            memory[row] = (count, count) if prefill else (prompt, done + count)
+
+    def move(self, memory, source, target):
+        memory[target] = memory[source]
+
+    def begin(self, memory, rows):
+        return 0, memory[rows]
+
+    def step(self, state, tokens, parents):
+        head, rows = state
+        logits = torch.zeros(*tokens.shape, self.backbone.vocabulary_size)
+        for row, (prompt, done) in enumerate(rows):
+            text, at = self.texts[prompt], done + 1 + head  # the root stands at position `done`
+            token = text[at] if at < len(text) else 0
+            logits[row, :, (token + (head >= self.right)) % self.backbone.vocabulary_size] = 1.0
+        return logits, (head + 1, rows)

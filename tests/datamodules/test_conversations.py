@@ -1,0 +1,143 @@
+"""The data module: splits that never meet, batches, prompts, and errors that say what to do."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from datamodules.conversations import ConversationData, split_conversations
+from datamodules.readers import Conversation
+from mhc.errors import UserError
+from mhc.splits import split_of
+
+
+def rows(count, answer="fine"):
+    return [{"question": f"question {i}", "answer": answer} for i in range(count)]
+
+
+@pytest.fixture
+def make(tmp_path, tokenizer):
+    def build(data, **arguments):
+        (tmp_path / "data.json").write_text(json.dumps(data))
+        made = ConversationData(path=str(tmp_path / "data.json"), **arguments)
+        made.tokenizer = tokenizer
+        return made
+
+    return build
+
+
+def decoded(data, batch, row):
+    return data.tokenizer.decode(batch["ids"][row][batch["mask"][row]])
+
+
+def test_splits_follow_the_hash_and_batches_supervise_answers(make):
+    data = make(rows(300), batch_size=4)
+    data.setup()
+    sizes = {name: len(data.conversations(name)) for name in ("train", "validation", "test")}
+    assert sum(sizes.values()) == 300 and min(sizes.values()) > 0
+    for name in sizes:
+        assert {split_of(c.prompt) for c in data.conversations(name)} == {name}
+    batches = list(data.val_dataloader())
+    assert sum(len(batch["ids"]) for batch in batches) == sizes["validation"]
+    for batch in batches:
+        assert batch["ids"].shape == batch["mask"].shape and batch["mask"].dtype == torch.bool
+        assert all(decoded(data, batch, i) == "fine<|im_end|>" for i in range(len(batch["ids"])))
+    assert data.totals["train"].supervised == 5 * sizes["train"]
+
+
+def test_small_data_still_has_three_splits_that_never_meet(make):
+    data = make([*rows(20), *rows(20, answer="again")])
+    data.setup()
+    prompts = {n: {c.prompt for c in data.conversations(n)} for n in ("train", "validation", "test")}
+    assert prompts["train"] and prompts["validation"] and prompts["test"]
+    assert sum(map(len, prompts.values())) == 20
+    alone = split_conversations([Conversation("x", [{"role": "user", "content": "question 0"}], "x:1")])
+    assert sorted(map(len, alone.values())) == [0, 0, 1]
+
+
+def test_epochs_differ_and_repeat(make):
+    first, second = make(rows(40), batch_size=4), make(rows(40), batch_size=4)
+    loader, again = first.train_dataloader(), second.train_dataloader()
+    epochs = []
+    for epoch in (0, 1):
+        loader.sampler.set_epoch(epoch)
+        again.sampler.set_epoch(epoch)
+        epochs.append([batch["ids"].tolist() for batch in loader])
+        assert epochs[-1] == [batch["ids"].tolist() for batch in again]
+    assert epochs[0] != epochs[1] and len(loader) == len(epochs[0])
+
+
+def test_truncation_cuts_the_end_and_drops_rows_without_a_target(make):
+    prompt = len("<user\nquestion 7>\n<assistant\n")  # in tokens: a control token is one
+    data = make(
+        rows(300), max_length=prompt + 1
+    )  # leaves one token of the answer if the number has one digit
+    kept, totals = data.rows("train"), data.totals["train"]
+    short = sum(len(c.prompt) == len("question 7") for c in data.conversations("train"))
+    assert 0 < len(kept) == short == totals.supervised and {len(ids) for ids, _ in kept} == {prompt + 1}
+    assert totals.dropped == totals.conversations - short and totals.truncated == totals.conversations
+    with pytest.raises(UserError, match=rf"no token of the .* train conversations.*max_length \({prompt}\)"):
+        make(rows(300), max_length=prompt).rows("train")
+
+
+def test_limit_is_a_stable_sample_of_each_split(make):
+    whole, some = make(rows(300)), make(rows(300), limit=10)
+    for split in ("train", "test"):
+        chosen = [c.where for c in some.conversations(split)]
+        everything = [c.where for c in whole.conversations(split)]
+        assert len(chosen) == min(10, len(everything)) and chosen == [w for w in everything if w in chosen]
+    assert [c.where for c in some.conversations("train")] != [
+        c.where for c in whole.conversations("train")[:10]
+    ]
+
+
+def test_pack_and_supervise_all(make):
+    data = make(rows(40), pack=True, supervise="all", max_length=64)
+    packed = data.rows("train")
+    assert {len(ids) for ids, _ in packed} == {64}
+    plain = sum(len(ids) for ids, _ in make(rows(40)).rows("train"))
+    assert sum(int(mask.sum()) for _, mask in packed) == plain == data.totals["train"].supervised
+
+
+def test_prompts_are_a_stable_sample_that_opens_the_answer(make):
+    turns = [
+        ("system", "Be brief."),
+        ("user", "hi"),
+        ("assistant", "yes"),
+        ("user", "and"),
+        ("assistant", "no"),
+    ]
+    chat = [{"role": role, "content": content} for role, content in turns]
+    many = [{"messages": [*chat[:1], {**chat[1], "content": f"hi {i}"}, *chat[2:]]} for i in range(300)]
+    data, turned = make(many), make(many[::-1])
+    few = data.prompts("test", 3)
+    assert [p.ids for p in few] == [p.ids for p in turned.prompts("test", 300)][:3]
+    assert len(data.prompts("test", 300)) == len(data.conversations("test"))
+    text = data.tokenizer.decode(few[0].ids)
+    assert text.endswith("<|im_start|>assistant\n") and "Be brief." in text and "yes" not in text
+    assert [m["role"] for m in few[0].messages] == ["system", "user"]
+    row = next(ids for ids, _ in data.rows("test") if ids.tolist()[: len(few[0].ids)] == few[0].ids)
+    assert len(row) > len(few[0].ids)
+
+
+def test_vocabulary_is_checked_against_the_model(make, tokenizer):
+    data = make(rows(40))
+    data.tokenizer = None
+    module = SimpleNamespace(tokenizer=tokenizer, vocabulary_size=257)
+    data.trainer = SimpleNamespace(lightning_module=module)
+    with pytest.raises(UserError, match="gives id 257 but the model has 257 rows"):
+        data.setup("fit")
+    module.vocabulary_size = 258
+    data.setup("fit")
+    assert max(int(np.max(ids)) for ids, _ in data.rows("train")) == 257
+
+
+def test_bad_arguments():
+    with pytest.raises(UserError, match=r"data\.batch_size is 0"):
+        ConversationData(batch_size=0)
+    with pytest.raises(UserError, match=r"data\.supervise is 'user'"):
+        ConversationData(supervise="user")
+    with pytest.raises(UserError, match="no tokenizer"):
+        ConversationData(path="x").train_dataloader()

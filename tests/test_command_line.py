@@ -1,0 +1,144 @@
+"""The command line as a user meets it: config files, help, and one clear line for every mistake."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+import run
+
+ROOT = Path(__file__).parents[1]
+COMMON = ["--config", str(ROOT / "configs/quickstart.yaml"), "--config", str(ROOT / "configs/trainer/cpu.yaml")]
+CASCADE = ["--config", str(ROOT / "configs/drafter/cascade.yaml")]
+
+
+@pytest.fixture
+def conversations(tmp_path):
+    """A small file of conversations about sums."""
+    rows = [
+        {
+            "messages": [
+                {"role": "user", "content": f"What is {a} plus {b}?"},
+                {"role": "assistant", "content": f"{a} plus {b} is {a + b}."},
+            ]
+        }
+        for a in range(8)
+        for b in range(8)
+    ]
+    path = tmp_path / "sums.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def small(folder, path) -> list[str]:
+    """Flags that make a run take seconds."""
+    return [
+        *("--data.path", str(path), "--trainer.default_root_dir", str(folder), "--data.batch_size", "16"),
+        *("--trainer.max_epochs", "1", "--trainer.callbacks.prompts", "2", "--trainer.callbacks.max_new_tokens", "8"),
+    ]
+
+
+@pytest.mark.parametrize("drafter", ["medusa", "cascade"])
+def test_fit_validate_test_generate(conversations, tmp_path, capsys, drafter):
+    out = tmp_path / "run"
+    chosen = [*COMMON, "--config", str(ROOT / f"configs/drafter/{drafter}.yaml"), *small(out, conversations)]
+    assert run.main(["fit", *chosen]) == 0
+    assert {"drafter.json", "drafter.safetensors", "last.ckpt", "best.ckpt"} <= {p.name for p in out.iterdir()}
+    assert list(out.glob("logs/*/metrics.csv"))
+    assert run.main(["validate", *chosen]) == 0
+    assert run.main(["test", *chosen]) == 0
+    figures = json.loads((out / "decode_benchmark.json").read_text())
+    assert figures["identical"] == figures["prompts"] == 2
+    assert figures["tokens_per_step"] >= 1 and len(figures["head_accuracy"]) == 5
+    capsys.readouterr()
+    told = {}
+    for plain in ([], ["--plain"]):
+        asked = ["--checkpoint", str(out), "--prompt", "What is 3 plus 4?", "--max_new_tokens", "20", "--json"]
+        assert run.main(["generate", *asked, *plain]) == 0
+        told[bool(plain)] = json.loads(capsys.readouterr().out)
+    assert told[True]["token_ids"] == told[False]["token_ids"] and told[True]["text"] == told[False]["text"]
+    assert told[True]["tokens_per_step"] == 1.0 and told[True]["steps"] == len(told[True]["token_ids"])
+    assert set(told[False]) == {"text", "token_ids", "steps", "tokens_per_step", "seconds", "finish_reason"}
+    # a second fit must not write over these heads, and a resumed one goes on
+    before = (out / "drafter.safetensors").read_bytes()
+    assert run.main(["fit", *chosen]) == 2
+    assert "already holds trained heads" in capsys.readouterr().err
+    assert (out / "drafter.safetensors").read_bytes() == before
+    assert run.main(["fit", *chosen, "--trainer.max_epochs", "2", "--ckpt_path", "last"]) == 0
+
+
+def test_distill_resumes_and_refuses_other_settings(conversations, tmp_path, capsys):
+    out = tmp_path / "answers.jsonl"
+    command = ["distill", "--data", str(conversations), "--out", str(out), "--max_new_tokens", "12"]
+    assert run.main(command) == 0
+    whole = out.read_text()
+    rows = [json.loads(line) for line in whole.splitlines()]
+    assert len({row["id"] for row in rows}) == len(rows) == 64
+    assert all([m["role"] for m in row["messages"]] == ["user", "assistant"] for row in rows)
+    out.write_text("".join(line + "\n" for line in whole.splitlines()[:50]) + '{"id": "torn')
+    assert run.main(command) == 0
+    assert sorted(out.read_text().splitlines()) == sorted(whole.splitlines())
+    assert run.main([*command, "--max_new_tokens", "13"]) == 2
+    assert "other settings" in capsys.readouterr().err
+
+
+def mistakes(tmp_path: Path) -> dict[str, tuple[list[str], str]]:
+    """What a user does wrong, and what the line must name."""
+    broken = tmp_path / "broken.json"
+    broken.write_text('[{"conversations": [{"from": "human", "value": "hi"}')
+    unanswered = tmp_path / "unanswered.jsonl"
+    unanswered.write_text('{"messages": [{"role": "user", "content": "hello?"}]}\n' * 3)
+    no_yaml = tmp_path / "no.yaml"
+    no_yaml.write_text("trainer: [1, 2\n")
+    fit = ["fit", *COMMON, *CASCADE, "--trainer.default_root_dir", str(tmp_path / "out")]
+    return {
+        "missing data": ([*fit, "--data.path", str(tmp_path / "absent.json")], "absent.json"),
+        "malformed JSON": ([*fit, "--data.path", str(broken)], "broken.json"),
+        "no assistant turn": ([*fit, "--data.path", str(unanswered)], "assistant"),
+        "unknown key": ([*fit, "--data.paht", "x"], "paht"),
+        "unknown key in a file": ([*fit, "--trainer.max_epoch", "3"], "max_epoch"),
+        "missing config": (["fit", "--config", str(tmp_path / "absent.yaml")], "absent.yaml"),
+        "malformed config": (["fit", "--config", str(no_yaml)], "no.yaml"),
+        "unknown backbone": ([*fit, "--model.backbone", str(tmp_path / "nowhere")], "nowhere"),
+        "no such checkpoint": ([*fit, "--ckpt_path", "last"], "last.ckpt"),
+        "no heads": (["generate", "--checkpoint", str(tmp_path), "--prompt", "hi"], "drafter.json"),
+        "unknown verb": (["fti"], "fti"),
+        "distill without data": (["distill", "--data", str(tmp_path / "x.json"), "--out", str(tmp_path / "o")], "x.json"),
+        "inspect nothing": (["inspect"], "--config"),
+    }
+
+
+@pytest.mark.parametrize("mistake", mistakes(Path("/tmp")))
+def test_mistakes_get_one_line_and_status_2(tmp_path, capsys, mistake):
+    arguments, named = mistakes(tmp_path)[mistake]
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    try:
+        status = run.main(arguments)
+    except SystemExit as stop:  # argparse's own
+        status = stop.code
+    told = capsys.readouterr().err
+    assert status == 2, told
+    assert told.startswith("error: ") and told.count("\n") == 1 and named in told and "Traceback" not in told
+    after = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert before == after
+
+
+def test_help_is_quick_and_imports_nothing_heavy():
+    code = "import run, sys; run.main(['--help']); assert 'torch' not in sys.modules and 'lightning' not in sys.modules"
+    told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert all(verb in told.stdout for verb in run.LIGHTNING + run.COMMANDS)
+
+
+@pytest.mark.parametrize("verb", run.COMMANDS)
+def test_every_command_explains_itself_without_torch(verb):
+    code = f"import run, sys\ntry:\n run.main(['{verb}', '--help'])\nfinally:\n assert 'torch' not in sys.modules"
+    told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert told.returncode == 0 and f"run.py {verb}" in told.stdout
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("configs/**/*.yaml")), ids=lambda p: str(p.relative_to(ROOT)))
+def test_every_config_is_yaml_with_known_sections(path):
+    assert set(yaml.safe_load(path.read_text())) <= {"trainer", "model", "data", "seed_everything"}

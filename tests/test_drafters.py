@@ -1,0 +1,104 @@
+"""What every drafter must keep: training and decoding see the same function, and heads are apart."""
+
+import pytest
+import torch
+
+from mhc.backbone import Features
+from mhc.checkpoint import load_drafter, save_drafter
+from mhc.drafters import Cascade, Medusa
+from mhc.errors import UserError
+from mhc.tree import FixedTree
+
+HEADS = 4
+FAMILIES = {
+    "medusa": lambda backbone: Medusa(backbone, HEADS, blocks=2),
+    "medusa_own": lambda backbone: Medusa(backbone, HEADS, own_lm_head=True),
+    "cascade": lambda backbone: Cascade(backbone, HEADS, blocks=2),
+    "cascade_own": lambda backbone: Cascade(backbone, HEADS, own_lm_head=True),
+    "cascade_unconditioned": lambda backbone: Cascade(backbone, HEADS, condition_first=False),
+}
+
+
+def shaken(drafter):
+    """Random weights everywhere: at its start a head is the identity and would pass most tests."""
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for parameter in drafter.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    return drafter.eval()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_training_and_decoding_agree(backbones, family):
+    """For the same context a head's logits in training and along a path of a tree differ by at most 1e-5."""
+    backbone = backbones("llama")
+    drafter = shaken(FAMILIES[family](backbone))
+    ids = torch.randint(0, backbone.vocabulary_size, (2, 20))
+    features = backbone.features(ids)
+    for row in range(2):
+        for t in (0, 7, 20 - HEADS - 2):
+            anchors = torch.tensor([row]), torch.tensor([t])
+            with torch.no_grad():
+                trained = [drafter.unembed(k, g) for k, g in enumerate(drafter(features, ids, anchors))]
+                memory = drafter.allocate(1, 32)
+                prefix = Features(features.hidden[row : row + 1, : t + 1])
+                drafter.read(memory, slice(0, 1), prefix, torch.tensor([t + 1]))
+                state = drafter.begin(memory, slice(0, 1))
+                for head in range(HEADS):
+                    # the true token among wrong siblings, as in a tree; row 1 of the state is the true one
+                    true = ids[row, t + 1 + head]
+                    tokens = true[None, None] if head == 0 else torch.stack([(true + 1) % 61, true])[None]
+                    parents = torch.tensor([0] if head == 0 else [0, 0] if head == 1 else [0, 1])
+                    logits, state = drafter.step(state, tokens, parents)
+                    torch.testing.assert_close(logits[0, -1:], trained[head], atol=1e-5, rtol=1e-5)
+
+
+def test_heads_do_not_share_weights(backbones):
+    """`[ResBlock()] * n` would: a gradient of one head must leave the others alone."""
+    for build in FAMILIES.values():
+        drafter = build(backbones("llama"))
+        assert len({p.data_ptr() for p in drafter.parameters()}) == len(list(drafter.parameters()))
+
+
+def test_medusa_ignores_its_parent_and_the_cascade_does_not(backbones):
+    backbone = backbones("llama")
+    hidden = torch.randn(1, 1, backbone.width)
+    for family, differs in ((Medusa, False), (Cascade, True)):
+        drafter = shaken(family(backbone, HEADS))
+        memory = drafter.allocate(1, 8)
+        drafter.read(memory, slice(0, 1), Features(hidden), torch.tensor([1]))
+        with torch.no_grad():
+            first, _ = drafter.step(drafter.begin(memory, slice(0, 1)), torch.tensor([[3]]), torch.tensor([0]))
+            second, _ = drafter.step(drafter.begin(memory, slice(0, 1)), torch.tensor([[4]]), torch.tensor([0]))
+        assert bool((first != second).any()) == differs
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_saved_heads_come_back(backbones, tmp_path, family):
+    backbone = backbones("llama")
+    drafter = shaken(FAMILIES[family](backbone))
+    tree = FixedTree([[0], [1], [0, 0]])
+    save_drafter(tmp_path, drafter, tree)
+    loaded, loaded_tree = load_drafter(tmp_path, backbone)
+    assert loaded_tree.choices == tree.choices
+    assert type(loaded) is type(drafter)
+    for (name, before), (_, after) in zip(drafter.state_dict().items(), loaded.state_dict().items()):
+        assert torch.equal(before, after), name
+    stored = (tmp_path / "drafter.safetensors").stat().st_size
+    assert stored < 4 * sum(p.numel() for p in drafter.parameters()) + 10_000  # no backbone in there
+
+
+def test_wrong_or_damaged_heads_are_refused(backbones, tmp_path):
+    save_drafter(tmp_path, Cascade(backbones("llama"), HEADS), FixedTree.chain(HEADS))
+    with pytest.raises(UserError, match="belongs to backbone"):
+        load_drafter(tmp_path, backbones("qwen3"))
+    with pytest.raises(UserError, match="no heads in"):
+        load_drafter(tmp_path / "elsewhere", backbones("llama"))
+    weights = bytearray((tmp_path / "drafter.safetensors").read_bytes())
+    weights[-3] ^= 1  # one flipped bit
+    (tmp_path / "drafter.safetensors").write_bytes(weights)
+    with pytest.raises(UserError, match="sha256"):
+        load_drafter(tmp_path, backbones("llama"))
+    (tmp_path / "drafter.json").write_text('{"drafter": "os.system"')
+    with pytest.raises(UserError, match="damaged"):
+        load_drafter(tmp_path, backbones("llama"))

@@ -1,0 +1,168 @@
+"""Exactness: with any drafter, tree, batch and architecture the text is plain decoding's."""
+
+import pytest
+import torch
+from tests.conftest import ARCHITECTURES, VOCABULARY, Scripted
+
+from mhc.drafters import Cascade, Medusa
+from mhc.engine import Engine
+from mhc.errors import UserError
+from mhc.tree import FixedTree
+
+TREES = {
+    "chain": FixedTree.chain(4),
+    "tree": FixedTree([[0], [1], [2], [0, 0], [0, 1], [1, 0], [0, 0, 0], [0, 1, 0], [0, 0, 0, 0]]),
+}
+PROMPTS = [[5, 9, 3, 8, 4, 4], [7] * 11, [1, 2, 3, 4, 5, 6, 7], [60, 0, 59, 1, 58, 2, 57, 3]]  # all of other lengths
+NEW = 24
+
+
+def reference(backbone, prompt: list[int], new: int = NEW) -> list[int]:
+    """What transformers itself generates greedily."""
+    ids = torch.tensor([prompt])
+    out = backbone.model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, do_sample=False)
+    return out[0, len(prompt) :].tolist()
+
+
+@pytest.fixture(scope="module")
+def references(backbones):
+    known = {}
+
+    def get(name: str) -> list[list[int]]:
+        if name not in known:
+            known[name] = [reference(backbones(name), prompt) for prompt in PROMPTS]
+        return known[name]
+
+    return get
+
+
+def answers(engine: Engine, batch_size: int, new: int = NEW, **options) -> list[list[int]]:
+    found = dict(engine.generate_ids(PROMPTS, new, batch_size, **options))
+    return [found[number].token_ids for number in range(len(PROMPTS))]
+
+
+def randomised(drafter):
+    """Untrained heads do nothing at all; these guess wildly."""
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in drafter.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.3)
+    return drafter
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_plain_is_what_transformers_generates(backbones, references, name, batch_size):
+    assert answers(Engine(backbones(name)), batch_size) == references(name)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+@pytest.mark.parametrize("tree", TREES)
+@pytest.mark.parametrize("family", [Medusa, Cascade])
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_heads_change_nothing(backbones, references, name, family, tree, batch_size):
+    for drafter in (family(backbones(name), heads=4), randomised(family(backbones(name), heads=4))):
+        engine = Engine(backbones(name), drafter, TREES[tree])
+        assert answers(engine, batch_size) == references(name)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+@pytest.mark.parametrize("right", [0, 1, 2, 99])
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_known_guesses_are_accepted_as_they_deserve(backbones, references, name, right, batch_size):
+    """An adversary gains nothing, an oracle everything; the text is the same."""
+    texts = [prompt + answer for prompt, answer in zip(PROMPTS, references(name))]
+    drafter = Scripted(backbones(name), texts, [len(prompt) for prompt in PROMPTS], right=right)
+    engine = Engine(backbones(name), drafter, FixedTree.chain(4))
+    found = dict(engine.generate_ids(PROMPTS, NEW, batch_size))
+    assert [found[number].token_ids for number in range(len(PROMPTS))] == references(name)
+    for number, answer in found.items():
+        kept = min(right, 4)
+        assert answer.accepted[0] == 0  # the prefill
+        assert all(count == kept for count in answer.accepted[1:-1])
+        assert answer.steps == 1 + -(-(NEW - 1) // (kept + 1)), number
+
+
+def test_end_of_text_inside_an_accepted_path(backbones, references):
+    """The answer stops at the end token, though later guesses of the path were right as well."""
+    tried = 0
+    for name in ARCHITECTURES:
+        for prompt, answer in zip(PROMPTS, references(name)):
+            fresh = [at for at, token in enumerate(answer) if token not in answer[:at] and at % 5 in (2, 3)]
+            for at in fresh:  # inside a path of five, neither its first token nor its last
+                for right in (0, 99):
+                    drafter = Scripted(backbones(name), [prompt + answer], [len(prompt)], right=right)
+                    engine = Engine(backbones(name), drafter, FixedTree.chain(4))
+                    engine.end_ids = {answer[at]}
+                    for plain in (False, True):
+                        _, found = next(engine.generate_ids([prompt], NEW, plain=plain))
+                        assert (found.token_ids, found.finish_reason) == (answer[: at + 1], "stop")
+                        tried += 1
+    assert tried > 20
+
+
+@pytest.mark.parametrize("new", [1, 2, 3, 4, 5, 6, 7, 11])
+def test_length_limit_inside_an_accepted_path(backbones, references, new):
+    backbone = backbones("qwen3")
+    texts = [prompt + answer for prompt, answer in zip(PROMPTS, references("qwen3"))]
+    engine = Engine(backbone, Scripted(backbone, texts, [len(p) for p in PROMPTS]), FixedTree.chain(4))
+    for batch_size in (1, 3):
+        assert answers(engine, batch_size, new) == [answer[:new] for answer in references("qwen3")]
+
+
+@pytest.mark.parametrize("plain", [True, False])
+def test_context_limit_ends_the_answer(backbones, plain):
+    backbone = backbones("llama")
+    prompt = [token % VOCABULARY for token in range(backbone.context - 3)]
+    engine = Engine(backbone, randomised(Cascade(backbone, heads=4)))
+    answer = engine.generate(prompt, max_new_tokens=50, plain=plain)
+    assert answer.token_ids == reference(backbone, prompt, 3)
+    assert answer.finish_reason == "length"
+
+
+def test_cache_after_commit_is_a_plain_prefill(backbones):
+    """Keys and values of committed positions equal those of reading the same text at once (1e-5)."""
+    for name in ("llama", "mistral"):
+        backbone = backbones(name)
+        drafter = randomised(Cascade(backbone, heads=4))
+        engine = Engine(backbone, drafter, TREES["tree"])
+        made = []
+        engine.backbone.cache, build = lambda *size: made.append(build(*size)) or made[-1], engine.backbone.cache
+        try:
+            (_, answer), *_ = engine.generate_ids(PROMPTS[1:2], NEW)
+        finally:
+            engine.backbone.cache = build
+        text = PROMPTS[1] + answer.token_ids
+        length = made[0].lengths[0]
+        whole = backbone.cache(1, len(text))
+        ids = torch.tensor([text[:length]])
+        with torch.inference_mode():
+            backbone.decode(ids, torch.arange(length)[None], whole, None, last_only=True)
+        torch.testing.assert_close(
+            made[0].buffer[..., :length, :], whole.buffer[..., :length, :], atol=1e-5, rtol=1e-5
+        )
+
+
+def test_pieces_stream_in_order(backbones, references):
+    """Streaming yields every token once, and rows of a batch report their own prompt."""
+    engine = Engine(backbones("llama"), Cascade(backbones("llama"), heads=4), TREES["tree"])
+    streamed = [[] for _ in PROMPTS]
+    finished = []
+    for number, tokens, reason in engine.stream(PROMPTS, NEW, batch_size=2):
+        assert number not in finished
+        streamed[number] += tokens
+        finished += [number] if reason else []
+    assert streamed == references("llama")
+    assert sorted(finished) == list(range(len(PROMPTS)))
+
+
+def test_bad_requests_are_named(backbones):
+    engine = Engine(backbones("llama"), Medusa(backbones("llama"), heads=2), FixedTree.chain(2))
+    with pytest.raises(UserError, match="empty"):
+        list(engine.generate_ids([[]], 5))
+    with pytest.raises(UserError, match="200 tokens"):
+        list(engine.generate_ids([[1] * 200], 5))
+    with pytest.raises(UserError, match="at least 1"):
+        list(engine.generate_ids([[1]], 0))
+    with pytest.raises(UserError, match="3 deep"):
+        Engine(backbones("llama"), Medusa(backbones("llama"), heads=2), FixedTree.chain(3))
