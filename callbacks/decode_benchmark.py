@@ -43,9 +43,7 @@ class DecodeBenchmark(Callback):
         if not prompts:
             raise UserError(f"the data has no {split} prompts to decode: give it more conversations")
         was_training = module.drafter.training
-        choices = self.tree or next(
-            (c.tree for c in trainer.callbacks if isinstance(c, DrafterCheckpoint)), None
-        )
+        choices = self.tree or next((c.tree for c in trainer.callbacks if isinstance(c, DrafterCheckpoint)), None)
         tree = FixedTree(choices) if choices else FixedTree.chain(module.drafter.heads)
         engine = Engine(module.backbone, module.drafter, tree)
         with Progress(transient=True) as progress:
@@ -65,7 +63,7 @@ class DecodeBenchmark(Callback):
             module.log("val/decode_tokens_per_step", figures["tokens_per_step"])
             module.log("val/decode_speedup", figures["speedup"])
 
-    def on_test_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
+    def on_test_end(self, trainer: Trainer, module: LightningModule) -> None:
         figures = self.measure(trainer, module, "test")
         measured = trainer.callback_metrics
         accuracy = [
@@ -76,7 +74,8 @@ class DecodeBenchmark(Callback):
         if trainer.is_global_zero:
             write_json(Path(trainer.default_root_dir) / RESULT, figures)
             show({figures["drafter"]: figures})
-        module.log_dict({f"test/{key}": float(figures[key]) for key in ("tokens_per_step", "speedup")})
+            for logger in trainer.loggers:
+                logger.log_metrics({f"test/{key}": figures[key] for key in ("tokens_per_step", "speedup")})
 
 
 def show(drafters: dict[str, dict[str, Any]]) -> None:

@@ -37,7 +37,7 @@ class DrafterCheckpoint(Callback):
             )
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
-        if trainer.sanity_checking or not trainer.state.fn == "fit":
+        if trainer.sanity_checking or trainer.state.fn != "fit":
             return
         folder = Path(trainer.default_root_dir)
         figures = {name: float(value) for name, value in trainer.callback_metrics.items()}

@@ -109,9 +109,7 @@ class ConversationData(LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         """Batches in an order that is a pure function of (seed, epoch)."""
         if not self.rows("train"):
-            raise UserError(
-                f"{self.path}: every conversation is held out, none is left to train on: add some"
-            )
+            raise UserError(f"{self.path}: every conversation is held out, none is left to train on: add some")
         return self._loader("train")
 
     def val_dataloader(self) -> DataLoader:

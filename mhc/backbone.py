@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.utils.logging import disable_progress_bar
 
 import mhc.attention  # noqa: F401  (registers the attention named "mhc")
 from mhc.cache import TreeCache
@@ -32,17 +33,20 @@ class Features(NamedTuple):
 def resolve(name: str) -> str:
     """`pocket` is the model shipped with the project; anything else is a directory or a hub name."""
     if name != "pocket":
+        local = Path(name).is_absolute() or name.startswith(".")
+        if local and not (Path(name) / "config.json").is_file():
+            raise UserError(f"backbone '{name}' is no model directory (it has no config.json)")
         return name
     if not (POCKET / "config.json").exists():
-        raise UserError(
-            f"the pocket backbone is not in {POCKET}: run `run.py fit --config configs/lm/pocket.yaml`"
-        )
+        raise UserError(f"the pocket backbone is not in {POCKET}: run `run.py fit --config configs/lm/pocket.yaml`")
     return str(POCKET)
 
 
 def _loading(kind: str, name: str, load):
     """Run a Hugging Face loader and turn what it complains about into one line."""
     try:
+        if name == "pocket":
+            disable_progress_bar()  # it loads at once
         return load(resolve(name))
     except UserError:
         raise

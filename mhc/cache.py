@@ -55,9 +55,7 @@ class TreeCache(Cache):
         text = config.get_text_config(decoder=True)
         heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
         width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-        self.buffer = torch.zeros(
-            text.num_hidden_layers, 2, rows, heads, capacity, width, dtype=dtype, device=device
-        )
+        self.buffer = torch.zeros(text.num_hidden_layers, 2, rows, heads, capacity, width, dtype=dtype, device=device)
         super().__init__(layers=[TreeLayer(self, layer[0], layer[1]) for layer in self.buffer])
         self.lengths = [0] * rows
         self.capacity = capacity

@@ -155,8 +155,7 @@ class ChatTemplate:
         borders = list(accumulate(len(part) for part in parts[:-1]))
         opened = self._prompt_ends(messages, text)
         return [
-            (min(opened.get(turn, start), start), end)
-            for turn, start, end in zip(turns, borders[::2], borders[1::2])
+            (min(opened.get(turn, start), start), end) for turn, start, end in zip(turns, borders[::2], borders[1::2])
         ]
 
     def _prompt_ends(self, messages: Messages, text: str) -> dict[int, int]:

@@ -74,13 +74,9 @@ def write_json(path: Path, value: Any) -> None:
     write_atomically(path, lambda at: at.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n"))
 
 
-def save_drafter(
-    folder: Path, drafter: Drafter, tree: FixedTree, metrics: dict[str, float] | None = None
-) -> None:
+def save_drafter(folder: Path, drafter: Drafter, tree: FixedTree, metrics: dict[str, float] | None = None) -> None:
     """Write the heads to `folder`; `metrics` are kept beside them for the reader."""
-    weights = {
-        name: tensor.detach().float().cpu().contiguous() for name, tensor in drafter.state_dict().items()
-    }
+    weights = {name: tensor.detach().float().cpu().contiguous() for name, tensor in drafter.state_dict().items()}
     write_atomically(folder / WEIGHTS, lambda at: save_file(weights, at))
     digest = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
     tree_choices = [list(choice) for choice in tree.choices]
@@ -98,19 +94,14 @@ def load_drafter(
     folder = Path(path)
     try:
         description = json.loads((folder / DESCRIPTION).read_text())
-        known = {
-            key: description[key]
-            for key in ("drafter", "arguments", "backbone", "fingerprint", "tree", "sha256")
-        }
+        known = {key: description[key] for key in ("drafter", "arguments", "backbone", "fingerprint", "tree", "sha256")}
         family = getattr(mhc.drafters, known["drafter"])
     except FileNotFoundError as error:
         raise UserError(
             f"no heads in '{folder}' ({DESCRIPTION} is missing): give the folder that `run.py fit` wrote to"
         ) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"'{folder / DESCRIPTION}' is damaged ({error!r}): train again or restore it"
-        ) from error
+        raise UserError(f"'{folder / DESCRIPTION}' is damaged ({error!r}): train again or restore it") from error
     if not isinstance(backbone, Backbone):
         backbone = Backbone.load(backbone or known["backbone"], device=device)
     drafter = family(backbone, **known["arguments"])
@@ -118,9 +109,7 @@ def load_drafter(
     try:
         data = (folder / WEIGHTS).read_bytes()
         if hashlib.sha256(data).hexdigest() != known["sha256"]:
-            raise UserError(
-                f"'{folder / WEIGHTS}' is damaged (its sha256 is not the recorded one): train again"
-            )
+            raise UserError(f"'{folder / WEIGHTS}' is damaged (its sha256 is not the recorded one): train again")
         weights = load_file(folder / WEIGHTS)
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot read '{folder / WEIGHTS}': {error}") from error

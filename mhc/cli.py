@@ -2,12 +2,14 @@
 
 import logging
 import warnings
+from itertools import pairwise
 from pathlib import Path
 
 import jsonargparse
+import yaml
 from jsonargparse import ArgumentError
 from lightning import LightningDataModule, LightningModule
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from mhc.errors import UserError
 
@@ -31,15 +33,14 @@ class CLI(LightningCLI):
         if named in ("last", "best"):
             named = str(folder / f"{named}.ckpt")
         if named is not None and not Path(named).is_file():
-            raise UserError(
-                f"no checkpoint '{named}': `run.py fit` writes last.ckpt and best.ckpt into {folder}"
-            )
+            raise UserError(f"no checkpoint '{named}': `run.py fit` writes last.ckpt and best.ckpt into {folder}")
         chosen["ckpt_path"] = named
 
 
-def main(arguments: ArgsType) -> int:
+def main(arguments: list[str]) -> int:
     """Run one subcommand; raises UserError for whatever the user can mend."""
     quiet()
+    check_yaml(arguments)
     try:
         CLI(
             LightningModule,
@@ -52,7 +53,24 @@ def main(arguments: ArgsType) -> int:
         )
     except ArgumentError as error:
         raise UserError(shorten(str(error))) from error
+    except ValueError as error:  # jsonargparse wraps what a constructor raises
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, UserError):
+            cause = cause.__cause__ or cause.__context__
+        raise cause or error from None
     return 0
+
+
+def check_yaml(arguments: list[str]) -> None:
+    """Raise UserError that names the file where a --config is missing or no YAML (jsonargparse does not)."""
+    for flag, path in pairwise(arguments):
+        if flag == "--config":
+            try:
+                yaml.safe_load(Path(path).read_text())
+            except OSError as error:
+                raise UserError(f"config '{path}' cannot be read ({error.strerror}): give a YAML file") from error
+            except (yaml.YAMLError, UnicodeDecodeError) as error:
+                raise UserError(f"config '{path}' is not valid YAML: {error}") from error
 
 
 def quiet() -> None:

@@ -103,9 +103,7 @@ class Engine:
         """One plain step: one token a row."""
         tokens = rows.root[:, None]
         mask = None if rows.simple else rows.masks(*rows.alone)
-        logits, _ = self.backbone.decode(
-            tokens, rows.positions(rows.alone[1]), rows.cache, mask, last_only=True
-        )
+        logits, _ = self.backbone.decode(tokens, rows.positions(rows.alone[1]), rows.cache, mask, last_only=True)
         rows.root = greedy(logits)[:, 0]
         counts = [1] * len(tokens)
         rows.cache.extend(counts)
@@ -223,17 +221,13 @@ class Engine:
 class Rows:
     """The sequences being decoded together: their cache, the drafter's memory and their roots."""
 
-    def __init__(
-        self, engine: Engine, prompts: Sequence[list[int]], room: list[int], size: int, speculate: bool
-    ):
+    def __init__(self, engine: Engine, prompts: Sequence[list[int]], room: list[int], size: int, speculate: bool):
         self.engine, self.size = engine, size
         nodes = engine.tree.nodes if speculate else 1
         capacity = max((len(prompt) + more for prompt, more in zip(prompts, room)), default=0) + nodes
         self.cache = engine.backbone.cache(size, capacity)
         self.memory = engine.drafter.allocate(size, capacity) if speculate else None
-        self.root = torch.empty(
-            0, dtype=torch.long, device=engine.backbone.device
-        )  # (B,) decided, not yet read
+        self.root = torch.empty(0, dtype=torch.long, device=engine.backbone.device)  # (B,) decided, not yet read
         self.serving: list[int] = []  # prompt number of each row
         self.left: list[int] = []  # tokens each may still emit
         one = torch.ones(1, 1, 1, dtype=torch.bool, device=self.root.device)
@@ -261,9 +255,7 @@ class Rows:
         """The tree mask of each layer type of the backbone."""
         backbone, lengths = self.engine.backbone, self.cache.lengths[self.active]
         return {
-            kind: tree_mask(
-                ancestors, depth, lengths, backbone.window if kind == "sliding_attention" else None
-            )
+            kind: tree_mask(ancestors, depth, lengths, backbone.window if kind == "sliding_attention" else None)
             for kind in backbone.layer_types
         }
 

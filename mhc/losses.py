@@ -24,9 +24,7 @@ class HeadLoss(NamedTuple):
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx, hidden: Tensor, weight: Tensor, labels: Tensor, dtype: torch.dtype, softcap: float | None
-    ):
+    def forward(ctx, hidden: Tensor, weight: Tensor, labels: Tensor, dtype: torch.dtype, softcap: float | None):
         trained = weight.requires_grad
         matrix = weight.detach().to(dtype)
         loss = torch.zeros((), device=hidden.device)
@@ -64,9 +62,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return d_hidden * scale, None if d_weight is None else d_weight * scale, None, None, None
 
 
-def chunked_cross_entropy(
-    hidden: Tensor, weight: Tensor, labels: Tensor, softcap: float | None = None
-) -> HeadLoss:
+def chunked_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, softcap: float | None = None) -> HeadLoss:
     """Mean cross-entropy of hidden (A,D) @ weight.T (V,D) against labels (A,).
 
     The products run in autocast's precision where that is on; sums are fp32. `softcap` c squashes

@@ -77,9 +77,7 @@ class FixedTree:
             if not path or min(path) < 0:
                 raise UserError(f"tree: {list(path)} is no path of ranks 0, 1, 2, ...")
             if path[:-1] not in index:
-                raise UserError(
-                    f"tree: {list(path)} stands in the tree but its parent {list(path[:-1])} does not"
-                )
+                raise UserError(f"tree: {list(path)} stands in the tree but its parent {list(path[:-1])} does not")
         self.choices = nodes
         parents = [0, *(index[path[:-1]] for path in nodes)]
         depths, ancestors, paths = lineage(parents)

@@ -31,7 +31,7 @@ def greedy(logits: torch.Tensor) -> torch.Tensor:
 
 def accept(tree: Tree, choices: torch.Tensor) -> Accepted:
     """Find the longest path on which every guess equals the backbone's choice (B,N) before it."""
-    rows, nodes = choices.shape
+    rows = len(choices)
     wrong = tree.tokens != choices.gather(1, tree.parents.expand(rows, -1))
     wrong[:, 0] = False  # the root was decided last round
     right = ~(tree.ancestors & wrong[:, None, :]).any(dim=2)  # (B,N) and all ancestors right

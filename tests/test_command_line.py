@@ -99,14 +99,17 @@ def mistakes(tmp_path: Path) -> dict[str, tuple[list[str], str]]:
         "malformed JSON": ([*fit, "--data.path", str(broken)], "broken.json"),
         "no assistant turn": ([*fit, "--data.path", str(unanswered)], "assistant"),
         "unknown key": ([*fit, "--data.paht", "x"], "paht"),
-        "unknown key in a file": ([*fit, "--trainer.max_epoch", "3"], "max_epoch"),
+        "unknown key in a file": ([*fit, "--trainer.max_epohcs", "3"], "max_epohcs"),
         "missing config": (["fit", "--config", str(tmp_path / "absent.yaml")], "absent.yaml"),
         "malformed config": (["fit", "--config", str(no_yaml)], "no.yaml"),
         "unknown backbone": ([*fit, "--model.backbone", str(tmp_path / "nowhere")], "nowhere"),
         "no such checkpoint": ([*fit, "--ckpt_path", "last"], "last.ckpt"),
         "no heads": (["generate", "--checkpoint", str(tmp_path), "--prompt", "hi"], "drafter.json"),
         "unknown verb": (["fti"], "fti"),
-        "distill without data": (["distill", "--data", str(tmp_path / "x.json"), "--out", str(tmp_path / "o")], "x.json"),
+        "distill without data": (
+            ["distill", "--data", str(tmp_path / "x.json"), "--out", str(tmp_path / "o")],
+            "x.json",
+        ),
         "inspect nothing": (["inspect"], "--config"),
     }
 

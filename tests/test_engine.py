@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from tests.conftest import ARCHITECTURES, VOCABULARY, Scripted
 
 from mhc.drafters import Cascade, Medusa
 from mhc.engine import Engine
 from mhc.errors import UserError
 from mhc.tree import FixedTree
+from tests.conftest import ARCHITECTURES, VOCABULARY, Scripted
 
 TREES = {
     "chain": FixedTree.chain(4),
@@ -120,27 +120,20 @@ def test_context_limit_ends_the_answer(backbones, plain):
     assert answer.finish_reason == "length"
 
 
-def test_cache_after_commit_is_a_plain_prefill(backbones):
+@pytest.mark.parametrize("name", ["llama", "mistral", "gemma3_text"])
+def test_cache_after_commit_is_a_plain_prefill(backbones, monkeypatch, name):
     """Keys and values of committed positions equal those of reading the same text at once (1e-5)."""
-    for name in ("llama", "mistral"):
-        backbone = backbones(name)
-        drafter = randomised(Cascade(backbone, heads=4))
-        engine = Engine(backbone, drafter, TREES["tree"])
-        made = []
-        engine.backbone.cache, build = lambda *size: made.append(build(*size)) or made[-1], engine.backbone.cache
-        try:
-            (_, answer), *_ = engine.generate_ids(PROMPTS[1:2], NEW)
-        finally:
-            engine.backbone.cache = build
-        text = PROMPTS[1] + answer.token_ids
-        length = made[0].lengths[0]
-        whole = backbone.cache(1, len(text))
-        ids = torch.tensor([text[:length]])
-        with torch.inference_mode():
-            backbone.decode(ids, torch.arange(length)[None], whole, None, last_only=True)
-        torch.testing.assert_close(
-            made[0].buffer[..., :length, :], whole.buffer[..., :length, :], atol=1e-5, rtol=1e-5
-        )
+    backbone, made = backbones(name), []
+    build = backbone.cache
+    monkeypatch.setattr(backbone, "cache", lambda *size: made.append(build(*size)) or made[-1])
+    engine = Engine(backbone, randomised(Cascade(backbone, heads=4)), TREES["tree"])
+    (_, answer), *_ = engine.generate_ids(PROMPTS[1:2], NEW)
+    cache, whole = made[0], build(1, 64)
+    length = cache.lengths[0]
+    ids = torch.tensor([(PROMPTS[1] + answer.token_ids)[:length]])
+    with torch.inference_mode():
+        backbone.decode(ids, torch.arange(length)[None], whole, None, last_only=True)
+    torch.testing.assert_close(cache.buffer[..., :length, :], whole.buffer[..., :length, :], atol=1e-5, rtol=1e-5)
 
 
 def test_pieces_stream_in_order(backbones, references):

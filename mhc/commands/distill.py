@@ -14,7 +14,7 @@ from typing import Any
 
 from mhc.errors import UserError
 
-WAVE = 256  # conversations between two writes
+WAVES = 8  # times the batch size: conversations between two writes
 
 
 def main(argv: list[str]) -> int:
@@ -59,8 +59,8 @@ def distill(engine, conversations: list, out: Path, settings: dict[str, Any], ba
     console = Console(stderr=True)
     with Progress(*columns, TimeRemainingColumn(), console=console) as progress, open(out, "a") as file:
         task = progress.add_task("", total=len(conversations), completed=len(done), rate="")
-        for first in range(0, len(waiting), WAVE):
-            wave = waiting[first : first + WAVE]
+        for first in range(0, len(waiting), WAVES * batch_size):
+            wave = waiting[first : first + WAVES * batch_size]
 
             def advance(count: int) -> None:
                 nonlocal tokens
@@ -68,9 +68,7 @@ def distill(engine, conversations: list, out: Path, settings: dict[str, Any], ba
                 rate = tokens / (time.perf_counter() - started)
                 progress.update(task, rate=f"{rate:,.0f} tokens/s")
 
-            for row, messages in zip(
-                wave, _answer(engine, wave, settings["max_new_tokens"], batch_size, advance)
-            ):
+            for row, messages in zip(wave, _answer(engine, wave, settings["max_new_tokens"], batch_size, advance)):
                 if messages:
                     file.write(json.dumps({"id": row.id, "messages": messages}, ensure_ascii=False) + "\n")
             file.flush()
@@ -116,9 +114,7 @@ def _resume(out: Path, settings: dict[str, Any]) -> set[str]:
     manifest = out.with_suffix(".manifest.json")
     if out.exists() != manifest.exists():
         present = out if out.exists() else manifest
-        raise UserError(
-            f"'{present}' stands alone (a file and its manifest belong together): choose another --out"
-        )
+        raise UserError(f"'{present}' stands alone (a file and its manifest belong together): choose another --out")
     if not out.exists():
         write_json(manifest, settings)
         out.touch()
@@ -156,9 +152,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--checkpoint", metavar="DIR", help="heads to answer faster with (the text is the same)")
     add("--limit", type=int, metavar="N", help="at most N conversations of each split (pocket: N in all)")
     add("--batch_size", type=int, default=32, metavar="B", help="answers made at once (default 32)")
-    add(
-        "--max_new_tokens", type=int, default=256, metavar="N", help="length limit of an answer (default 256)"
-    )
+    add("--max_new_tokens", type=int, default=256, metavar="N", help="length limit of an answer (default 256)")
     add("--seed", type=int, default=1, help="for pocket: which dialogues are generated (default 1)")
     add("--device", default="cpu", help="cpu (default), cuda, ...")
     return parser

@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+from itertools import accumulate
 
 
 def main(argv: list[str]) -> int:
@@ -35,19 +36,27 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _print_coloured(tokenizer, answer) -> None:
-    """The answer with the accepted guesses in green, and what it took."""
-    from rich.console import Console
+def coloured(tokenizer, answer, guessed: str = "green"):
+    """The answer as a Rich Text in which tokens that the heads guessed have the style `guessed`."""
     from rich.text import Text
 
-    console, text, at = Console(highlight=False), Text(), 0
-    for accepted in answer.accepted:
-        step = answer.token_ids[at : at + accepted + 1]
-        at += len(step)
-        *guessed, decided = step
-        for ids, style in ((guessed, "green"), ([decided], "")):
-            text.append(tokenizer.decode(ids, skip_special_tokens=True), style=style)
-    console.print(text if console.is_terminal else answer.text, soft_wrap=True)
+    text, shown = Text(), ""
+    for accepted, end in zip(answer.accepted, accumulate(count + 1 for count in answer.accepted)):
+        for stop, style in ((end - 1, guessed), (end, "")) if accepted else ((end, ""),):
+            whole = tokenizer.decode(
+                answer.token_ids[:stop], skip_special_tokens=True
+            )  # a character may span two tokens
+            text.append(whole[len(shown) :], style=style)
+            shown = whole
+    return text
+
+
+def _print_coloured(tokenizer, answer) -> None:
+    """The answer, its guessed tokens in colour on a terminal, and what it took."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    console.print(coloured(tokenizer, answer) if console.is_terminal else answer.text, soft_wrap=True, markup=False)
     print(
         f"[{len(answer.token_ids)} tokens in {answer.steps} steps = {answer.tokens_per_step:.2f} tokens per step, "
         f"{len(answer.token_ids) / answer.seconds:.0f} tokens/s, {answer.finish_reason}]",

@@ -53,13 +53,10 @@ class Cascade(HiddenStateDrafter):
         condition_first: bool = True,
         rollout: float = 0.0,
     ):
-        super().__init__(
-            backbone, heads, own_lm_head, blocks=blocks, condition_first=condition_first, rollout=rollout
-        )
+        super().__init__(backbone, heads, own_lm_head, blocks=blocks, condition_first=condition_first, rollout=rollout)
         self.rollout = rollout
         self.cells = nn.ModuleList(
-            CausalHead(backbone.width, blocks, sees_token=condition_first or head > 0)
-            for head in range(heads)
+            CausalHead(backbone.width, blocks, sees_token=condition_first or head > 0) for head in range(heads)
         )
 
     def token_features(self, tokens: Tensor) -> Tensor:
@@ -70,9 +67,7 @@ class Cascade(HiddenStateDrafter):
     def forward(self, features: Features, ids: Tensor, anchors: tuple[Tensor, Tensor]) -> Iterator[Tensor]:
         g = features.hidden[anchors]  # (A,D)
         tokens = shifted(ids, anchors, 1)  # the known next token
-        rolled = (
-            torch.rand(len(g), device=g.device) < self.rollout if self.training and self.rollout else None
-        )
+        rolled = torch.rand(len(g), device=g.device) < self.rollout if self.training and self.rollout else None
         for head, cell in enumerate(self.cells):
             g = cell(g, self.token_features(tokens))
             yield g

@@ -71,9 +71,7 @@ def test_epochs_differ_and_repeat(make):
 
 def test_truncation_cuts_the_end_and_drops_rows_without_a_target(make):
     prompt = len("<user\nquestion 7>\n<assistant\n")  # in tokens: a control token is one
-    data = make(
-        rows(300), max_length=prompt + 1
-    )  # leaves one token of the answer if the number has one digit
+    data = make(rows(300), max_length=prompt + 1)  # leaves one token of the answer if the number has one digit
     kept, totals = data.rows("train"), data.totals["train"]
     short = sum(len(c.prompt) == len("question 7") for c in data.conversations("train"))
     assert 0 < len(kept) == short == totals.supervised and {len(ids) for ids, _ in kept} == {prompt + 1}
@@ -88,9 +86,7 @@ def test_limit_is_a_stable_sample_of_each_split(make):
         chosen = [c.where for c in some.conversations(split)]
         everything = [c.where for c in whole.conversations(split)]
         assert len(chosen) == min(10, len(everything)) and chosen == [w for w in everything if w in chosen]
-    assert [c.where for c in some.conversations("train")] != [
-        c.where for c in whole.conversations("train")[:10]
-    ]
+    assert [c.where for c in some.conversations("train")] != [c.where for c in whole.conversations("train")[:10]]
 
 
 def test_pack_and_supervise_all(make):

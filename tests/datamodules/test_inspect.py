@@ -14,9 +14,7 @@ from mhc.errors import UserError
 def folder(tmp_path_factory, tokenizer):
     made = tmp_path_factory.mktemp("inspect")
     tokenizer.save_pretrained(made / "backbone")
-    rows = [{"question": f"how [b]many {i}", "answer": "four <|im_end|>"} for i in range(200)] + [
-        {"question": "?"}
-    ]
+    rows = [{"question": f"how [b]many {i}", "answer": "four <|im_end|>"} for i in range(200)] + [{"question": "?"}]
     (made / "data.json").write_text(json.dumps(rows))
     (made / "model.yaml").write_text(f"model:\n  init_args:\n    backbone: {made / 'backbone'}\n")
     (made / "data.yaml").write_text(f"data:\n  path: {made / 'data.json'}\n  max_length: 300\n")

@@ -98,9 +98,7 @@ def test_repairs(tmp_path, turns, kept, repair):
     messages, report = read_one(tmp_path, {"messages": turns})
     assert messages == kept
     assert bool(report.repaired) == bool(repair)
-    assert all(
-        reason.startswith(repair) and found == (1, "one.jsonl:1") for reason, found in report.repaired.items()
-    )
+    assert all(reason.startswith(repair) and found == (1, "one.jsonl:1") for reason, found in report.repaired.items())
 
 
 @pytest.mark.parametrize(

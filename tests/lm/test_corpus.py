@@ -41,9 +41,7 @@ def test_same_seed_same_text_in_any_process():
     assert fingerprint(200, seed=8) != here
     code = "from mhc.lm.corpus import fingerprint; print(fingerprint(200, seed=7))"
     environment = {**os.environ, "PYTHONHASHSEED": "12345", "PYTHONPATH": str(ROOT)}
-    there = subprocess.run(
-        [sys.executable, "-c", code], env=environment, cwd=ROOT, capture_output=True, check=True
-    )
+    there = subprocess.run([sys.executable, "-c", code], env=environment, cwd=ROOT, capture_output=True, check=True)
     assert there.stdout.decode().strip() == here
 
 
@@ -51,9 +49,7 @@ def test_turns_alternate_and_say_something(many):
     for dialogue in many:
         roles = [message["role"] for message in dialogue["messages"]]
         assert roles == ["user", "assistant"] * (len(roles) // 2) and roles
-        assert all(
-            message["content"].strip() == message["content"] != "" for message in dialogue["messages"]
-        ), dialogue
+        assert all(message["content"].strip() == message["content"] != "" for message in dialogue["messages"]), dialogue
 
 
 def test_first_prompts_differ(many):
@@ -109,12 +105,8 @@ def test_equations_everywhere_hold(many):
             "dates",
         ):
             for message in dialogue["messages"][1::2]:
-                for left, right in re.findall(
-                    r"((?:[\d.]+ [-+*/] )+[\d.]+) = (\d+(?:\.\d+)?)", message["content"]
-                ):
-                    exact = re.sub(
-                        r"\d+(?:\.\d+)?", lambda number: f"Fraction('{number[0]}')", left.rstrip(".")
-                    )
+                for left, right in re.findall(r"((?:[\d.]+ [-+*/] )+[\d.]+) = (\d+(?:\.\d+)?)", message["content"]):
+                    exact = re.sub(r"\d+(?:\.\d+)?", lambda number: f"Fraction('{number[0]}')", left.rstrip("."))
                     assert eval(exact, {"Fraction": Fraction}) == Fraction(right), message["content"]
                     seen += 1
     assert seen > 200

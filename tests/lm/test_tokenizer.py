@@ -63,9 +63,7 @@ def test_mask_covers_answers_and_their_ends(tokenizer, system):
         {"role": "user", "content": "3 + 4?"},
         {"role": "assistant", "content": "7."},
     ][0 if system else 1 :]
-    out = tokenizer.apply_chat_template(
-        messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
-    )
+    out = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
     ids, mask = out["input_ids"], out["assistant_masks"]
     kept = [i for i, m in zip(ids, mask) if m]
     assert tokenizer.decode(kept) == f" Good day, é.\n{TURN_END}7.{TURN_END}"

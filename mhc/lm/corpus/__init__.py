@@ -1,4 +1,3 @@
-# ruff: noqa: E501 (sentences stand on one line)
 """The text the small chat model learns: made by rules in this package, or found in Python's own documentation."""
 
 from .generate import dialogues, fingerprint

@@ -1,4 +1,3 @@
-# ruff: noqa: E501 (sentences stand on one line)
 """Sums step by step, word problems, percentages, averages, units: every result is computed, none is written down."""
 
 from fractions import Fraction
@@ -89,9 +88,7 @@ def sums(pen: Pen) -> tuple[str, list[str]]:
              f"{value} - {n} = {value - n}")][kind]  # fmt: skip
         turns += [
             follow,
-            pen.say(
-                "{<s>.|That is <s>.|Then we {get|have} <s>.|Now it is <r>, because <s>.}", s=step, r=result
-            ),
+            pen.say("{<s>.|That is <s>.|Then we {get|have} <s>.|Now it is <r>, because <s>.}", s=step, r=result),
         ]
     return "arithmetic", turns
 
@@ -134,9 +131,7 @@ def shopping(pen: Pen) -> tuple[str, list[str]]:
     )
     for lone, number in ((first[1], first[0]), (second[1], second[0])):
         if number == 1:
-            answer = answer.replace(f"{lone} come to", f"{lone} comes to").replace(
-                f"{lone} make ", f"{lone} makes "
-            )
+            answer = answer.replace(f"{lone} come to", f"{lone} comes to").replace(f"{lone} make ", f"{lone} makes ")
             answer = answer.replace(f"{lone} add ", f"{lone} adds ")
     if change:
         answer += pen.say("{The change is|<he> gets back|From <note> euros there remain|So <he> receives} "
@@ -191,9 +186,7 @@ def journeys(pen: Pen) -> tuple[str, list[str]]:
     """Speed, time and distance."""
     name, he = pronouns(pen)
     start, end = pen.sample(TOWNS, 2)
-    by, speed = pen.pick(
-        [("train", 80), ("car", 60), ("bicycle", 15), ("bus", 50), ("boat", 20), ("scooter", 25)]
-    )
+    by, speed = pen.pick([("train", 80), ("car", 60), ("bicycle", 15), ("bus", 50), ("boat", 20), ("scooter", 25)])
     speed += pen.between(0, 4) * 5
     hours = pen.between(2, 9)
     far = speed * hours

@@ -1,4 +1,3 @@
-# ruff: noqa: E501 (sentences stand on one line)
 """Weekdays, days between dates, clock times: computed with `datetime`."""
 
 from datetime import date, timedelta
@@ -8,7 +7,20 @@ from .names import TOWNS, pronouns
 from .voices import choose, request, voiced
 
 DAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
-MONTHS = ["January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November", "December"]
+MONTHS = [
+    "January",
+    "February",
+    "March",
+    "April",
+    "May",
+    "June",
+    "July",
+    "August",
+    "September",
+    "October",
+    "November",
+    "December",
+]
 
 
 def written(day: date, year: bool = True) -> str:
@@ -152,9 +164,7 @@ def times(pen: Pen) -> tuple[str, list[str]]:
     start, last = pen.between(6 * 12, 19 * 12) * 5, pen.between(low // 5, high // 5) * 5
     end = start + last
     hours, minutes = divmod(last, 60)
-    length = join(
-        [text for text, n in ((count(hours, "hour"), hours), (count(minutes, "minute"), minutes)) if n]
-    )
+    length = join([text for text, n in ((count(hours, "hour"), hours), (count(minutes, "minute"), minutes)) if n])
     begins, ends = {"train": (f"leaves {town}", f"reaches {other}"), "bus": (f"leaves {town}", f"reaches {other}"), "ferry": (f"leaves {town}", f"reaches {other}"),
                     "cake": ("goes into the oven", "is done")}.get(what, ("begins", "ends"))  # fmt: skip
     asked = pen.pick(["end", "start", "length"])

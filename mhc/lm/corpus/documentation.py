@@ -1,4 +1,3 @@
-# ruff: noqa: E501 (sentences stand on one line)
 """Questions on the running Python's own documentation: docstrings read with `ast`, and `pydoc_data.topics`.
 
 Nothing is imported to be read, and nothing but the standard library's files is used.
@@ -96,9 +95,7 @@ def docstrings() -> list[Entry]:
     entries: list[Entry] = []
     for path in sorted(root.rglob("*.py"), key=lambda path: path.relative_to(root).parts):
         parts = path.relative_to(root).parts
-        if SKIPPED.intersection(parts) or any(
-            part.startswith("_") and part != "__init__.py" for part in parts
-        ):
+        if SKIPPED.intersection(parts) or any(part.startswith("_") and part != "__init__.py" for part in parts):
             continue
         name = ".".join(parts).removesuffix(".py").removesuffix(".__init__")
         entries += _entries(path, name)
@@ -118,9 +115,7 @@ def paragraphs() -> list[tuple[str, str]]:
     if not path.exists():
         return []
     topics = next(
-        ast.literal_eval(node.value)
-        for node in ast.parse(path.read_bytes()).body
-        if isinstance(node, ast.Assign)
+        ast.literal_eval(node.value) for node in ast.parse(path.read_bytes()).body if isinstance(node, ast.Assign)
     )
     pairs: list[tuple[str, str]] = []
     for topic in sorted(topics):
@@ -134,12 +129,7 @@ def paragraphs() -> list[tuple[str, str]]:
             if re.search(r"^\s|>>>|::|\[\d+\]|^[-*+|]", block.strip("\n"), re.MULTILINE):
                 continue
             text = " ".join(block.replace("-\n", "-").split())
-            if (
-                15 <= len(text.split()) <= LONGEST + 20
-                and text.isascii()
-                and text[-1] == "."
-                and "  " not in text
-            ):
+            if 15 <= len(text.split()) <= LONGEST + 20 and text.isascii() and text[-1] == "." and "  " not in text:
                 pairs.append((heading, text))
     return sorted(set(pairs))
 

@@ -1,4 +1,3 @@
-# ruff: noqa: E501 (sentences stand on one line)
 """Questions on the little encyclopedia: describe, compare, list, doubt, riddle, table."""
 
 from .grammar import Pen, article, join, plural, tidy
@@ -104,9 +103,7 @@ def the(entity: Entity) -> str:
 
 def state(pen: Pen, entity: Entity, attribute: str) -> str:
     """Say one attribute in one sentence without its full stop."""
-    text = pen.raw(
-        ABOUT[entity.kind][attribute], x=the(entity), X=the(entity), one=one(entity), **entity.facts
-    )
+    text = pen.raw(ABOUT[entity.kind][attribute], x=the(entity), X=the(entity), one=one(entity), **entity.facts)
     if entity.name == "scissors":
         text = (
             text.replace("It has", "They have")
@@ -216,11 +213,7 @@ def describe(pen: Pen) -> tuple[str, list[str]]:
         for i, attribute in enumerate(attributes[1:]):
             text = sentence(pen, entity, attribute)
             answer += " " + (
-                pen.raw(
-                    ["{|Also, |Moreover, |Besides, }", "{|And |In addition, }", "{Finally, ||Last of all, }"][
-                        i
-                    ]
-                )
+                pen.raw(["{|Also, |Moreover, |Besides, }", "{|And |In addition, }", "{Finally, ||Last of all, }"][i])
                 + "\0"
                 + text
             )
@@ -241,9 +234,7 @@ def describe(pen: Pen) -> tuple[str, list[str]]:
         elif kind == 1:
             pen.cue(entity.name, "follow")
             turns += [
-                pen.ask(
-                    "{Make it shorter.|Shorter, please.|Too long. One sentence.|In one sentence, please.}"
-                ),
+                pen.ask("{Make it shorter.|Shorter, please.|Too long. One sentence.|In one sentence, please.}"),
                 sentence(pen, entity, next(iter(entity.facts))),
             ]
         else:
@@ -293,9 +284,7 @@ def compare(pen: Pen) -> tuple[str, list[str]]:
             t=join(topics),
         )
         rows = [f"| | {a.name} | {b.name} |", "| --- | --- | --- |"]
-        rows += [
-            f"| {topic} | {a[attribute]} | {b[attribute]} |" for topic, attribute in zip(topics, attributes)
-        ]
+        rows += [f"| {topic} | {a[attribute]} | {b[attribute]} |" for topic, attribute in zip(topics, attributes)]
         return "compare", [prompt, "\n".join(rows)]
     prompt += " " + pen.ask("{Look at|Think of|Consider|I care about} <t>.", t=join(topics))
     pen.cue(voice, a.name, b.name)
@@ -370,9 +359,9 @@ def rank(pen: Pen) -> tuple[str, list[str]]:
         answer = pen.say(
             "{The order is|It goes|By <w>, that gives|From one end to the other:} <o>.",
             w=what,
-            o=join(
-                [f"{the(item)} ({v})" for item, v in zip(order, value)], "and {then|finally|last}"
-            ).replace("{then|finally|last}", pen.raw("{then|finally|last}")),
+            o=join([f"{the(item)} ({v})" for item, v in zip(order, value)], "and {then|finally|last}").replace(
+                "{then|finally|last}", pen.raw("{then|finally|last}")
+            ),
         )
     return "rank", [request(pen, prompt, voice), voiced(pen, voice, answer)]
 
@@ -384,8 +373,7 @@ def riddle(pen: Pen) -> tuple[str, list[str]]:
     voice = choose(pen, 0.7)
     if pen.chance(0.5):
         clues = " ".join(
-            pen.ask(ABOUT[entity.kind][a], x="it", X="it", one="it", **entity.facts).replace("of it is", "is")
-            + "."
+            pen.ask(ABOUT[entity.kind][a], x="it", X="it", one="it", **entity.facts).replace("of it is", "is") + "."
             for a in attributes
         )
         prompt = pen.ask(

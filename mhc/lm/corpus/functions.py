@@ -1,4 +1,3 @@
-# ruff: noqa: E501 (sentences stand on one line)
 """Small Python functions composed from steps, with an explanation; every one is correct Python."""
 
 from .grammar import Pen, join
@@ -45,9 +44,9 @@ def function(pen: Pen) -> tuple[str, list[str]]:
     """A function that filters, maps and gathers; as a comprehension or a loop."""
     strings = pen.chance(0.45)
     k, j, c = pen.between(2, 9), pen.between(2, 9), pen.pick("abcdeghilmnoprst")
-    name = pen.pick(
-        ["select", "collect", "gather", "process", "solve", "compute", "pick", "scan"]
-    ) + pen.pick(["", "_it", "_all", "_" + ("words" if strings else "values")])
+    name = pen.pick(["select", "collect", "gather", "process", "solve", "compute", "pick", "scan"]) + pen.pick(
+        ["", "_it", "_all", "_" + ("words" if strings else "values")]
+    )
     variable = pen.pick(["words", "names", "tokens"] if strings else VARIABLES)
     item = variable[:-1] if variable != "data" else "value"
     loop = pen.chance(0.35)
@@ -148,9 +147,7 @@ def function(pen: Pen) -> tuple[str, list[str]]:
         )
         scope: dict = {}
         exec(
-            head.replace(": list[float]", "").replace(": list[str]", "").split(" ->")[0].rstrip(":")
-            + ":\n"
-            + body,
+            head.replace(": list[float]", "").replace(": list[str]", "").split(" ->")[0].rstrip(":") + ":\n" + body,
             scope,
         )
         try:

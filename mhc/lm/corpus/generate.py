@@ -1,4 +1,3 @@
-# ruff: noqa: E501 (sentences stand on one line)
 """The corpus: an endless, reproducible stream of short dialogues for the small chat model.
 
 A dialogue is drawn from one family of topics; `docs_share` of them ask about Python's own documentation.

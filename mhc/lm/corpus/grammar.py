@@ -1,4 +1,3 @@
-# ruff: noqa: E501 (sentences stand on one line)
 """A tiny grammar: `{a|b}` chooses, `<name>` fills in, and a pen writes.
 
 Two ways of choosing. `Pen.ask` chooses at random: prompts may be worded anyhow. `Pen.say` chooses by *cues*,

@@ -1,4 +1,3 @@
-# ruff: noqa: E501 (sentences stand on one line)
 """Everyday help: recipes from ingredients, packing lists, plans for a day, advice."""
 
 from .dates import clock
@@ -43,9 +42,7 @@ def recipe(pen: Pen) -> tuple[str, list[str]]:
     )
     for wrong in ("a pasta", "a pancakes", "a curry", "a soup", "a stew", "a salad", "a risotto"):
         prompt = prompt.replace(wrong + " ", wrong[2:] + " ")
-    prompt = (
-        prompt.replace(", and " + spice, " and " + spice) if prompt.startswith("Give me") or True else prompt
-    )
+    prompt = prompt.replace(", and " + spice, " and " + spice) if prompt.startswith("Give me") or True else prompt
     if not prompt.startswith("How"):
         prompt = prompt.replace("?", ".", 1)
     if steps:
@@ -59,9 +56,7 @@ def recipe(pen: Pen) -> tuple[str, list[str]]:
         lines[2] = lines[2].replace(verb_, verb_[:-3])
     lines[2] = lines[2].replace("Mix well it", "Mix it well").replace("Cook gently it", "Cook it gently")
     answer = (
-        "\n".join(f"{i}. {line}" for i, line in enumerate(lines, 1))
-        if steps
-        else voiced(pen, voice, " ".join(lines))
+        "\n".join(f"{i}. {line}" for i, line in enumerate(lines, 1)) if steps else voiced(pen, voice, " ".join(lines))
     )
     turns = [prompt if steps else request(pen, prompt, voice), answer]
     if pen.chance(0.45):
@@ -187,9 +182,7 @@ def plan(pen: Pen) -> tuple[str, list[str]]:
             "\n".join(f"- {clock(a)} to {clock(b)}: {t}" for t, (a, b) in zip(tasks, times)),
         ]
     if form == "end":
-        prompt += pen.ask(
-            " {When is <he> done?|At what time is everything finished?|When will <he> be free?}", he=he
-        )
+        prompt += pen.ask(" {When is <he> done?|At what time is everything finished?|When will <he> be free?}", he=he)
         total = times[-1][1] - start
         answer = pen.say(
             "{<name> is {done|free} at <e>{, after <t> minutes|}.|{The tasks take|All that takes} <t> minutes{ in all|}, so <he> {is done|finishes} at <e>.|At <e>: {the last task|to <l>, <he>} {begins|starts} at <b>.}",

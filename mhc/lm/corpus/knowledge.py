@@ -1,4 +1,3 @@
-# ruff: noqa: E501 (sentences stand on one line)
 """A small hand-written encyclopedia. One line an entity: name; then the attributes that its kind names in order."""
 
 from dataclasses import dataclass

@@ -1,4 +1,3 @@
-# ruff: noqa: E501 (sentences stand on one line)
 """Letters and messages with given details, in a given tone, and their changes."""
 
 from .dates import DAYS

@@ -1,4 +1,3 @@
-# ruff: noqa: E501 (sentences stand on one line)
 """Given data: sort it, filter it, put it in a table, read a table, write it as JSON."""
 
 import json
@@ -13,9 +12,7 @@ WORDS = ["apple", "river", "candle", "window", "garden", "silver", "pepper", "mo
 def words(pen: Pen) -> tuple[str, list[str]]:
     """Sort, reverse, filter or count a list of words."""
     items = pen.sample(WORDS, pen.between(4, 8))
-    task = pen.pick(
-        ["alphabet", "length", "reverse", "longest", "letter", "number", "capital", "remove", "pick"]
-    )
+    task = pen.pick(["alphabet", "length", "reverse", "longest", "letter", "number", "capital", "remove", "pick"])
     given = ", ".join(items)
     letter = pen.pick(pen.pick(items))
     position = pen.between(1, len(items))
@@ -135,11 +132,7 @@ def tables(pen: Pen) -> tuple[str, list[str]]:
         by = pen.pick(["name", column])
         if by == "name":
             order = sorted(rows, reverse=down)
-        way = (
-            ("Z to A" if down else "A to Z")
-            if by == "name"
-            else ("largest first" if down else "smallest first")
-        )
+        way = ("Z to A" if down else "A to Z") if by == "name" else ("largest first" if down else "smallest first")
         return "tables", [
             pen.ask(
                 "{Sort this table by <b>, <w>:|Order the rows by <b>, <w>:|Here is a table. Sort it by <b>, <w>.}",
@@ -211,9 +204,7 @@ def tables(pen: Pen) -> tuple[str, list[str]]:
             "\n".join(f"- {c}: {n} ({column} {v})" for n, v, c in rows),
         ]
     else:
-        question = pen.ask(
-            "{Write one sentence for each person.|Put this into full sentences.|Write it as prose.}"
-        )
+        question = pen.ask("{Write one sentence for each person.|Put this into full sentences.|Write it as prose.}")
         answer = " ".join(pen.say("{<n> {lives in|comes from|is from} <t> and has a(n) <c> of <v>.|In <t> {lives|we find} <n> with a(n) <c> of <v>.|The <c> of <n>, who {lives in|comes from} <t>, is <v>.}", n=n, t=c, v=v, c=column)
                           for n, v, c in rows if not pen.cue(column, c, voice))  # fmt: skip
     return "tables", [request(pen, f"{source}\n\n{question}", voice), voiced(pen, voice, answer)]

@@ -1,4 +1,3 @@
-# ruff: noqa: E501 (sentences stand on one line)
 """People, towns and goods that several families of topics share."""
 
 from .grammar import Pen

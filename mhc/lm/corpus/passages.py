@@ -1,4 +1,3 @@
-# ruff: noqa: E501 (sentences stand on one line)
 """Short passages about people: questions on them, summaries, retelling in another person, order, form or tone."""
 
 from .grammar import Pen, count, join
@@ -106,9 +105,7 @@ def passage(pen: Pen) -> tuple[str, list[str]]:
     person = _person(pen, name, he)
     keys = pen.sample(list(FACTS), pen.between(3, 5))
     text = _text(pen, person, keys)
-    task = pen.pick(
-        ["question", "question", "first", "bullets", "order", "letter", "summary", "two", "two", "form"]
-    )
+    task = pen.pick(["question", "question", "first", "bullets", "order", "letter", "summary", "two", "two", "form"])
     voice = choose(pen, 0.65)
     key = pen.pick(keys)
     pen.cue(voice, name, person[key], keys[0])
@@ -183,9 +180,7 @@ def passage(pen: Pen) -> tuple[str, list[str]]:
             .replace("|<his>", "|<name>'s")
             .replace("{<his>", "{<name>'s")
         )
-        answer = (
-            ". ".join([pen.say(first, **person), *(pen.say(FACTS[k][0], **person) for k in chosen[1:])]) + "."
-        )
+        answer = ". ".join([pen.say(first, **person), *(pen.say(FACTS[k][0], **person) for k in chosen[1:])]) + "."
         return "passages", [
             ask(
                 pen.ask(
@@ -223,9 +218,7 @@ def passage(pen: Pen) -> tuple[str, list[str]]:
         pen.cue(name, a, b, voice)
         answer = pen.say(
             "{<x>, and <y>|<x>; <y>|<y>, and <x>}.",
-            x=part(
-                pen.raw(FACTS[a][0].replace("<he>", "<name>").replace("<his>", "<name>'s"), **person), name
-            ),
+            x=part(pen.raw(FACTS[a][0].replace("<he>", "<name>").replace("<his>", "<name>'s"), **person), name),
             y=part(pen.raw(FACTS[b][0], **person), name),
         )
         return "passages", [
@@ -289,10 +282,7 @@ def passage(pen: Pen) -> tuple[str, list[str]]:
         x, y = (
             part(
                 pen.raw(
-                    FACTS[key][0]
-                    .replace("<he>", "<name>")
-                    .replace("<his>", "<name>'s")
-                    .replace("<him2>", "<name>"),
+                    FACTS[key][0].replace("<he>", "<name>").replace("<his>", "<name>'s").replace("<him2>", "<name>"),
                     **who,
                 ),
                 who["name"],

@@ -1,4 +1,3 @@
-# ruff: noqa: E501 (sentences stand on one line)
 """Short stories with the hero, thing, place and mood that the prompt asks for, in several plots."""
 
 from .grammar import Pen, join
@@ -110,9 +109,7 @@ def story(pen: Pen) -> tuple[str, list[str]]:
     pen.cue(hero, thing, place + trait, helper, end + weather)
     parts = _body(pen, slots, plot, trait, weather, end)
     if pen.chance(0.12):
-        prompt += pen.ask(
-            " {Keep it very short.|Only the beginning, please.|Just the first two sentences or so.}"
-        )
+        prompt += pen.ask(" {Keep it very short.|Only the beginning, please.|Just the first two sentences or so.}")
         parts = parts[:2] if "beginning" in prompt or "first" in prompt else [parts[0], parts[3]]
     turns = [prompt, " ".join(parts)]
     if pen.chance(0.45):
@@ -121,9 +118,7 @@ def story(pen: Pen) -> tuple[str, list[str]]:
             new = pen.pick([e for e in ENDS if e != end])
             pen.cue(hero, thing, new)
             turns += [
-                pen.ask(
-                    "{Give me a <e> ending instead.|Change the end: make it <e>.|And with a <e> end?}", e=new
-                ),
+                pen.ask("{Give me a <e> ending instead.|Change the end: make it <e>.|And with a <e> end?}", e=new),
                 pen.say(ENDS[new], **slots),
             ]
         elif kind == 1:

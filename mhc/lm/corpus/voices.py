@@ -1,4 +1,3 @@
-# ruff: noqa: E501 (sentences stand on one line)
 """Voices: how a prompt asks for a tone, and how answers in that tone begin and end."""
 
 from .grammar import Pen

@@ -1,4 +1,3 @@
-# ruff: noqa: E501 (sentences stand on one line)
 """Language: opposites, synonyms, plurals, past tense, spelling, rhymes and sentences with a word."""
 
 from .grammar import Pen, join, plural
@@ -29,9 +28,7 @@ OBJECTS = {"see": "a star", "take": "the bus", "write": "a letter", "sing": "a s
 
 def word(pen: Pen) -> tuple[str, list[str]]:
     """One question on a word."""
-    task = pen.pick(
-        ["opposite", "synonym", "past", "plural", "spell", "rhyme", "count", "sentence", "vowels"]
-    )
+    task = pen.pick(["opposite", "synonym", "past", "plural", "spell", "rhyme", "count", "sentence", "vowels"])
     voice = choose(pen, 0.35)
     name, other = (n for n, _ in pen.sample(PEOPLE, 2))
     if task in ("opposite", "synonym"):
@@ -101,9 +98,7 @@ def word(pen: Pen) -> tuple[str, list[str]]:
         )
         pen.cue(voice, a, when)
         who = f"{name} and {other}" if other in prompt else name
-        lead = (
-            pen.raw('{The past of "<a>" is "<b>": |It is "<b>": |}', a=a, b=b) if "Put" not in prompt else ""
-        )
+        lead = pen.raw('{The past of "<a>" is "<b>": |It is "<b>": |}', a=a, b=b) if "Put" not in prompt else ""
         answer = lead + pen.say("{<w> <o> <b> <x>.|<o> <b> <x> <w>.}", o=who, b=b, x=obj, w=when)
     elif task == "plural":
         items = pen.sample(

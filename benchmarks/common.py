@@ -1,0 +1,89 @@
+"""What every benchmark of the project shares: paired timing, and one shape of result file.
+
+{"machine", "versions", "commit", "results": [{"case", "metric", "value", "low", "high"}]}: value is
+the median, low and high the extremes unless the benchmark says otherwise.
+"""
+
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))  # so that a benchmark also runs where the package is not installed
+
+import torch
+import transformers
+
+import mhc
+from mhc.checkpoint import write_json
+
+
+def result(case: str, metric: str, values: list[float]) -> dict[str, Any]:
+    """One line of a result file."""
+    return {
+        "case": case,
+        "metric": metric,
+        "value": round(median(values), 4),
+        "low": round(min(values), 4),
+        "high": round(max(values), 4),
+    }
+
+
+def timed(call: Callable[[], Any]) -> tuple[float, Any]:
+    """Seconds of wall time, and what the call returned; waits for the GPU where there is one."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    started = time.perf_counter()
+    value = call()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - started, value
+
+
+def write(name: str, results: list[dict[str, Any]], **extra: Any) -> None:
+    """Write benchmarks/results/<name>.json and print it as a table."""
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    path = ROOT / "benchmarks" / "results" / f"{name}.json"
+    write_json(
+        path,
+        {"machine": machine(), "versions": versions(), "commit": commit.stdout.strip(), **extra, "results": results},
+    )
+    for row in results:
+        print(f"{row['case']:<34} {row['metric']:<26} {row['value']:>9} ({row['low']} - {row['high']})")
+    print(f"-> {path}")
+
+
+def machine() -> dict[str, Any]:
+    """Processor, cores and GPU."""
+    names = [line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "processor": names[0] if names else platform.processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "gpu": gpu,
+    }
+
+
+def versions() -> dict[str, str]:
+    """What was measured."""
+    return {
+        "mhc": mhc.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        return Path(path).read_text().splitlines()
+    except OSError:
+        return []

@@ -1,0 +1,113 @@
+"""Puts measured numbers where people read them: README.md, docs/pocket.md and docs/answer.svg.
+
+    python benchmarks/readme.py
+
+Reads runs/quickstart (after `make quickstart`) and benchmarks/results/pocket.json (after
+benchmarks/pocket.py); keeps the former as benchmarks/results/quickstart.json. No number is typed in.
+"""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+
+from common import ROOT, machine, versions
+from mhc.checkpoint import write_json
+from mhc.commands.generate import coloured
+from mhc.engine import Engine
+
+RUN, RESULTS, DOCS = ROOT / "runs/quickstart", ROOT / "benchmarks/results", ROOT / "docs"
+PROMPT = "Write a happy story about Anna, who is curious. It should mention: a sailor, a green lantern and the harbour."
+
+
+def main() -> None:
+    report = json.loads((RUN / "report.json").read_text())
+    write_json(RESULTS / "quickstart.json", {"machine": machine(), "versions": versions(), **report})
+    shutil.copy(RUN / "head_accuracy.png", DOCS / "head_accuracy.png")
+    insert(ROOT / "README.md", quickstart_table(report))
+    insert(DOCS / "pocket.md", pocket_table(json.loads((RESULTS / "pocket.json").read_text()), report))
+    draw_answer(DOCS / "answer.svg")
+
+
+def insert(path: Path, text: str) -> None:
+    """Replace what stands between the `measured` marks of a Markdown file."""
+    marked = re.compile(r"(<!-- measured:[^\n]*-->\n).*?(<!-- /measured -->)", re.DOTALL)
+    before = path.read_text()
+    assert marked.search(before), f"{path} has no place for measured numbers"
+    path.write_text(marked.sub(lambda found: f"{found[1]}{text}\n{found[2]}", before))
+
+
+def quickstart_table(report: dict) -> str:
+    """One row a drafter."""
+    here = machine()
+    lines = [
+        "| | top-1 of heads 0-4 | tokens per step | speedup (min - max over prompts) | identical |",
+        "|---|---|---|---|---|",
+        "| plain | | 1.00 | 1.00x | |",
+    ]
+    for name, found in report["drafters"].items():
+        heads = " ".join(f"{head['top1']:.2f}".lstrip("0") for head in found["head_accuracy"])
+        speed = f"**{found['speedup']:.2f}x** ({found['speedup_min']:.2f} - {found['speedup_max']:.2f})"
+        lines.append(
+            f"| {'MHC (cascade)' if name == 'cascade' else name.capitalize()} | {heads} | {found['tokens_per_step']:.2f} | "
+            f"{speed} | {found['identical']}/{found['prompts']} |"
+        )
+    lines += [
+        "",
+        f"Measured in {report['seconds'] / 60:.1f} minutes, everything included, on {here['cores']} cores of an "
+        f"{here['processor']} ({here['capability']}), torch {versions()['torch']}, fp32, greedy, batch 1. The speedup is over "
+        "our own plain decoder, the median of paired ratios.",
+        "",
+        "![Accuracy per head](docs/head_accuracy.png)",
+    ]
+    return "\n".join(lines)
+
+
+def pocket_table(pocket: dict, report: dict) -> str:
+    """The backbone's figures and its samples."""
+    values = {row["metric"]: row for row in pocket["results"]}
+    medusa = " ".join(f"{head['top1']:.2f}".lstrip("0") for head in report["drafters"]["medusa"]["head_accuracy"])
+    cascade = " ".join(f"{head['top1']:.2f}".lstrip("0") for head in report["drafters"]["cascade"]["head_accuracy"])
+    tokens = values["tokens"]
+    lines = [
+        "| | |",
+        "|---|---|",
+        f"| parameters | {pocket['parameters']:,} |",
+        f"| loss on held-out answers | {values['loss']['value']:.3f} |",
+        f"| answers with a loop | {values['loop_share']['value']:.0%} of {pocket['prompts']} |",
+        f"| answers that end by themselves | {values['ends_by_itself_share']['value']:.0%} |",
+        f"| tokens an answer | {tokens['value']:.0f} (median; {tokens['low']:.0f} - {tokens['high']:.0f}) |",
+        f"| top-1 of Medusa's heads | {medusa} |",
+        f"| top-1 of the MHC heads | {cascade} |",
+        f"| corpus | {pocket['corpus']['count']:,} dialogues, sha256 `{pocket['corpus']['sha256']}` (Python {pocket['versions']['python']}) |",
+        "",
+        "Ten answers to held-out prompts, every tenth of a hundred, greedy:",
+    ]
+    for sample in pocket["samples"]:
+        quoted = sample["prompt"].replace("\n", "\n> ")
+        lines += ["", f"> {quoted}", "", "```", sample["answer"], "```"]
+    return "\n".join(lines)
+
+
+def draw_answer(path: Path) -> None:
+    """A real answer with its accepted guesses in green, as an SVG."""
+    engine = Engine.from_checkpoint(str(RUN / "cascade"))
+    answer = engine.generate(PROMPT)
+    text = coloured(engine.backbone.tokenizer, answer, "black on pale_green1")
+    console = Console(record=True, width=86, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(Text(f"> {PROMPT}\n", style="bold"))
+    console.print(text)
+    console.print(
+        f"\n{len(answer.token_ids)} tokens in {answer.steps} steps: {answer.tokens_per_step:.2f} per step "
+        "(green: guessed by the heads and accepted)",
+        style="dim",
+        highlight=False,
+    )
+    console.save_svg(str(path), title="pocket with MHC heads")
+
+
+if __name__ == "__main__":
+    main()
