@@ -1,5 +1,6 @@
 """Checkpoints of a run that trains heads: the best ones, and the place to go on from."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ class DrafterCheckpoint(Callback):
         if better:
             self.best = figures[self.monitor]
         for name in ["last.ckpt", *(["best.ckpt"] if better else [])]:
-            write_atomically(folder / name, trainer.save_checkpoint)
+            write_atomically(folder / name, partial(trainer.save_checkpoint, weights_only=False))
         if better and trainer.is_global_zero:
             drafter = module.drafter
             tree = FixedTree(self.tree) if self.tree else FixedTree.chain(drafter.heads)

@@ -9,6 +9,7 @@ import jsonargparse
 import yaml
 from jsonargparse import ArgumentError
 from lightning import LightningDataModule, LightningModule
+from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from mhc.errors import UserError
@@ -35,6 +36,9 @@ class CLI(LightningCLI):
         if named is not None and not Path(named).is_file():
             raise UserError(f"no checkpoint '{named}': `run.py fit` writes last.ckpt and best.ckpt into {folder}")
         chosen["ckpt_path"] = named
+        chosen["weights_only"] = True  # reading a checkpoint executes nothing
+        if self.subcommand == "test":
+            chosen["verbose"] = False  # the decode benchmark prints one table, with what matters
 
 
 def main(arguments: list[str]) -> int:
@@ -77,11 +81,8 @@ def quiet() -> None:
     """Keep what a user cannot act on off the screen."""
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    for message in (
-        "does not have many workers",
-        "not supported by the model summary",
-        "args parameter is intended",
-    ):
+    warnings.simplefilter("ignore", PossibleUserWarning)
+    for message in ("not supported by the model summary", "args parameter is intended"):
         warnings.filterwarnings("ignore", message=f".*{message}.*")
     warnings.filterwarnings("ignore", message=r".*`isinstance\(treespec, LeafSpec\)` is deprecated.*")
 
