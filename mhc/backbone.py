@@ -86,6 +86,10 @@ class Backbone(nn.Module):
     @classmethod
     def load(cls, name: str, dtype: torch.dtype = torch.float32, device: str = "cpu") -> "Backbone":
         """Load `name` ('pocket', a directory or a hub name) with its tokenizer."""
+        try:
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:
+            raise UserError(f"device '{device}' is not to be had here ({str(error).splitlines()[0]})") from error
         tokenizer = load_tokenizer(name)
         model = _loading("weights", name, lambda at: AutoModelForCausalLM.from_pretrained(at, dtype=dtype))
         if len(tokenizer) > model.get_output_embeddings().weight.shape[0]:

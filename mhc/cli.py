@@ -2,6 +2,7 @@
 
 import logging
 import warnings
+import zipfile
 from itertools import pairwise
 from pathlib import Path
 
@@ -35,6 +36,8 @@ class CLI(LightningCLI):
             named = str(folder / f"{named}.ckpt")
         if named is not None and not Path(named).is_file():
             raise UserError(f"no checkpoint '{named}': `run.py fit` writes last.ckpt and best.ckpt into {folder}")
+        if named is not None and not zipfile.is_zipfile(named):
+            raise UserError(f"checkpoint '{named}' is damaged or none of ours: use another, or train again")
         chosen["ckpt_path"] = named
         chosen["weights_only"] = True  # reading a checkpoint executes nothing
         if self.subcommand == "test":

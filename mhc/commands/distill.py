@@ -5,13 +5,13 @@ assistant turn of the conversations is regenerated in order, many at once. The r
 the `messages` format, written as it is made; a run that was stopped goes on where it was.
 """
 
-import argparse
 import json
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+from mhc.commands import Parser
 from mhc.errors import UserError
 
 WAVES = 8  # times the batch size: conversations between two writes
@@ -134,8 +134,8 @@ def _resume(out: Path, settings: dict[str, Any]) -> set[str]:
     return {json.loads(line)["id"] for line in whole.splitlines()}
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="run.py distill",
         description="Let the frozen backbone answer the prompts of a conversation file itself. Stopped runs go on "
         "where they were: call the same command again.",

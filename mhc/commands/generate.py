@@ -1,9 +1,10 @@
 """`run.py generate`: answer one prompt with trained heads, or plainly."""
 
-import argparse
 import json
 import sys
 from itertools import accumulate
+
+from mhc.commands import Parser
 
 
 def main(argv: list[str]) -> int:
@@ -64,8 +65,8 @@ def _print_coloured(tokenizer, answer) -> None:
     )
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="run.py generate",
         description="Answer a prompt with the heads in a run's folder. The text is the backbone's own, token "
         "for token; on a terminal the tokens that heads guessed are green.",

@@ -1,9 +1,9 @@
 """`run.py inspect`: what a data file holds, and one sample with the supervised tokens marked."""
 
-import argparse
 import inspect as python_inspect
 from pathlib import Path
 
+from mhc.commands import Parser
 from mhc.errors import UserError
 
 
@@ -39,8 +39,8 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="run.py inspect",
         description="Show what a data set holds and which tokens of it are learned. "
         "Supervised tokens are green on a terminal, and [[between brackets]] in a log.",

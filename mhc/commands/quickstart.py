@@ -4,7 +4,6 @@ Distil answers, train Medusa and MHC heads on them with the same budget, decode 
 both, and say what came of it. Every stage is one of the commands a user would type; it is printed.
 """
 
-import argparse
 import json
 import shlex
 import shutil
@@ -12,6 +11,8 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+
+from mhc.commands import Parser
 
 DRAFTERS = ("medusa", "cascade")
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -134,8 +135,8 @@ def draw_accuracy(drafters: dict[str, dict[str, Any]], path: Path) -> None:
     plt.close(figure)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="run.py quickstart",
         description="Distil, train Medusa and MHC heads, and compare decoding: the whole road on the embedded "
         "backbone. Distilled answers of an earlier run are kept; heads are trained anew.",
