@@ -23,19 +23,17 @@ class DecodeBenchmark(Callback):
     """`test` (and every `every_n_epochs` epochs of `fit`, 0 for never) decodes `prompts` held-out
     prompts both ways, prints a table and writes decode_benchmark.json into default_root_dir.
 
-    tree: choices (paths of ranks); default: the one of the DrafterCheckpoint, else a chain of all
-    heads. Inside `fit` the figures are logged as val/decode_tokens_per_step and val/decode_speedup,
-    so that either can choose the best checkpoint.
+    The tree is the DrafterCheckpoint's, or else a chain of all heads. Inside `fit` the figures are logged
+    as val/decode_tokens_per_step and val/decode_speedup, so that either can choose the best checkpoint.
     """
 
     def __init__(
         self,
         prompts: int = 20,
         max_new_tokens: int = 128,
-        tree: list[list[int]] | None = None,
         every_n_epochs: int = 0,
     ):
-        self.prompts, self.max_new_tokens, self.tree = prompts, max_new_tokens, tree
+        self.prompts, self.max_new_tokens = prompts, max_new_tokens
         self.every_n_epochs = every_n_epochs
 
     def measure(self, trainer: Trainer, module: LightningModule, split: str) -> dict[str, Any]:
@@ -44,8 +42,8 @@ class DecodeBenchmark(Callback):
         if not prompts:
             raise UserError(f"the data has no {split} prompts to decode: give it more conversations")
         was_training = module.drafter.training
-        choices = self.tree or next((c.tree for c in trainer.callbacks if isinstance(c, DrafterCheckpoint)), None)
-        tree = FixedTree(choices) if choices else FixedTree.chain(module.drafter.heads)
+        shapes = [c.shape(module.drafter) for c in trainer.callbacks if isinstance(c, DrafterCheckpoint)]
+        tree = shapes[0] if shapes else FixedTree.chain(module.drafter.heads)
         engine = Engine(module.backbone, module.drafter, tree)
         with Progress(transient=True) as progress:
             task = progress.add_task(

@@ -7,6 +7,7 @@ from typing import Any
 from lightning import Callback, LightningModule, Trainer
 
 from mhc.checkpoint import DESCRIPTION, save_drafter, write_atomically
+from mhc.drafters import Drafter
 from mhc.errors import UserError
 from mhc.tree import FixedTree
 
@@ -16,6 +17,7 @@ class DrafterCheckpoint(Callback):
     best.ckpt and the heads themselves (drafter.json, drafter.safetensors), all into default_root_dir.
 
     tree: choices that the heads shall decode with (paths of ranks); default: a chain of all heads.
+    confidence: how likely a path must be to grow further (see `FixedTree`); 0 always grows the whole tree.
     monitor: a logged figure, higher is better. overwrite: allow a fresh run to replace the heads of
     an earlier one.
     """
@@ -23,10 +25,11 @@ class DrafterCheckpoint(Callback):
     def __init__(
         self,
         tree: list[list[int]] | None = None,
+        confidence: float = 0.0,
         monitor: str = "val/tokens_per_step",
         overwrite: bool = False,
     ):
-        self.tree, self.monitor, self.overwrite = tree, monitor, overwrite
+        self.tree, self.confidence, self.monitor, self.overwrite = tree, confidence, monitor, overwrite
         self.best = float("-inf")
 
     def on_fit_start(self, trainer: Trainer, module: LightningModule) -> None:
@@ -53,9 +56,14 @@ class DrafterCheckpoint(Callback):
             write_atomically(folder / name, partial(trainer.save_checkpoint, weights_only=False))
         if better and trainer.is_global_zero:
             drafter = module.drafter
-            tree = FixedTree(self.tree) if self.tree else FixedTree.chain(drafter.heads)
+            tree = self.shape(drafter)
             kept = {name: value for name, value in figures.items() if name.startswith("val/")}
             save_drafter(folder, drafter, tree, kept)
+
+    def shape(self, drafter: Drafter) -> FixedTree:
+        """The tree that these heads shall decode with."""
+        choices = self.tree or FixedTree.chain(drafter.heads).choices
+        return FixedTree(choices, self.confidence)
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best}

@@ -71,7 +71,7 @@ class Backbone(nn.Module):
 
     def __init__(self, model: PreTrainedModel, tokenizer=None, name: str = ""):
         super().__init__()
-        self.model = model.eval().requires_grad_(False)
+        self.model = lay_out_for_few_rows(model.eval().requires_grad_(False))
         self.tokenizer, self.name = tokenizer, name or model.config._name_or_path
         config = model.config.get_text_config(decoder=True)
         self.width, self.layers = config.hidden_size, config.num_hidden_layers
@@ -176,6 +176,25 @@ class Backbone(nn.Module):
         weight = self.model.get_output_embeddings().weight.detach()
         digest.update(weight[:: max(1, len(weight) // 64)].float().cpu().numpy().round(3).tobytes())
         return digest.hexdigest()[:16]
+
+
+def lay_out_for_few_rows(model: nn.Module) -> nn.Module:
+    """Store fp32 weights of linear layers on a CPU input-major: same numbers, same shapes, other strides.
+
+    A tree has a handful of rows, for which the BLAS otherwise rearranges the weight at every call: 8 rows
+    through the pocket's layers take 1.0 instead of 1.5 ms, one row the same (docs/log.md). A weight shared with
+    the embedding stays as it is, since rows are looked up in it.
+    """
+    looked_up = {module.weight.data_ptr() for module in model.modules() if isinstance(module, nn.Embedding)}
+    for module in model.modules():
+        if (
+            isinstance(module, nn.Linear)
+            and module.weight.dtype == torch.float32
+            and module.weight.device.type == "cpu"
+        ):
+            if module.weight.data_ptr() not in looked_up:
+                module.weight.data = module.weight.data.t().contiguous().t()
+    return model
 
 
 def _windows(config) -> tuple[int | None, list[str]]:

@@ -79,8 +79,8 @@ def save_drafter(folder: Path, drafter: Drafter, tree: FixedTree, metrics: dict[
     weights = {name: tensor.detach().float().cpu().contiguous() for name, tensor in drafter.state_dict().items()}
     write_atomically(folder / WEIGHTS, lambda at: save_file(weights, at))
     digest = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
-    tree_choices = [list(choice) for choice in tree.choices]
-    extra = {"tree": tree_choices, "sha256": digest, "metrics": metrics or {}}
+    shape = {"choices": [list(choice) for choice in tree.choices], "confidence": tree.confidence}
+    extra = {"tree": shape, "sha256": digest, "metrics": metrics or {}}
     write_json(folder / DESCRIPTION, describe(drafter) | extra)
 
 
@@ -114,4 +114,4 @@ def load_drafter(
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot read '{folder / WEIGHTS}': {error}") from error
     drafter.load_state_dict(weights)
-    return drafter.to(backbone.device, torch.float32).eval(), FixedTree(known["tree"])
+    return drafter.to(backbone.device, torch.float32).eval(), FixedTree(**known["tree"])

@@ -16,6 +16,7 @@ best child of the former.
     ancestors  0     0,1   0,2   0,1,3
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -68,9 +69,15 @@ class FixedTree:
 
     `choices` lists a path of ranks for every node but the root: `[[0], [1], [0, 0]]` is the worked
     example above. A prefix that is missing is an error. `FixedTree.chain(5)` is one path of five.
+
+    `confidence` c > 0 stops growing after a level unless one of its paths that would go on is, to the
+    drafter, at least c likely: where nothing will be accepted, deeper levels only cost. The cut tree is
+    a prefix of the whole one. It takes one host synchronisation a level, so it pays on a CPU.
     """
 
-    def __init__(self, choices: Iterable[Iterable[int]]):
+    def __init__(self, choices: Iterable[Iterable[int]], confidence: float = 0.0):
+        if not 0 <= confidence < 1:
+            raise UserError(f"tree: confidence is {confidence}, it must be at least 0 and below 1")
         nodes = sorted({tuple(choice) for choice in choices}, key=lambda path: (len(path), path))
         index = {(): 0} | {path: number for number, path in enumerate(nodes, 1)}
         for path in nodes:
@@ -78,7 +85,7 @@ class FixedTree:
                 raise UserError(f"tree: {list(path)} is no path of ranks 0, 1, 2, ...")
             if path[:-1] not in index:
                 raise UserError(f"tree: {list(path)} stands in the tree but its parent {list(path[:-1])} does not")
-        self.choices = nodes
+        self.choices, self.confidence = nodes, confidence
         parents = [0, *(index[path[:-1]] for path in nodes)]
         depths, ancestors, paths = lineage(parents)
         self.nodes, self.levels_deep = len(parents), max(depths)
@@ -101,9 +108,9 @@ class FixedTree:
             growing = sources
 
     @classmethod
-    def chain(cls, length: int) -> "FixedTree":
+    def chain(cls, length: int, confidence: float = 0.0) -> "FixedTree":
         """One path of `length` guesses; `chain(0)` is plain decoding."""
-        return cls([(0,) * deep for deep in range(1, length + 1)])
+        return cls([(0,) * deep for deep in range(1, length + 1)], confidence)
 
     def to(self, device: torch.device) -> "FixedTree":
         """The same shape with its index tensors on `device`."""
@@ -115,10 +122,31 @@ class FixedTree:
         return self
 
     def grow(self, drafter, state, root: torch.Tensor) -> Tree:
-        """Let `drafter` propose a tree of this shape below `root` (B,)."""
+        """Let `drafter` propose a tree of this shape, or its first levels, below `root` (B,)."""
         tokens = root[:, None]  # (B,N so far)
+        likely = torch.zeros(root.shape[0], 1, device=root.device)  # log-probability of each node's path
         for level in self.levels:
+            if self.confidence and likely[:, level.source].max() < math.log(self.confidence):
+                break
             logits, state = drafter.step(state, tokens[:, level.source], level.parents)  # (B,R,V)
-            best = logits.topk(level.width, dim=-1).indices  # (B,R,W)
-            tokens = torch.cat([tokens, best[:, level.row, level.rank]], dim=1)
-        return Tree(tokens, self.parents, self.depth, self.ancestors, self.paths)
+            best = logits.topk(level.width, dim=-1)  # (B,R,W)
+            tokens = torch.cat([tokens, best.indices[:, level.row, level.rank]], dim=1)
+            if self.confidence:
+                share = best.values - logits.logsumexp(dim=-1, keepdim=True)
+                further = likely[:, level.source][:, level.row] + share[:, level.row, level.rank]
+                likely = torch.cat([likely, further], dim=1)
+        return self._first(tokens)
+
+    def _first(self, tokens: torch.Tensor) -> Tree:
+        """The tree of these tokens: the whole shape, or as many of its levels as were grown."""
+        nodes = tokens.shape[1]
+        if nodes == self.nodes:
+            return Tree(tokens, self.parents, self.depth, self.ancestors, self.paths)
+        deep = len(self.choices[nodes - 2]) if nodes > 1 else 0  # of the last node
+        return Tree(
+            tokens,
+            self.parents[:, :nodes],
+            self.depth[:, :nodes],
+            self.ancestors[:, :nodes, :nodes],
+            self.paths[:, :nodes, : deep + 1],
+        )

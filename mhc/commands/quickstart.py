@@ -6,7 +6,6 @@ both, and say what came of it. Every stage is one of the commands a user would t
 
 import json
 import shlex
-import shutil
 import sys
 import time
 from pathlib import Path
@@ -94,11 +93,13 @@ def _stages(out: Path, conversations: int, trainer: str):
 
 
 def _run(command: list[str]) -> int:
-    """One stage, as `run.py` would run it; a fit starts from an empty folder."""
+    """One stage, as `run.py` would run it; heads of an earlier quickstart make way."""
     import importlib
 
+    from mhc.checkpoint import DESCRIPTION
+
     if command[0] == "fit":
-        shutil.rmtree(command[-1], ignore_errors=True)
+        (Path(command[-1]) / DESCRIPTION).unlink(missing_ok=True)
     if command[0] == "distill":
         return importlib.import_module("mhc.commands.distill").main(command[1:])
     return importlib.import_module("mhc.cli").main(command)
@@ -143,7 +144,7 @@ def _parser() -> Parser:
     )
     add = parser.add_argument
     add("--out", default="runs/quickstart", metavar="DIR", help="where results go (default runs/quickstart)")
-    add("--conversations", type=int, default=6000, metavar="N", help="prompts to distil (default 6000)")
+    add("--conversations", type=int, default=4000, metavar="N", help="prompts to distil (default 4000)")
     add(
         "--trainer",
         choices=("cpu", "cpu-bf16", "gpu"),
