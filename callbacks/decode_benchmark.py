@@ -81,7 +81,7 @@ def show(drafters: dict[str, dict[str, Any]]) -> None:
     """A table with one row a drafter, 80 columns wide."""
     table = Table(title="held-out prompts, plain decoding against drafting", box=SIMPLE_HEAD, padding=(0, 1))
     table.add_column("drafter", no_wrap=True)
-    for heading in ("top-1 by head", "tok/step", "tok/s", "plain", "speedup", "identical"):
+    for heading in ("top-1 by head", "tok/step", "tok/s", "plain", "speedup", "same"):
         table.add_column(heading, justify="right", no_wrap=True)
     for name, figures in drafters.items():
         table.add_row(

@@ -186,14 +186,10 @@ def lay_out_for_few_rows(model: nn.Module) -> nn.Module:
     the embedding stays as it is, since rows are looked up in it.
     """
     looked_up = {module.weight.data_ptr() for module in model.modules() if isinstance(module, nn.Embedding)}
-    for module in model.modules():
-        if (
-            isinstance(module, nn.Linear)
-            and module.weight.dtype == torch.float32
-            and module.weight.device.type == "cpu"
-        ):
-            if module.weight.data_ptr() not in looked_up:
-                module.weight.data = module.weight.data.t().contiguous().t()
+    for linear in [module for module in model.modules() if isinstance(module, nn.Linear)]:
+        weight = linear.weight
+        if (weight.dtype, weight.device.type) == (torch.float32, "cpu") and weight.data_ptr() not in looked_up:
+            weight.data = weight.data.t().contiguous().t()
     return model
 
 
