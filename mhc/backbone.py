@@ -34,8 +34,8 @@ def resolve(name: str) -> str:
     """`pocket` is the model shipped with the project; anything else is a directory or a hub name."""
     if name != "pocket":
         local = Path(name).is_absolute() or name.startswith(".")
-        if local and not (Path(name) / "config.json").is_file():
-            raise UserError(f"backbone '{name}' is no model directory (it has no config.json)")
+        if local and not Path(name).is_dir():
+            raise UserError(f"backbone '{name}' is no directory: give one with a model, a hub name, or pocket")
         return name
     if not (POCKET / "config.json").exists():
         raise UserError(f"the pocket backbone is not in {POCKET}: run `run.py fit --config configs/lm/pocket.yaml`")

@@ -36,8 +36,7 @@ class CLI(LightningCLI):
             named = str(folder / f"{named}.ckpt")
         if named is not None and not Path(named).is_file():
             raise UserError(f"no checkpoint '{named}': `run.py fit` writes last.ckpt and best.ckpt into {folder}")
-        if named is not None and not zipfile.is_zipfile(named):
-            raise UserError(f"checkpoint '{named}' is damaged or none of ours: use another, or train again")
+        require_checkpoint(named)
         chosen["ckpt_path"] = named
         chosen["weights_only"] = True  # reading a checkpoint executes nothing
         if self.subcommand == "test":
@@ -47,7 +46,7 @@ class CLI(LightningCLI):
 def main(arguments: list[str]) -> int:
     """Run one subcommand; raises UserError for whatever the user can mend."""
     quiet()
-    check_yaml(arguments)
+    check_files(arguments)
     try:
         CLI(
             LightningModule,
@@ -68,9 +67,12 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def check_yaml(arguments: list[str]) -> None:
-    """Raise UserError that names the file where a --config is missing or no YAML (jsonargparse does not)."""
+def check_files(arguments: list[str]) -> None:
+    """Raise UserError that names the file where a --config or --ckpt_path cannot be read (the libraries
+    read both early, and do not say which file it was)."""
     for flag, path in pairwise(arguments):
+        if flag == "--ckpt_path" and Path(path).is_file():
+            require_checkpoint(path)
         if flag == "--config":
             try:
                 yaml.safe_load(Path(path).read_text())
@@ -78,6 +80,12 @@ def check_yaml(arguments: list[str]) -> None:
                 raise UserError(f"config '{path}' cannot be read ({error.strerror}): give a YAML file") from error
             except (yaml.YAMLError, UnicodeDecodeError) as error:
                 raise UserError(f"config '{path}' is not valid YAML: {error}") from error
+
+
+def require_checkpoint(path: str | None) -> None:
+    """Raise UserError unless the file is a whole archive, as checkpoints are."""
+    if path is not None and not zipfile.is_zipfile(path):
+        raise UserError(f"checkpoint '{path}' is damaged or none of ours: use another, or train again")
 
 
 def quiet() -> None:

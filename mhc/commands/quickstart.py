@@ -6,6 +6,7 @@ both, and say what came of it. Every stage is one of the commands a user would t
 
 import json
 import shlex
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -14,7 +15,8 @@ from typing import Any
 from mhc.commands import Parser
 
 DRAFTERS = ("medusa", "cascade")
-CONFIGS = Path(__file__).parents[2] / "configs"
+ROOT = Path(__file__).parents[2]
+RUN, CONFIGS = ROOT / "run.py", ROOT / "configs"
 
 
 def main(argv: list[str]) -> int:
@@ -42,7 +44,7 @@ def main(argv: list[str]) -> int:
     console.print(
         f"done in {report['seconds'] / 60:.1f} minutes: {out / 'report.json'}, {out / 'head_accuracy.png'}\n"
         f"ask it something: python run.py generate --checkpoint {out / 'cascade'} --prompt "
-        '"Write a short story about a clever fox and a lamp."',
+        '"Write a thank-you letter from Luis to Leo. It is for the teddy bear."',
         soft_wrap=True,
         highlight=False,
     )
@@ -93,16 +95,13 @@ def _stages(out: Path, conversations: int, trainer: str):
 
 
 def _run(command: list[str]) -> int:
-    """One stage, as `run.py` would run it; heads of an earlier quickstart make way."""
-    import importlib
-
+    """One stage in a process of its own, just as a user would run it (what a Lightning run leaves behind in
+    a process slows the decoding measured after it); heads of an earlier quickstart make way."""
     from mhc.checkpoint import DESCRIPTION
 
     if command[0] == "fit":
         (Path(command[-1]) / DESCRIPTION).unlink(missing_ok=True)
-    if command[0] == "distill":
-        return importlib.import_module("mhc.commands.distill").main(command[1:])
-    return importlib.import_module("mhc.cli").main(command)
+    return subprocess.run([sys.executable, str(RUN), *command]).returncode
 
 
 def draw_accuracy(drafters: dict[str, dict[str, Any]], path: Path) -> None:
