@@ -96,6 +96,7 @@ def load_drafter(
         description = json.loads((folder / DESCRIPTION).read_text())
         known = {key: description[key] for key in ("drafter", "arguments", "backbone", "fingerprint", "tree", "sha256")}
         family = getattr(mhc.drafters, known["drafter"])
+        tree = FixedTree(**known["tree"])
     except FileNotFoundError as error:
         raise UserError(
             f"no heads in '{folder}' ({DESCRIPTION} is missing): give the folder that `run.py fit` wrote to"
@@ -114,4 +115,4 @@ def load_drafter(
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot read '{folder / WEIGHTS}': {error}") from error
     drafter.load_state_dict(weights)
-    return drafter.to(backbone.device, torch.float32).eval(), FixedTree(**known["tree"])
+    return drafter.to(backbone.device, torch.float32).eval(), tree

@@ -108,9 +108,9 @@ class FixedTree:
             growing = sources
 
     @classmethod
-    def chain(cls, length: int, confidence: float = 0.0) -> "FixedTree":
+    def chain(cls, length: int) -> "FixedTree":
         """One path of `length` guesses; `chain(0)` is plain decoding."""
-        return cls([(0,) * deep for deep in range(1, length + 1)], confidence)
+        return cls([(0,) * deep for deep in range(1, length + 1)])
 
     def to(self, device: torch.device) -> "FixedTree":
         """The same shape with its index tensors on `device`."""

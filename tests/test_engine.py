@@ -12,6 +12,7 @@ from tests.conftest import ARCHITECTURES, VOCABULARY, Scripted
 TREES = {
     "chain": FixedTree.chain(4),
     "tree": FixedTree([[0], [1], [2], [0, 0], [0, 1], [1, 0], [0, 0, 0], [0, 1, 0], [0, 0, 0, 0]]),
+    "cut": FixedTree([[0], [1], [0, 0], [1, 0], [0, 0, 0], [0, 0, 0, 0]], confidence=0.3),
 }
 PROMPTS = [[5, 9, 3, 8, 4, 4], [7] * 11, [1, 2, 3, 4, 5, 6, 7], [60, 0, 59, 1, 58, 2, 57, 3]]  # all of other lengths
 NEW = 24

@@ -44,9 +44,8 @@ def coloured(tokenizer, answer, guessed: str = "green"):
     text, shown = Text(), ""
     for accepted, end in zip(answer.accepted, accumulate(count + 1 for count in answer.accepted)):
         for stop, style in ((end - 1, guessed), (end, "")) if accepted else ((end, ""),):
-            whole = tokenizer.decode(
-                answer.token_ids[:stop], skip_special_tokens=True
-            )  # a character may span two tokens
+            # the whole text so far each time: a character may span two tokens
+            whole = tokenizer.decode(answer.token_ids[:stop], skip_special_tokens=True)
             text.append(whole[len(shown) :], style=style)
             shown = whole
     return text
