@@ -34,22 +34,24 @@ AttentionMaskInterface.register("mhc", sdpa_mask)
 
 
 def tree_mask(
-    ancestors: torch.Tensor, depth: torch.Tensor, lengths: list[int], window: int | None = None
+    ancestors: torch.Tensor, depth: torch.Tensor, start: int | torch.Tensor, extent: int, window: int | None = None
 ) -> torch.Tensor:
-    """Who sees whom in one round: (B,1,N,longest+N) bool, True where attention is allowed.
+    """Who sees whom in one round: (B,1,N,extent) bool, True where attention is allowed.
 
-    ancestors (1 or B,N,N) bool (a node sees itself), depth (1 or B,N), lengths: committed positions
-    of each row. Node j of row b sits in slot lengths[b]+j and stands at position
-    lengths[b]+depth[j]; with `window` w a query sees the w latest positions, its own included.
+    ancestors (1|B,N,N) bool (a node sees itself), depth (1|B,N); start: committed positions, of all rows
+    or of each (B,). Node j of row b sits in slot start[b]+j and stands at position start[b]+depth[j];
+    with `window` w a query sees the w latest positions, its own included. Slots up to `extent` are read.
     """
-    rows, nodes, longest = len(lengths), ancestors.shape[1], max(lengths)
-    device = ancestors.device
-    if min(lengths) == longest and window is None:
-        before = ancestors.new_ones((1, 1, 1)).expand(rows, nodes, longest)
-        return torch.cat([before, ancestors.expand(rows, -1, -1)], dim=2)[:, None]
-    start = torch.tensor(lengths, device=device)[:, None]  # (B,1)
-    slot = torch.arange(longest + nodes, device=device)[None]  # (1,S)
-    node = (slot - start).clamp(0, nodes - 1)  # (B,S) the node in a slot, where there is one
+    nodes, device = ancestors.shape[1], ancestors.device
+    if isinstance(start, int):
+        if window is None and extent == start + nodes:
+            before = ancestors.new_ones((1, 1, 1)).expand(len(ancestors), nodes, start)
+            return torch.cat([before, ancestors], dim=2)[:, None]
+        start = torch.full((1,), start, device=device)
+    rows = max(len(start), len(ancestors))
+    start = start[:, None]  # (1|B,1)
+    slot = torch.arange(extent, device=device)[None]  # (1,S)
+    node = (slot - start).clamp(0, nodes - 1).expand(rows, -1)  # (B,S) the node in a slot, where there is one
     seen = ancestors.expand(rows, -1, -1).gather(2, node[:, None].expand(-1, nodes, -1))
     mask = torch.where((slot < start)[:, None], True, seen & (slot < start + nodes)[:, None])
     if window is not None:

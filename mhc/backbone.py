@@ -66,7 +66,7 @@ class Backbone(nn.Module):
     """A causal LM that is borrowed: frozen, in eval mode, never saved with the drafter.
 
     `width`, `vocabulary_size` and `layers` describe it; `name` and `fingerprint` let a checkpoint
-    say which backbone it belongs to. `decode_step` and `features` are the two ways to run it.
+    say which backbone it belongs to. `decode` and `features` are the two ways to run it.
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer=None, name: str = ""):
@@ -126,9 +126,9 @@ class Backbone(nn.Module):
         logits = self.model.get_output_embeddings()(hidden)
         return logits if self._softcap is None else self._softcap * torch.tanh(logits / self._softcap)
 
-    def cache(self, rows: int, capacity: int) -> TreeCache:
-        """Empty buffers for `rows` sequences of `capacity` positions."""
-        return TreeCache(self.model.config, rows, capacity, self.dtype, self.device)
+    def cache(self, rows: int, capacity: int, bucket: int | None = None) -> TreeCache:
+        """Empty buffers for `rows` sequences of `capacity` positions; `bucket` as in TreeCache."""
+        return TreeCache(self.model.config, rows, capacity, self.dtype, self.device, bucket)
 
     def decode(
         self,
@@ -136,11 +136,12 @@ class Backbone(nn.Module):
         positions: Tensor,
         cache: TreeCache,
         mask: dict[str, Tensor] | None,
-        last_only: bool,
+        at: Tensor | None = None,
     ) -> tuple[Tensor, Features]:
-        """One cached forward of ids (B,N) at positions (B,N) -> logits (B,N|1,V), Features.
+        """One cached forward of ids (B,N) at positions (B,N) -> logits (B,N,V), Features.
 
-        mask: one (B,1,N,S) bool per layer type, see `masks`; None means plain causal attention.
+        mask: one (1|B,1,N,S) bool per layer type, see `tree_mask`; None means plain causal attention.
+        at: unembed only node at[b] (B,) of each row -> logits (B,1,V).
         """
         mixture = self.model.base_model(
             input_ids=ids,
@@ -150,7 +151,8 @@ class Backbone(nn.Module):
             use_cache=True,
         )
         hidden = mixture.last_hidden_state
-        return self.unembed(hidden[:, -1:] if last_only else hidden), Features(hidden)
+        wanted = hidden if at is None else hidden[torch.arange(len(at), device=at.device), at][:, None]
+        return self.unembed(wanted), Features(hidden)
 
     def _attention_mask(self, mask: dict[str, Tensor] | None):
         """What the model takes: one 4-D mask, or one by layer type; additive floats for eager attention."""

@@ -5,8 +5,10 @@
 
 Slot s of a row holds position s of its committed text; a round writes its N tree nodes behind
 the committed part, and `commit` moves the accepted ones together with a single gather and a
-single scatter over all layers. Rows may have different lengths. Nothing is ever reallocated.
+single write over all layers. Rows may have different lengths. Nothing is ever reallocated.
 """
+
+import math
 
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
@@ -37,7 +39,7 @@ class TreeLayer(CacheLayerMixin):
         return self.cache.longest
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.cache.longest + query_length, 0
+        return self.cache.extent(query_length), 0
 
     def get_max_length(self) -> int:
         return self.keys.shape[2]
@@ -47,32 +49,55 @@ class TreeCache(Cache):
     """Buffers for `rows` sequences of at most `capacity` slots each.
 
     `lengths` (list of int, one a row) counts committed positions. `select` narrows the rows that
-    the next forward serves (prefill works row by row; a finished row leaves by `move`).
+    the next forward serves (prefill works on the newest rows; a finished row leaves by `move`).
+    bucket: attention then reads a multiple of `bucket` slots and lengths are read from the device, so that
+    one compiled program or CUDA graph serves many lengths; without, it reads just what is there.
     Memory: 2 * L * rows * H * capacity * E * bytes per element.
     """
 
-    def __init__(self, config, rows: int, capacity: int, dtype: torch.dtype, device: torch.device):
+    def __init__(
+        self, config, rows: int, capacity: int, dtype: torch.dtype, device: torch.device, bucket: int | None = None
+    ):
         text = config.get_text_config(decoder=True)
         heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
         width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-        self.buffer = torch.zeros(text.num_hidden_layers, 2, rows, heads, capacity, width, dtype=dtype, device=device)
+        if bucket is not None:
+            capacity = -(-capacity // bucket) * bucket
+        shape = (text.num_hidden_layers, 2, rows, heads, capacity, width)
+        try:
+            self.buffer = torch.zeros(shape, dtype=dtype, device=device)
+        except RuntimeError as error:  # of a CPU or a GPU without that much memory
+            size = math.prod(shape) * dtype.itemsize / 2**30
+            raise UserError(
+                f"a cache of {rows} rows of {capacity} positions takes {size:.1f} GiB, which is not there: "
+                "lower --batch_size or --max_new_tokens"
+            ) from error
         super().__init__(layers=[TreeLayer(self, layer[0], layer[1]) for layer in self.buffer])
         self.lengths = [0] * rows
-        self.capacity = capacity
+        self.capacity, self.bucket = capacity, bucket
+        self._starts = torch.zeros(rows, dtype=torch.long, device=device)
         self.select(0, rows)
 
     def select(self, first: int, last: int) -> None:
         """Serve rows first..last-1 in the following forwards."""
         self.first, self.last = first, last
         active = self.lengths[first:last]
-        self.longest, self.even = max(active), min(active) == max(active)
+        self.longest = max(active)
+        self.even = min(active) == self.longest and (self.bucket is None or not self.longest)
         if not self.even:
-            self.starts = torch.tensor(active, device=self.buffer.device)
+            self.starts = self._starts[first:last]  # (B,)
+            self.starts.copy_(torch.tensor(active))
 
-    def slots(self, count: int) -> torch.Tensor:
-        """Slot numbers of the next `count` entries of each active row: (B,count)."""
-        steps = torch.arange(count, device=self.buffer.device)
-        return self.starts[:, None] + steps
+    def extent(self, count: int) -> int:
+        """Slots that attention reads in a forward of `count` new entries a row."""
+        if self.even or self.bucket is None:
+            return self.longest + count
+        return -(-(self.longest + count) // self.bucket) * self.bucket
+
+    @property
+    def start(self) -> int | torch.Tensor:
+        """Committed positions: one number for all active rows, or one each (B,)."""
+        return self.longest if self.even else self.starts
 
     def write(self, buffer: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
         """Write (B,H,T,E) behind the committed part and return all that may be attended to."""
@@ -81,36 +106,37 @@ class TreeCache(Cache):
         if self.even:
             rows[:, :, self.longest : self.longest + count] = states
         else:
-            index = self.slots(count)[:, None, :, None].expand_as(states)
+            steps = torch.arange(count, device=buffer.device)
+            index = (self.starts[:, None] + steps)[:, None, :, None].expand_as(states)
             rows.scatter_(2, index, states)
-        return rows[:, :, : self.longest + count]
+        return rows[:, :, : self.extent(count)]
 
-    def commit(self, path: torch.Tensor, counts: list[int]) -> None:
-        """Keep the first counts[b] nodes of path[b] (B,P), written last round, as committed text.
+    def commit(self, path: torch.Tensor) -> None:
+        """Move the nodes of path (B,P), written last round, to where committed text goes on.
 
-        Padded entries of `path` must name some node of the round; what they copy lands behind
-        the new length, where the next round overwrites it.
+        How many of them count, `extend` says; what the others copy lands behind the new length, where
+        the next round overwrites it. Padded entries of `path` must name some node of the round.
         """
         depth = path.shape[1]
+        if depth == 1:
+            return  # the root is where it belongs
         rows = self.buffer[:, :, self.first : self.last]
+        shape = (*rows.shape[:4], depth, rows.shape[5])
         if self.even:
             start = self.longest
             if rows.shape[2] == 1:
-                if depth > 1:
-                    rows[..., start : start + depth, :] = rows.index_select(4, path[0] + start)
+                moved = rows.index_select(4, path[0] + start)
             else:
-                index = (path + start)[None, None, :, None, :, None]
-                shape = (*rows.shape[:4], depth, rows.shape[5])
-                rows[..., start : start + depth, :] = rows.gather(4, index.expand(shape))
+                moved = rows.gather(4, (path + start)[None, None, :, None, :, None].expand(shape))
+            rows[..., start : start + depth, :] = moved
         else:
-            shape = (*rows.shape[:4], depth, rows.shape[5])
             source = (path + self.starts[:, None])[None, None, :, None, :, None].expand(shape)
-            target = self.slots(depth)[None, None, :, None, :, None].expand(shape)
+            steps = torch.arange(depth, device=path.device)
+            target = (self.starts[:, None] + steps)[None, None, :, None, :, None].expand(shape)
             rows.scatter_(4, target, rows.gather(4, source))
-        self.extend(counts)
 
     def extend(self, counts: list[int]) -> None:
-        """Count the first counts[b] entries written last as committed, in place."""
+        """Count the first counts[b] entries behind row b's committed part as committed."""
         for row, count in enumerate(counts, self.first):
             self.lengths[row] += count
         self.select(self.first, self.last)
@@ -123,11 +149,3 @@ class TreeCache(Cache):
         """Copy row `source` over row `target` (a finished one), so that active rows stay together."""
         self.buffer[:, :, target] = self.buffer[:, :, source]
         self.lengths[target] = self.lengths[source]
-
-    def require(self, slots: int) -> None:
-        """Raise UserError where a row of `slots` entries would not fit."""
-        if slots > self.capacity:
-            raise UserError(
-                f"{slots} positions do not fit into a cache of {self.capacity}: "
-                "shorten the prompt or lower --max_new_tokens"
-            )

@@ -20,7 +20,7 @@ import mhc.drafters
 from mhc.backbone import Backbone
 from mhc.drafters import Drafter
 from mhc.errors import UserError
-from mhc.tree import FixedTree
+from mhc.tree import Shape, shape_of
 
 DESCRIPTION, WEIGHTS = "drafter.json", "drafter.safetensors"
 
@@ -74,19 +74,18 @@ def write_json(path: Path, value: Any) -> None:
     write_atomically(path, lambda at: at.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n"))
 
 
-def save_drafter(folder: Path, drafter: Drafter, tree: FixedTree, metrics: dict[str, float] | None = None) -> None:
+def save_drafter(folder: Path, drafter: Drafter, tree: Shape, metrics: dict[str, float] | None = None) -> None:
     """Write the heads to `folder`; `metrics` are kept beside them for the reader."""
     weights = {name: tensor.detach().float().cpu().contiguous() for name, tensor in drafter.state_dict().items()}
     write_atomically(folder / WEIGHTS, lambda at: save_file(weights, at))
     digest = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
-    shape = {"choices": [list(choice) for choice in tree.choices], "confidence": tree.confidence}
-    extra = {"tree": shape, "sha256": digest, "metrics": metrics or {}}
+    extra = {"tree": tree.describe(), "sha256": digest, "metrics": metrics or {}}
     write_json(folder / DESCRIPTION, describe(drafter) | extra)
 
 
 def load_drafter(
     path: str | Path, backbone: str | Backbone | None = None, device: str = "cpu"
-) -> tuple[Drafter, FixedTree]:
+) -> tuple[Drafter, Shape]:
     """The heads in folder `path`, on the backbone they name or on the one given, and their tree.
 
     Raises UserError for a folder without heads, damaged files, or a backbone that does not match.
@@ -96,7 +95,7 @@ def load_drafter(
         description = json.loads((folder / DESCRIPTION).read_text())
         known = {key: description[key] for key in ("drafter", "arguments", "backbone", "fingerprint", "tree", "sha256")}
         family = getattr(mhc.drafters, known["drafter"])
-        tree = FixedTree(**known["tree"])
+        tree = shape_of(known["tree"])
     except FileNotFoundError as error:
         raise UserError(
             f"no heads in '{folder}' ({DESCRIPTION} is missing): give the folder that `run.py fit` wrote to"

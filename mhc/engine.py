@@ -10,18 +10,22 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from mhc.attention import tree_mask
 from mhc.backbone import Backbone, Features
+from mhc.cache import TreeCache
 from mhc.chat import end_token_ids, prompt_ids
 from mhc.checkpoint import load_drafter
 from mhc.drafters import Drafter
 from mhc.errors import UserError
-from mhc.tree import FixedTree
-from mhc.verify import accept, greedy
+from mhc.sampling import GREEDY, Draw, Sampler, Sampling
+from mhc.tree import FixedTree, Shape, shape_of
+from mhc.verify import accept
+
+PREFILL_TOKENS = 8192  # prompts are read several at once, up to so many tokens, padding included
 
 
 class Piece(NamedTuple):
@@ -54,18 +58,17 @@ class Generation:
 
 
 class Engine:
-    """A backbone, optionally with a drafter and the shape of the trees that it grows."""
+    """A backbone, optionally with a drafter and the shape of the trees that it grows (default: a chain)."""
 
-    def __init__(self, backbone: Backbone, drafter: Drafter | None = None, tree: FixedTree | None = None):
+    def __init__(self, backbone: Backbone, drafter: Drafter | None = None, tree: Shape | None = None):
         self.backbone, self.drafter = backbone, drafter
         if drafter is not None:
-            tree = tree or FixedTree.chain(drafter.heads)
-            if tree.levels_deep > drafter.heads:
+            self.tree = tree or FixedTree.chain(drafter.heads)
+            if self.tree.levels_deep > drafter.heads:
                 raise UserError(
-                    f"the tree is {tree.levels_deep} deep but the drafter has {drafter.heads} heads: cut the tree"
+                    f"the tree is {self.tree.levels_deep} deep but the drafter has {drafter.heads} heads: cut the tree"
                 )
             drafter.eval().to(backbone.device)
-            self.tree = tree.to(backbone.device)
         configured = backbone.model.generation_config
         if backbone.tokenizer is not None:
             self.end_ids = set(end_token_ids(backbone.tokenizer, configured))
@@ -73,55 +76,57 @@ class Engine:
             self.end_ids = {configured.eos_token_id}
 
     @classmethod
-    def from_checkpoint(cls, path: str, backbone: str | None = None, device: str = "cpu") -> "Engine":
-        """The engine of a checkpoint folder; `backbone` overrides where the model is loaded from."""
-        drafter, tree = load_drafter(path, backbone, device)
-        return cls(drafter.backbone, drafter, tree)
+    def from_checkpoint(cls, path: str, backbone: str | None = None, device: str = "cpu", tree: Any = None) -> "Engine":
+        """The engine of a checkpoint folder; `backbone` overrides where the model is loaded from, `tree` (see
+        `shape_of`) the tree: without, it is the tuned one where there is one, else the checkpoint's."""
+        drafter, kept = load_drafter(path, backbone, device)
+        return cls(drafter.backbone, drafter, kept if tree is None else shape_of(tree))
 
-    # ---- the two loops
+    # ---- the two loops; what they compute stays on the device, their one host synchronisation is `tolist`
 
     def _speculate(self, rows: "Rows") -> tuple[list[list[int]], list[int]]:
         """One round: grow a tree, verify it in one forward, keep what the backbone agrees with."""
         backbone, drafter, cache = self.backbone, self.drafter, rows.cache
-        tree = self.tree.grow(drafter, drafter.begin(rows.memory, rows.active), rows.root)
-        logits, features = backbone.decode(
-            tree.tokens,
-            rows.positions(tree.depth),
-            cache,
-            rows.masks(tree.ancestors, tree.depth),
-            last_only=False,
-        )
-        kept = accept(tree, greedy(logits))
-        *emitted, counts = torch.cat([kept.emitted.T, kept.counts[None]]).tolist()  # the one host sync
-        cache.commit(kept.path, counts)
-        every = torch.arange(len(counts), device=backbone.device)[:, None]
+        draw = rows.draw(self.tree.levels_deep)
+        tree = self.tree.grow(drafter, drafter.begin(rows.memory, rows.active), rows.root, draw)
+        logits, features = backbone.decode(tree.tokens, *rows.places(tree.ancestors, tree.depth))
+        choices = draw.scores(logits, tree.depth).argmax(dim=-1)
+        kept = accept(tree, choices, draw.typical(logits, tree.tokens, tree.parents))
+        cache.commit(kept.path)
+        every = torch.arange(len(choices), device=choices.device)[:, None]
         drafter.read(rows.memory, rows.active, Features(features.hidden[every, kept.path]), kept.counts)
-        rows.root = kept.emitted[every[:, 0], kept.counts - 1]
+        rows.root = kept.emitted.gather(1, kept.counts[:, None] - 1)[:, 0]
+        *emitted, counts = torch.cat([kept.emitted.T, kept.counts[None]]).tolist()
+        cache.extend(counts)
         return [[level[row] for level in emitted[:count]] for row, count in enumerate(counts)], counts
 
     def _plain(self, rows: "Rows") -> tuple[list[list[int]], list[int]]:
         """One plain step: one token a row."""
         tokens = rows.root[:, None]
-        mask = None if rows.simple else rows.masks(*rows.alone)
-        logits, _ = self.backbone.decode(tokens, rows.positions(rows.alone[1]), rows.cache, mask, last_only=True)
-        rows.root = greedy(logits)[:, 0]
+        logits, _ = self.backbone.decode(tokens, *rows.places(*rows.alone))
+        rows.root = rows.draw(0).scores(logits, 0).argmax(dim=-1)[:, 0]
         counts = [1] * len(tokens)
         rows.cache.extend(counts)
         return [[token] for token in rows.root.tolist()], counts
 
-    def _prefill(self, rows: "Rows", row: int, prompt: list[int], speculate: bool) -> int:
-        """Read a prompt into `row` and return the first token of its answer."""
-        cache = rows.cache
-        cache.clear(row)
-        cache.select(row, row + 1)
-        ids = torch.tensor([prompt], device=self.backbone.device)
-        positions = torch.arange(len(prompt), device=ids.device)[None]
-        logits, features = self.backbone.decode(ids, positions, cache, None, last_only=True)
-        cache.extend([len(prompt)])
-        if speculate:
-            counts = torch.tensor([len(prompt)], device=ids.device)
-            self.drafter.read(rows.memory, slice(row, row + 1), features, counts)
-        return int(greedy(logits)[0, 0])
+    def _prefill(self, rows: "Rows", numbers: list[int]) -> list[int]:
+        """Read these prompts into the rows behind the ones being served; the first token of each answer."""
+        first, cache, device = len(rows.serving), rows.cache, self.backbone.device
+        prompts = [rows.prompts[number] for number in numbers]
+        lengths = [len(prompt) for prompt in prompts]
+        for row in range(len(prompts)):
+            cache.clear(first + row)
+        cache.select(first, first + len(prompts))
+        # Padding stands behind a prompt, where causal attention does not see it and new text overwrites it.
+        ids = torch.tensor([prompt + prompt[-1:] * (max(lengths) - len(prompt)) for prompt in prompts], device=device)
+        positions = torch.arange(max(lengths), device=device).expand(len(prompts), -1)
+        counts = torch.tensor(lengths, device=device)
+        logits, features = self.backbone.decode(ids, positions, cache, None, at=counts - 1)
+        if rows.memory is not None:
+            self.drafter.read(rows.memory, slice(first, first + len(prompts)), features, counts)
+        cache.extend(lengths)
+        sampler = Sampler([rows.sampling[number] for number in numbers], self.backbone.vocabulary_size, device)
+        return sampler.round(counts[:, None] - 1, 0).scores(logits, 0).argmax(dim=-1)[:, 0].tolist()
 
     @torch.inference_mode()
     def stream(
@@ -130,38 +135,42 @@ class Engine:
         max_new_tokens: int = 256,
         batch_size: int = 1,
         plain: bool = False,
+        sampling: Sampling | Sequence[Sampling] = GREEDY,
     ) -> Iterator[Piece]:
         """Answer prompts of token ids, up to `batch_size` at once, and yield pieces as they come.
 
         Finished rows leave, waiting prompts take their place; each row's tokens are those it would
-        get alone. Raises UserError where a prompt leaves no room in the backbone's context.
+        get alone. sampling: one for all prompts, or one each. Raises UserError where a prompt leaves no
+        room in the backbone's context.
         """
         if not prompts:
             return
-        speculate = self.drafter is not None and not plain
+        speculate = self.drafter is not None and not plain and self.tree.nodes > 1
         room = [self._room(number, prompt, max_new_tokens) for number, prompt in enumerate(prompts)]
-        rows = Rows(self, prompts, room, min(batch_size, len(prompts)), speculate)
+        each = [sampling] * len(prompts) if isinstance(sampling, Sampling) else list(sampling)
+        rows = Rows(self, prompts, room, each, min(batch_size, len(prompts)), speculate)
         step = self._speculate if speculate else self._plain
         waiting = deque(range(len(prompts)))
         while waiting or rows.serving:
             while waiting and len(rows.serving) < rows.size:
-                number = waiting.popleft()
-                token = self._prefill(rows, len(rows.serving), prompts[number], speculate)
-                tokens, reason = self._cut([token], room[number])
-                yield Piece(number, tokens, reason)
-                if reason is None:
-                    rows.join(number, token, room[number] - 1)
-            if not rows.serving:
-                continue
-            rows.cache.select(0, len(rows.serving))
-            emitted, _ = step(rows)
-            for row in reversed(range(len(emitted))):
-                number = rows.serving[row]
-                tokens, reason = self._cut(emitted[row], rows.left[row])
-                rows.left[row] -= len(tokens)
-                yield Piece(number, tokens, reason)
-                if reason is not None:
-                    rows.leave(row)
+                numbers = rows.next_of(waiting)
+                tokens = self._prefill(rows, numbers)
+                for number, token in zip(numbers, tokens):
+                    rows.join(number, token)
+                yield from self._emit(rows, [[token] for token in tokens], len(rows.serving) - len(numbers))
+            if rows.serving:
+                rows.cache.select(0, len(rows.serving))
+                yield from self._emit(rows, step(rows)[0])
+
+    def _emit(self, rows: "Rows", emitted: list[list[int]], first: int = 0) -> Iterator[Piece]:
+        """The pieces of rows first, first+1, ...; the last comes first, since finished rows leave."""
+        for row in reversed(range(first, first + len(emitted))):
+            number = rows.serving[row]
+            tokens, reason = self._cut(emitted[row - first], rows.left[row])
+            rows.left[row] -= len(tokens)
+            yield Piece(number, tokens, reason)
+            if reason is not None:
+                rows.leave(row)
 
     def _room(self, number: int, prompt: list[int], max_new_tokens: int) -> int:
         room = self.backbone.context - len(prompt)
@@ -191,12 +200,13 @@ class Engine:
         max_new_tokens: int = 256,
         batch_size: int = 1,
         plain: bool = False,
+        sampling: Sampling | Sequence[Sampling] = GREEDY,
     ) -> Iterator[tuple[int, Generation]]:
         """Answers in the order in which they finish: (number of the prompt, Generation)."""
         started: dict[int, float] = {}
         answers: dict[int, Generation] = {}
         last = time.perf_counter()
-        for number, tokens, reason in self.stream(prompts, max_new_tokens, batch_size, plain):
+        for number, tokens, reason in self.stream(prompts, max_new_tokens, batch_size, plain, sampling):
             started.setdefault(number, last)
             answer = answers.setdefault(number, Generation())
             answer.token_ids += tokens
@@ -209,27 +219,40 @@ class Engine:
                 yield number, answers.pop(number)
 
     def generate(
-        self, prompt: str | list[dict] | list[int], max_new_tokens: int = 256, plain: bool = False
+        self,
+        prompt: str | list[dict] | list[int],
+        max_new_tokens: int = 256,
+        plain: bool = False,
+        sampling: Sampling = GREEDY,
     ) -> Generation:
         """Answer one prompt: text (one user turn), chat messages or token ids."""
         if isinstance(prompt, str):
             prompt = [{"role": "user", "content": prompt}]
         ids = prompt_ids(self.backbone.tokenizer, prompt) if isinstance(prompt[0], dict) else prompt
-        return next(answer for _, answer in self.generate_ids([ids], max_new_tokens, plain=plain))
+        return next(answer for _, answer in self.generate_ids([ids], max_new_tokens, 1, plain, sampling))
 
 
 class Rows:
-    """The sequences being decoded together: their cache, the drafter's memory and their roots."""
+    """The sequences being decoded together: their cache, the drafter's memory, their roots and their dice."""
 
-    def __init__(self, engine: Engine, prompts: Sequence[list[int]], room: list[int], size: int, speculate: bool):
-        self.engine, self.size = engine, size
+    def __init__(
+        self,
+        engine: Engine,
+        prompts: Sequence[list[int]],
+        room: list[int],
+        sampling: list[Sampling],
+        size: int,
+        speculate: bool,
+    ):
+        self.engine, self.prompts, self.room, self.sampling, self.size = engine, prompts, room, sampling, size
         nodes = engine.tree.nodes if speculate else 1
-        capacity = max((len(prompt) + more for prompt, more in zip(prompts, room)), default=0) + nodes
+        capacity = max(len(prompt) + more for prompt, more in zip(prompts, room)) + nodes
         self.cache = engine.backbone.cache(size, capacity)
         self.memory = engine.drafter.allocate(size, capacity) if speculate else None
         self.root = torch.empty(0, dtype=torch.long, device=engine.backbone.device)  # (B,) decided, not yet read
         self.serving: list[int] = []  # prompt number of each row
         self.left: list[int] = []  # tokens each may still emit
+        self.sampler: Sampler | None = None  # of the rows being served
         one = torch.ones(1, 1, 1, dtype=torch.bool, device=self.root.device)
         self.alone = one, torch.zeros(1, 1, dtype=torch.long, device=self.root.device)  # a tree of the root
 
@@ -237,33 +260,53 @@ class Rows:
     def active(self) -> slice:
         return slice(0, len(self.serving))
 
-    @property
-    def simple(self) -> bool:
-        """Whether plain causal attention without a mask is right for one token a row."""
-        window = self.engine.backbone.window
-        return self.cache.even and (window is None or self.cache.longest < window)
+    def next_of(self, waiting: deque[int]) -> list[int]:
+        """As many waiting prompts as there are free rows, as far as one forward should read."""
+        numbers, longest = [], 0
+        while waiting and len(self.serving) + len(numbers) < self.size:
+            longest = max(longest, len(self.prompts[waiting[0]]))
+            if numbers and longest * (len(numbers) + 1) > PREFILL_TOKENS:
+                break
+            numbers.append(waiting.popleft())
+        return numbers
 
-    def positions(self, depth: torch.Tensor) -> torch.Tensor:
-        """Positions of nodes of this depth (1|B,N) -> (B,N), kept inside the context: nodes beyond it
-        are never emitted, but models with learned positions could not even look them up."""
-        cache, limit = self.cache, self.engine.backbone.context - 1
-        if cache.even:
-            return (depth + cache.longest).clamp(max=limit).expand(len(self.serving), -1)
-        return (depth + cache.starts[:, None]).clamp(max=limit)
+    def draw(self, depth: int) -> Draw:
+        """The dice of this round, for a tree `depth` deep."""
+        if self.sampler is None:
+            settings = [self.sampling[number] for number in self.serving]
+            self.sampler = Sampler(settings, self.engine.backbone.vocabulary_size, self.root.device)
+        start = self.cache.start
+        return self.sampler.round(start if isinstance(start, int) else start[:, None], depth)
 
-    def masks(self, ancestors: torch.Tensor, depth: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The tree mask of each layer type of the backbone."""
-        backbone, lengths = self.engine.backbone, self.cache.lengths[self.active]
-        return {
-            kind: tree_mask(ancestors, depth, lengths, backbone.window if kind == "sliding_attention" else None)
+    def places(
+        self, ancestors: torch.Tensor, depth: torch.Tensor
+    ) -> tuple[torch.Tensor, TreeCache, dict[str, torch.Tensor] | None]:
+        """Positions (B,N), cache and mask for a forward over nodes of these depths (1|B,N).
+
+        Positions are kept inside the context: nodes beyond it are never emitted, but models with
+        learned positions could not even look them up.
+        """
+        cache, backbone = self.cache, self.engine.backbone
+        start = cache.start
+        rows, nodes = len(self.serving), ancestors.shape[1]
+        places = depth + (start if cache.even else start[:, None])
+        positions = places.clamp(max=backbone.context - 1).expand(rows, -1)
+        if nodes == 1 and cache.even and (backbone.window is None or cache.longest < backbone.window):
+            return positions, cache, None  # plain causal attention sees the same
+        mask = {
+            kind: tree_mask(
+                ancestors, depth, start, cache.extent(nodes), backbone.window if kind == "sliding_attention" else None
+            )
             for kind in backbone.layer_types
         }
+        return positions, cache, mask
 
-    def join(self, number: int, token: int, left: int) -> None:
+    def join(self, number: int, token: int) -> None:
         """A prefilled prompt becomes the last row."""
         self.serving.append(number)
-        self.left.append(left)
+        self.left.append(self.room[number])
         self.root = torch.cat([self.root, self.root.new_tensor([token])])
+        self.sampler = None
 
     def leave(self, row: int) -> None:
         """A finished row's place is taken by the last one."""
@@ -277,3 +320,4 @@ class Rows:
         self.serving.pop()
         self.left.pop()
         self.root = self.root[:last]
+        self.sampler = None

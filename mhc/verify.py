@@ -5,6 +5,7 @@
 The backbone's choice at node i is the token that follows the path ending in i. A node is accepted
 when it, and every ancestor of it, equals the choice at its parent. Children of one parent carry
 different tokens, so the accepted nodes form one path; the choice at its end is the bonus token.
+Whether the backbone chooses greedily or draws is decided in mhc.sampling.
 """
 
 from dataclasses import dataclass
@@ -24,19 +25,23 @@ class Accepted:
     emitted: torch.Tensor
 
 
-def greedy(logits: torch.Tensor) -> torch.Tensor:
-    """The backbone's choice at every node: (B,N,V) -> (B,N)."""
-    return logits.argmax(dim=-1)
+def accept(tree: Tree, choices: torch.Tensor, also: torch.Tensor | None = None) -> Accepted:
+    """Find the longest path on which every guess equals the backbone's choice (B,N) at its parent.
 
-
-def accept(tree: Tree, choices: torch.Tensor) -> Accepted:
-    """Find the longest path on which every guess equals the backbone's choice (B,N) before it."""
+    also: nodes (B,N) to accept besides (typical acceptance); what is emitted then is the guesses on the path.
+    """
     rows = len(choices)
-    wrong = tree.tokens != choices.gather(1, tree.parents.expand(rows, -1))
-    wrong[:, 0] = False  # the root was decided last round
-    right = ~(tree.ancestors & wrong[:, None, :]).any(dim=2)  # (B,N) and all ancestors right
+    right = tree.tokens == choices.gather(1, tree.parents.expand(rows, -1))
+    if also is not None:
+        right |= also
+    right[:, 0] = True  # the root was decided last round
+    right = ~(tree.ancestors & ~right[:, None, :]).any(dim=2)  # (B,N) and all ancestors right
     best = (tree.depth * right).argmax(dim=1)  # (B,)
     index = best[:, None, None].expand(-1, 1, tree.paths.shape[2])
     path = tree.paths.expand(rows, -1, -1).gather(1, index)[:, 0]  # (B,P)
     counts = tree.depth.expand(rows, -1).gather(1, best[:, None])[:, 0] + 1
-    return Accepted(path, counts, choices.gather(1, path))
+    emitted = choices.gather(1, path)
+    if also is not None:
+        inner = torch.arange(path.shape[1] - 1, device=path.device) < counts[:, None] - 1
+        emitted[:, :-1] = torch.where(inner, tree.tokens.gather(1, path[:, 1:]), emitted[:, :-1])
+    return Accepted(path, counts, emitted)

@@ -95,7 +95,7 @@ class Scripted(Drafter):
     def read(self, memory, rows, accepted, counts):
         for row, count in zip(range(rows.start, rows.stop), counts.tolist()):
             prompt, done = memory[row]
-            prefill = count in self.texts and accepted.hidden.shape[1] == count and len(counts) == 1
+            prefill = count in self.texts and accepted.hidden.shape[1] > self.heads + 1  # longer than any path
             memory[row] = (count, count) if prefill else (prompt, done + count)
 
     def move(self, memory, source, target):
@@ -110,5 +110,7 @@ class Scripted(Drafter):
         for row, (prompt, done) in enumerate(rows):
             text, at = self.texts[prompt], done + 1 + head  # the root stands at position `done`
             token = text[at] if at < len(text) else 0
-            logits[row, :, (token + (head >= self.right)) % self.backbone.vocabulary_size] = 1.0
+            logits[row, :, (token + (head >= self.right)) % self.backbone.vocabulary_size] = (
+                99.0  # louder than any noise
+            )
         return logits, (head + 1, rows)

@@ -6,12 +6,14 @@ import torch
 from mhc.drafters import Cascade, Medusa
 from mhc.engine import Engine
 from mhc.errors import UserError
-from mhc.tree import FixedTree
+from mhc.tree import DynamicTree, FixedTree
 from tests.conftest import ARCHITECTURES, VOCABULARY, Scripted
 
 TREES = {
     "chain": FixedTree.chain(4),
     "tree": FixedTree([[0], [1], [2], [0, 0], [0, 1], [1, 0], [0, 0, 0], [0, 1, 0], [0, 0, 0, 0]]),
+    "dynamic": DynamicTree(width=3, depth=4, budget=14),
+    "dynamic_cut": DynamicTree(width=2, depth=4, budget=9, confidence=0.2, costs=[[1, 1.0], [8, 1.2]], price=2.0),
     "cut": FixedTree([[0], [1], [0, 0], [1, 0], [0, 0, 0], [0, 0, 0, 0]], confidence=0.3),
 }
 PROMPTS = [[5, 9, 3, 8, 4, 4], [7] * 11, [1, 2, 3, 4, 5, 6, 7], [60, 0, 59, 1, 58, 2, 57, 3]]  # all of other lengths
@@ -133,7 +135,7 @@ def test_cache_after_commit_is_a_plain_prefill(backbones, monkeypatch, name):
     length = cache.lengths[0]
     ids = torch.tensor([(PROMPTS[1] + answer.token_ids)[:length]])
     with torch.inference_mode():
-        backbone.decode(ids, torch.arange(length)[None], whole, None, last_only=True)
+        backbone.decode(ids, torch.arange(length)[None], whole, None)
     torch.testing.assert_close(cache.buffer[..., :length, :], whole.buffer[..., :length, :], atol=1e-5, rtol=1e-5)
 
 

@@ -72,7 +72,7 @@ class Drafter(nn.Module, ABC):
 
     @abstractmethod
     def step(self, state: Any, tokens: Tensor, parents: Tensor) -> tuple[Tensor, Any]:
-        """One level deeper: tokens (B,R) grow below rows `parents` (R,) of the previous step's state.
+        """One level deeper: tokens (B,R) grow below rows `parents` (1|B,R) of the previous step's state.
         Returns logits (B,R,V) for their children, and the state with R rows."""
 
 
@@ -98,6 +98,13 @@ class HiddenStateDrafter(Drafter):
 
     def move(self, memory: Tensor, source: int, target: int) -> None:
         memory[target] = memory[source]
+
+
+def inherit(state: Tensor, parents: Tensor) -> Tensor:
+    """Rows `parents` (1|B,R) of a state (B,R',D) -> (B,R,D)."""
+    if len(parents) == 1:
+        return state.index_select(1, parents[0])
+    return state.gather(1, parents[..., None].expand(-1, -1, state.shape[2]))
 
 
 class ResBlock(nn.Module):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import rms_norm
 
 from mhc.backbone import Backbone, Features
-from mhc.drafters.base import HiddenStateDrafter, ResBlock, shifted
+from mhc.drafters.base import HiddenStateDrafter, ResBlock, inherit, shifted
 
 
 class CausalHead(nn.Module):
@@ -82,5 +82,5 @@ class Cascade(HiddenStateDrafter):
 
     def step(self, state, tokens: Tensor, parents: Tensor):
         head, g = state
-        g = self.cells[head](g[:, parents], self.token_features(tokens))  # (B,R,D)
+        g = self.cells[head](inherit(g, parents), self.token_features(tokens))  # (B,R,D)
         return self.unembed(head, g), (head + 1, g)

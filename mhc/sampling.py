@@ -1,0 +1,154 @@
+"""Seeded sampling that no drafter can change: the token drawn is the argmax of noisy logits.
+
+    B rows   N nodes or positions   V vocabulary
+
+Gumbel's trick: argmax(logits + T * g) is a draw from softmax(logits / T) when g is Gumbel noise. Here g
+is a pure function of (seed, absolute position, token). So plain decoding, the nodes of a tree and the
+drafter's proposals all see the same noise: what is drawn at a position hangs on the text before it
+and on the seed alone. T = 0 is greedy decoding by the same code. Adding T * g to the logits, rather than
+g to logits / T, keeps scores in units of the logits: their softmax says at every temperature how sure
+a drafter is that its guess is the backbone's.
+
+*Absolute position* is where the drawn token will stand: the first new token after a prompt of n is at n.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mhc.errors import UserError
+
+# The finaliser and increment of SplitMix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators, 2014)
+_FIRST, _SECOND, _GOLDEN = 0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64, 0x9E3779B97F4A7C15 - 2**64
+_POSITION = 0xD1B54A32D192ED03 - 2**64  # another odd constant, so that positions and tokens walk apart
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a row's tokens are drawn.
+
+    temperature: 0 is greedy. top_k: draw among the k likeliest (0: all). top_p: among the likeliest that
+    together have this probability (1: all). seed: the same seed gives the same text, with or without a drafter.
+    posterior_threshold and posterior_alpha above 0: *typical acceptance* (Medusa, arXiv 2401.10774), which is
+    LOSSY: a guess x is kept where p(x) > min(threshold, alpha * exp(-entropy)), so the text is no longer the
+    one that the seed gives by plain decoding.
+    """
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int = 0
+    posterior_threshold: float = 0.0
+    posterior_alpha: float = 0.3
+
+    def __post_init__(self):
+        limits = {
+            "temperature": (self.temperature >= 0 and self.temperature < float("inf"), "0 (greedy) or above"),
+            "top_p": (0 < self.top_p <= 1, "above 0 and at most 1"),
+            "top_k": (self.top_k >= 0, "0 (all tokens) or above"),
+            "seed": (0 <= self.seed < 2**63, "0 or above"),
+            "posterior_threshold": (0 <= self.posterior_threshold < 1, "at least 0 (exact) and below 1"),
+            "posterior_alpha": (self.posterior_alpha > 0, "above 0"),
+        }
+        for name, (right, range_) in limits.items():
+            if not right:
+                raise UserError(f"{name} is {getattr(self, name)}: it must be {range_}")
+        if self.posterior_threshold and not self.temperature:
+            raise UserError("posterior_threshold needs a temperature above 0: at 0 there is one right token")
+
+
+GREEDY = Sampling()
+
+
+def gumbel(seeds: Tensor, positions: Tensor, vocabulary: int) -> Tensor:
+    """Noise (B,N,V) fp32 for the tokens that will stand at `positions` (B,N) of rows with `seeds` (B,).
+
+    32 random bits a token, kept in full near zero, where large noise comes from: the largest value is 22.9.
+    """
+    key = _mix(_mix(seeds[:, None] * _GOLDEN + _GOLDEN) + positions * _POSITION)  # (B,N)
+    counter = torch.arange(1, vocabulary + 1, device=seeds.device) * _GOLDEN
+    uniform = ((_mix(key[..., None] + counter) & 0xFFFFFFFF) + 0.5) * 2.0**-32  # fp32, (0, 1]
+    return uniform.clamp_(max=1 - 2.0**-24).neg_().log1p_().neg_().log_().neg_()
+
+
+def _mix(state: Tensor) -> Tensor:
+    """64 well-mixed bits of each 64-bit number; int64 arithmetic wraps, shifts are made logical by masks."""
+    state = (state ^ ((state >> 30) & 0x3FFFFFFFF)) * _FIRST
+    state = (state ^ ((state >> 27) & 0x1FFFFFFFFF)) * _SECOND
+    return state ^ ((state >> 31) & 0x1FFFFFFFF)
+
+
+class Sampler:
+    """Turns a batch's logits into scores whose argmax is the token drawn. Every row has settings of its own."""
+
+    def __init__(self, rows: Sequence[Sampling], vocabulary: int, device: torch.device):
+        def column(values, dtype=torch.float) -> Tensor:
+            return torch.tensor(list(values), dtype=dtype, device=device)[:, None, None]  # (B,1,1)
+
+        self.greedy = all(row.temperature == 0 for row in rows)
+        self.lossy = any(row.posterior_threshold for row in rows)
+        self.vocabulary = vocabulary
+        if self.greedy:
+            return
+        self.seeds = column((row.seed for row in rows), torch.long)[:, 0, 0]
+        self.temperature = column(row.temperature for row in rows)
+        self.divisor = self.temperature.clamp(min=1e-5)  # a greedy row: whatever is kept, its argmax is
+        self.keep = min(vocabulary, max(row.top_k or vocabulary for row in rows))
+        self.top_k = column(((row.top_k or vocabulary) for row in rows), torch.long).clamp(max=self.keep)
+        self.top_p = column(row.top_p for row in rows)
+        self.restricted = self.keep < vocabulary or any(row.top_p < 1 or row.top_k for row in rows)
+        self.threshold = column(row.posterior_threshold for row in rows)
+        self.alpha = column(row.posterior_alpha for row in rows)
+
+    def round(self, start: int | Tensor, depth: int) -> "Draw":
+        """How tokens are drawn in one round whose roots stand at positions `start` (or (B,1)), trees `depth` deep."""
+        return Draw(self, start, depth)
+
+    def restrict(self, logits: Tensor) -> Tensor:
+        """(B,N,V) with tokens outside top-k and top-p at -inf; ties at the border stay."""
+        ranked = logits.topk(self.keep, dim=-1).values  # (B,N,keep), likeliest first
+        allowed = torch.arange(self.keep, device=logits.device) < self.top_k
+        share = (ranked / self.divisor).masked_fill(~allowed, float("-inf")).softmax(dim=-1)
+        inside = allowed & (share.cumsum(dim=-1) - share < self.top_p)  # the likeliest always is
+        lowest = ranked.gather(-1, inside.sum(dim=-1, keepdim=True) - 1)
+        return logits.masked_fill(logits < lowest, float("-inf"))
+
+
+class Draw:
+    """The noise of one round, shared by the drafter's proposals and by the backbone's choices."""
+
+    def __init__(self, sampler: Sampler, start: int | Tensor, depth: int):
+        self.sampler = sampler
+        if not sampler.greedy:
+            ahead = torch.arange(1, depth + 2, device=sampler.seeds.device)  # a child of the root stands one further
+            positions = (start + ahead).expand(len(sampler.seeds), -1)
+            self.noise = gumbel(sampler.seeds, positions, sampler.vocabulary) * sampler.temperature  # (B,depth+1,V)
+
+    def scores(self, logits: Tensor, depth: int | Tensor) -> Tensor:
+        """logits (B,N,V) at nodes of one depth, or of depths (1|B,N) -> scores (B,N,V): their argmax is drawn."""
+        sampler = self.sampler
+        if sampler.greedy:
+            return logits
+        if isinstance(depth, int):
+            noise = self.noise[:, depth : depth + 1]
+        elif len(depth) == 1:
+            noise = self.noise[:, depth[0]]
+        else:
+            noise = self.noise.gather(1, depth[..., None].expand(-1, -1, sampler.vocabulary))
+        logits = logits.float()
+        return (sampler.restrict(logits) if sampler.restricted else logits) + noise
+
+    def typical(self, logits: Tensor, tokens: Tensor, parents: Tensor) -> Tensor | None:
+        """Which nodes (B,N) typical acceptance keeps, by the backbone's logits (B,N,V) at their parents; None where
+        no row asked for it."""
+        sampler = self.sampler
+        if not sampler.lossy:
+            return None
+        share = (logits.float() / sampler.divisor).log_softmax(dim=-1)
+        entropy = -(share.exp() * share).sum(dim=-1, keepdim=True)
+        least = torch.minimum(sampler.threshold, sampler.alpha * (-entropy).exp())  # (B,N,1)
+        parents = parents.expand(len(tokens), -1)[..., None]
+        given = share.gather(1, parents.expand(-1, -1, share.shape[-1])).gather(2, tokens[..., None])
+        return ((given.exp() > least.gather(1, parents)) & (sampler.threshold > 0))[..., 0]
