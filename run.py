@@ -7,6 +7,7 @@
 
   python run.py quickstart              the whole road on the embedded model, in minutes
   python run.py generate                answer a prompt with trained heads
+  python run.py tune                    find the tree with which trained heads are fastest on this machine
   python run.py distill                 let the backbone answer prompts: the data heads learn best from
   python run.py inspect                 show what a data file becomes: tokens, and which are learned from
 
@@ -19,7 +20,7 @@ import os
 import sys
 
 LIGHTNING = ("fit", "validate", "test")
-COMMANDS = ("distill", "generate", "inspect", "quickstart")
+COMMANDS = ("distill", "generate", "inspect", "quickstart", "tune")
 
 
 def main(arguments: list[str]) -> int:

@@ -4,8 +4,6 @@
 the median, low and high the extremes unless the benchmark says otherwise.
 """
 
-import os
-import platform
 import subprocess
 import sys
 import time
@@ -18,9 +16,8 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # so that a benchmark also runs where the package is not installed
 
 import torch
-import transformers
 
-import mhc
+from mhc.benchmark import machine, versions
 from mhc.checkpoint import write_json
 
 
@@ -57,33 +54,3 @@ def write(name: str, results: list[dict[str, Any]], **extra: Any) -> None:
     for row in results:
         print(f"{row['case']:<34} {row['metric']:<26} {row['value']:>9} ({row['low']} - {row['high']})")
     print(f"-> {path}")
-
-
-def machine() -> dict[str, Any]:
-    """Processor, cores and GPU."""
-    names = [line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {
-        "processor": names[0] if names else platform.processor(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "capability": torch.backends.cpu.get_cpu_capability(),
-        "gpu": gpu,
-    }
-
-
-def versions() -> dict[str, str]:
-    """What was measured."""
-    return {
-        "mhc": mhc.__version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }
-
-
-def _lines(path: str) -> list[str]:
-    try:
-        return Path(path).read_text().splitlines()
-    except OSError:
-        return []

@@ -11,10 +11,9 @@ from rich.table import Table
 
 from callbacks.drafter_checkpoint import DrafterCheckpoint
 from mhc.benchmark import compare
-from mhc.checkpoint import write_json
+from mhc.checkpoint import tuned_tree, write_json
 from mhc.engine import Engine
 from mhc.errors import UserError
-from mhc.tree import FixedTree
 
 RESULT = "decode_benchmark.json"
 
@@ -23,7 +22,7 @@ class DecodeBenchmark(Callback):
     """`test` (and every `every_n_epochs` epochs of `fit`, 0 for never) decodes `prompts` held-out
     prompts both ways, prints a table and writes decode_benchmark.json into default_root_dir.
 
-    The tree is the DrafterCheckpoint's, or else a chain of all heads. Inside `fit` the figures are logged
+    The tree is the one that `run.py tune` found, or the DrafterCheckpoint's, or a chain of all heads. Inside `fit` the figures are logged
     as val/decode_tokens_per_step and val/decode_speedup, so that either can choose the best checkpoint.
     """
 
@@ -43,8 +42,8 @@ class DecodeBenchmark(Callback):
             raise UserError(f"the data has no {split} prompts to decode: give it more conversations")
         was_training = module.drafter.training
         shapes = [c.shape(module.drafter) for c in trainer.callbacks if isinstance(c, DrafterCheckpoint)]
-        tree = shapes[0] if shapes else FixedTree.chain(module.drafter.heads)
-        engine = Engine(module.backbone, module.drafter, tree)
+        tuned = tuned_tree(Path(trainer.default_root_dir)) if split == "test" else None
+        engine = Engine(module.backbone, module.drafter, tuned or next(iter(shapes), None))
         with Progress(transient=True) as progress:
             task = progress.add_task(
                 f"decoding {len(prompts)} {split} prompts, plain and with heads", total=len(prompts)

@@ -9,27 +9,26 @@ from lightning import Callback, LightningModule, Trainer
 from mhc.checkpoint import DESCRIPTION, save_drafter, write_atomically
 from mhc.drafters import Drafter
 from mhc.errors import UserError
-from mhc.tree import FixedTree
+from mhc.tree import FixedTree, Shape, shape_of
 
 
 class DrafterCheckpoint(Callback):
     """After every validation writes last.ckpt (to resume with) and, where `monitor` has risen,
     best.ckpt and the heads themselves (drafter.json, drafter.safetensors), all into default_root_dir.
 
-    tree: choices that the heads shall decode with (paths of ranks); default: a chain of all heads.
-    confidence: how likely a path must be to grow further (see `FixedTree`); 0 always grows the whole tree.
+    tree: what the heads shall decode with until they are tuned: choices (paths of ranks), a name, or the arguments
+    of a FixedTree or DynamicTree; default: a chain of all heads.
     monitor: a logged figure, higher is better. overwrite: allow a fresh run to replace the heads of
     an earlier one.
     """
 
     def __init__(
         self,
-        tree: list[list[int]] | None = None,
-        confidence: float = 0.0,
+        tree: list[list[int]] | dict[str, Any] | str | None = None,
         monitor: str = "val/tokens_per_step",
         overwrite: bool = False,
     ):
-        self.tree, self.confidence, self.monitor, self.overwrite = tree, confidence, monitor, overwrite
+        self.tree, self.monitor, self.overwrite = tree, monitor, overwrite
         self.best = float("-inf")
 
     def on_fit_start(self, trainer: Trainer, module: LightningModule) -> None:
@@ -60,10 +59,9 @@ class DrafterCheckpoint(Callback):
             kept = {name: value for name, value in figures.items() if name.startswith("val/")}
             save_drafter(folder, drafter, tree, kept)
 
-    def shape(self, drafter: Drafter) -> FixedTree:
+    def shape(self, drafter: Drafter) -> Shape:
         """The tree that these heads shall decode with."""
-        choices = self.tree or FixedTree.chain(drafter.heads).choices
-        return FixedTree(choices, self.confidence)
+        return FixedTree.chain(drafter.heads) if self.tree is None else shape_of(self.tree)
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best}

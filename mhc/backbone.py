@@ -82,6 +82,7 @@ class Backbone(nn.Module):
         if model.config._attn_implementation == "sdpa":
             model.set_attn_implementation("mhc")
         self._eager = model.config._attn_implementation == "eager"
+        self._rounds = (model.base_model,)  # what runs a round; a tuple, so that it is no second submodule
 
     @classmethod
     def load(cls, name: str, dtype: torch.dtype = torch.float32, device: str = "cpu") -> "Backbone":
@@ -107,9 +108,18 @@ class Backbone(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.model.dtype
 
+    @property
+    def full_precision(self) -> bool:
+        """Whether tree and one-token forwards agree closely enough for token identity (fp32)."""
+        return self.dtype in (torch.float32, torch.float64)
+
     def train(self, mode: bool = True) -> "Backbone":
         """Stay in eval mode whatever Lightning asks: the backbone does not learn."""
         return super().train(False)
+
+    def compile(self) -> None:
+        """Fuse the forward of a round with torch.compile; prompts are still read by the model as it is."""
+        self._rounds = (torch.compile(self.model.base_model),)
 
     @torch.no_grad()
     def features(self, ids: Tensor) -> Features:
@@ -143,7 +153,8 @@ class Backbone(nn.Module):
         mask: one (1|B,1,N,S) bool per layer type, see `tree_mask`; None means plain causal attention.
         at: unembed only node at[b] (B,) of each row -> logits (B,1,V).
         """
-        mixture = self.model.base_model(
+        run = self.model.base_model if mask is None else self._rounds[0]
+        mixture = run(
             input_ids=ids,
             position_ids=positions,
             past_key_values=cache,

@@ -2,7 +2,8 @@
 
 drafter.json holds the drafter's class and arguments, the backbone's name and fingerprint, the tree
 to decode with and a sha256 of the weights. It is written last, so that a folder with a drafter.json
-is whole. Loading executes nothing from a file.
+is whole. `run.py tune` adds tree.json, the tree that is fastest on its machine, which then takes precedence.
+Loading executes nothing from a file.
 """
 
 import hashlib
@@ -22,7 +23,7 @@ from mhc.drafters import Drafter
 from mhc.errors import UserError
 from mhc.tree import Shape, shape_of
 
-DESCRIPTION, WEIGHTS = "drafter.json", "drafter.safetensors"
+DESCRIPTION, WEIGHTS, TUNED = "drafter.json", "drafter.safetensors", "tree.json"
 
 
 def describe(drafter: Drafter) -> dict[str, Any]:
@@ -75,7 +76,8 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def save_drafter(folder: Path, drafter: Drafter, tree: Shape, metrics: dict[str, float] | None = None) -> None:
-    """Write the heads to `folder`; `metrics` are kept beside them for the reader."""
+    """Write the heads to `folder`; `metrics` are kept beside them for the reader. A tree tuned for other heads goes."""
+    (folder / TUNED).unlink(missing_ok=True)
     weights = {name: tensor.detach().float().cpu().contiguous() for name, tensor in drafter.state_dict().items()}
     write_atomically(folder / WEIGHTS, lambda at: save_file(weights, at))
     digest = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
@@ -83,10 +85,20 @@ def save_drafter(folder: Path, drafter: Drafter, tree: Shape, metrics: dict[str,
     write_json(folder / DESCRIPTION, describe(drafter) | extra)
 
 
+def tuned_tree(folder: Path) -> Shape | None:
+    """The tree that `run.py tune` found for the heads in `folder`, if it was run."""
+    try:
+        return shape_of(json.loads((folder / TUNED).read_text())["tree"])
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"'{folder / TUNED}' is damaged ({error!r}): delete it or run `run.py tune` again") from error
+
+
 def load_drafter(
     path: str | Path, backbone: str | Backbone | None = None, device: str = "cpu"
 ) -> tuple[Drafter, Shape]:
-    """The heads in folder `path`, on the backbone they name or on the one given, and their tree.
+    """The heads in folder `path`, on the backbone they name or on the one given, and their tree, tuned if it was.
 
     Raises UserError for a folder without heads, damaged files, or a backbone that does not match.
     """
@@ -114,4 +126,4 @@ def load_drafter(
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot read '{folder / WEIGHTS}': {error}") from error
     drafter.load_state_dict(weights)
-    return drafter.to(backbone.device, torch.float32).eval(), tree
+    return drafter.to(backbone.device, torch.float32).eval(), tuned_tree(folder) or tree

@@ -8,7 +8,7 @@ Both loops emit exactly the same tokens: what is kept is always the backbone's o
 
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -21,10 +21,12 @@ from mhc.chat import end_token_ids, prompt_ids
 from mhc.checkpoint import load_drafter
 from mhc.drafters import Drafter
 from mhc.errors import UserError
+from mhc.graphs import Graphs
 from mhc.sampling import GREEDY, Draw, Sampler, Sampling
 from mhc.tree import FixedTree, Shape, shape_of
 from mhc.verify import accept
 
+BUCKET = 256  # compiled rounds attend to a multiple of so many slots
 PREFILL_TOKENS = 8192  # prompts are read several at once, up to so many tokens, padding included
 
 
@@ -58,10 +60,19 @@ class Generation:
 
 
 class Engine:
-    """A backbone, optionally with a drafter and the shape of the trees that it grows (default: a chain)."""
+    """A backbone, optionally with a drafter and the shape of the trees that it grows (default: a chain).
 
-    def __init__(self, backbone: Backbone, drafter: Drafter | None = None, tree: Shape | None = None):
-        self.backbone, self.drafter = backbone, drafter
+    compile: rounds run as compiled programs over buffers of fixed sizes, which on CUDA are captured whole (drafting,
+    verification, acceptance, commit) as CUDA graphs. Worth its warm-up where launching operations is what costs.
+    """
+
+    def __init__(
+        self, backbone: Backbone, drafter: Drafter | None = None, tree: Shape | None = None, compile: bool = False
+    ):
+        self.backbone, self.drafter, self.compile = backbone, drafter, compile
+        self._rows: list[Rows] = []  # compiled rounds are kept with their buffers
+        if compile:
+            backbone.compile()
         if drafter is not None:
             self.tree = tree or FixedTree.chain(drafter.heads)
             if self.tree.levels_deep > drafter.heads:
@@ -82,10 +93,11 @@ class Engine:
         drafter, kept = load_drafter(path, backbone, device)
         return cls(drafter.backbone, drafter, kept if tree is None else shape_of(tree))
 
-    # ---- the two loops; what they compute stays on the device, their one host synchronisation is `tolist`
+    # ---- one round: everything stays on the device until `tolist`, the one host synchronisation
 
-    def _speculate(self, rows: "Rows") -> tuple[list[list[int]], list[int]]:
-        """One round: grow a tree, verify it in one forward, keep what the backbone agrees with."""
+    def _speculate(self, rows: "Rows") -> torch.Tensor:
+        """Grow a tree, verify it in one forward, keep what the backbone agrees with: (D+2,B), the emitted
+        tokens and in the last line how many of them hold."""
         backbone, drafter, cache = self.backbone, self.drafter, rows.cache
         draw = rows.draw(self.tree.levels_deep)
         tree = self.tree.grow(drafter, drafter.begin(rows.memory, rows.active), rows.root, draw)
@@ -95,19 +107,21 @@ class Engine:
         cache.commit(kept.path)
         every = torch.arange(len(choices), device=choices.device)[:, None]
         drafter.read(rows.memory, rows.active, Features(features.hidden[every, kept.path]), kept.counts)
-        rows.root = kept.emitted.gather(1, kept.counts[:, None] - 1)[:, 0]
-        *emitted, counts = torch.cat([kept.emitted.T, kept.counts[None]]).tolist()
-        cache.extend(counts)
-        return [[level[row] for level in emitted[:count]] for row, count in enumerate(counts)], counts
+        rows.root.copy_(kept.emitted.gather(1, kept.counts[:, None] - 1)[:, 0])
+        return torch.cat([kept.emitted.T, kept.counts[None]])
 
-    def _plain(self, rows: "Rows") -> tuple[list[list[int]], list[int]]:
-        """One plain step: one token a row."""
-        tokens = rows.root[:, None]
-        logits, _ = self.backbone.decode(tokens, *rows.places(*rows.alone))
-        rows.root = rows.draw(0).scores(logits, 0).argmax(dim=-1)[:, 0]
-        counts = [1] * len(tokens)
+    def _plain(self, rows: "Rows") -> torch.Tensor:
+        """One token a row: (2,B), the tokens and ones."""
+        logits, _ = self.backbone.decode(rows.root[:, None], *rows.places(*rows.alone))
+        rows.root.copy_(rows.draw(0).scores(logits, 0).argmax(dim=-1)[:, 0])
+        return torch.stack([rows.root, torch.ones_like(rows.root)])
+
+    def _round(self, rows: "Rows", speculate: bool) -> list[list[int]]:
+        """The new tokens of every row."""
+        *emitted, counts = rows.run(self._speculate if speculate else self._plain).tolist()
+        counts = counts[: len(rows.serving)]
         rows.cache.extend(counts)
-        return [[token] for token in rows.root.tolist()], counts
+        return [[level[row] for level in emitted[:count]] for row, count in enumerate(counts)]
 
     def _prefill(self, rows: "Rows", numbers: list[int]) -> list[int]:
         """Read these prompts into the rows behind the ones being served; the first token of each answer."""
@@ -125,7 +139,7 @@ class Engine:
         if rows.memory is not None:
             self.drafter.read(rows.memory, slice(first, first + len(prompts)), features, counts)
         cache.extend(lengths)
-        sampler = Sampler([rows.sampling[number] for number in numbers], self.backbone.vocabulary_size, device)
+        sampler = Sampler.of([rows.sampling[number] for number in numbers], self.backbone.vocabulary_size, device)
         return sampler.round(counts[:, None] - 1, 0).scores(logits, 0).argmax(dim=-1)[:, 0].tolist()
 
     @torch.inference_mode()
@@ -136,20 +150,23 @@ class Engine:
         batch_size: int = 1,
         plain: bool = False,
         sampling: Sampling | Sequence[Sampling] = GREEDY,
+        warming: Callable[[int, int], None] | None = None,
     ) -> Iterator[Piece]:
         """Answer prompts of token ids, up to `batch_size` at once, and yield pieces as they come.
 
         Finished rows leave, waiting prompts take their place; each row's tokens are those it would
-        get alone. sampling: one for all prompts, or one each. Raises UserError where a prompt leaves no
-        room in the backbone's context.
+        get alone. sampling: one for all prompts, or one each. warming(done, total) hears of compilation.
+        Raises UserError where a prompt leaves no room in the backbone's context.
         """
         if not prompts:
             return
         speculate = self.drafter is not None and not plain and self.tree.nodes > 1
         room = [self._room(number, prompt, max_new_tokens) for number, prompt in enumerate(prompts)]
         each = [sampling] * len(prompts) if isinstance(sampling, Sampling) else list(sampling)
-        rows = Rows(self, prompts, room, each, min(batch_size, len(prompts)), speculate)
-        step = self._speculate if speculate else self._plain
+        rows = self.rows(prompts, room, each, min(batch_size, len(prompts)), speculate)
+        for done, total in rows.warm_up(self._speculate if speculate else self._plain):
+            if warming:
+                warming(done, total)
         waiting = deque(range(len(prompts)))
         while waiting or rows.serving:
             while waiting and len(rows.serving) < rows.size:
@@ -159,8 +176,23 @@ class Engine:
                     rows.join(number, token)
                 yield from self._emit(rows, [[token] for token in tokens], len(rows.serving) - len(numbers))
             if rows.serving:
-                rows.cache.select(0, len(rows.serving))
-                yield from self._emit(rows, step(rows)[0])
+                rows.cache.select(rows.active.start, rows.active.stop)
+                yield from self._emit(rows, self._round(rows, speculate))
+
+    def rows(
+        self, prompts: Sequence[list[int]], room: list[int], sampling: list[Sampling], size: int, speculate: bool
+    ) -> "Rows":
+        """Buffers for these prompts; compiled rounds bring theirs along from the last call."""
+        nodes = self.tree.nodes if speculate else 1
+        capacity = max(len(prompt) + more for prompt, more in zip(prompts, room)) + nodes
+        fitting = [rows for rows in self._rows if (rows.size, rows.speculate) == (size, speculate)]
+        rows = next((rows for rows in fitting if rows.cache.capacity >= capacity), None) or Rows(
+            self, size, capacity, speculate
+        )
+        if self.compile:
+            self._rows = [kept for kept in self._rows if kept not in fitting] + [rows]
+        rows.start(prompts, room, sampling)
+        return rows
 
     def _emit(self, rows: "Rows", emitted: list[list[int]], first: int = 0) -> Iterator[Piece]:
         """The pieces of rows first, first+1, ...; the last comes first, since finished rows leave."""
@@ -233,32 +265,74 @@ class Engine:
 
 
 class Rows:
-    """The sequences being decoded together: their cache, the drafter's memory, their roots and their dice."""
+    """The sequences being decoded together: their cache, the drafter's memory, their roots and their dice.
 
-    def __init__(
-        self,
-        engine: Engine,
-        prompts: Sequence[list[int]],
-        room: list[int],
-        sampling: list[Sampling],
-        size: int,
-        speculate: bool,
-    ):
-        self.engine, self.prompts, self.room, self.sampling, self.size = engine, prompts, room, sampling, size
-        nodes = engine.tree.nodes if speculate else 1
-        capacity = max(len(prompt) + more for prompt, more in zip(prompts, room)) + nodes
-        self.cache = engine.backbone.cache(size, capacity)
-        self.memory = engine.drafter.allocate(size, capacity) if speculate else None
-        self.root = torch.empty(0, dtype=torch.long, device=engine.backbone.device)  # (B,) decided, not yet read
+    Everything a round reads and writes lies in buffers made once, so that a round can be captured.
+    """
+
+    def __init__(self, engine: Engine, size: int, capacity: int, speculate: bool):
+        self.engine, self.size, self.speculate = engine, size, speculate
+        self.cache = engine.backbone.cache(size, capacity, BUCKET if engine.compile else None)
+        device = engine.backbone.device
+        self.memory = engine.drafter.allocate(size, self.cache.capacity) if speculate else None
+        self._root = torch.zeros(size, dtype=torch.long, device=device)
+        self.sampler = Sampler(size, engine.backbone.vocabulary_size, device)
+        self.alone = (  # the tree of a root: ancestors and depth
+            torch.ones(1, 1, 1, dtype=torch.bool, device=device),
+            torch.zeros(1, 1, dtype=torch.long, device=device),
+        )
+        self.compiled = engine.compile
+        self.graphs = Graphs() if self.compiled and device.type == "cuda" else None
+
+    def start(self, prompts: Sequence[list[int]], room: list[int], sampling: list[Sampling]) -> None:
+        """Serve these prompts from now on; none is read yet."""
+        self.prompts, self.room, self.sampling = prompts, room, sampling
         self.serving: list[int] = []  # prompt number of each row
         self.left: list[int] = []  # tokens each may still emit
-        self.sampler: Sampler | None = None  # of the rows being served
-        one = torch.ones(1, 1, 1, dtype=torch.bool, device=self.root.device)
-        self.alone = one, torch.zeros(1, 1, dtype=torch.long, device=self.root.device)  # a tree of the root
+        self.cache.lengths = [0] * self.size
+        self.sampler.declare(sampling)
+        self.sampler.assign(([*sampling, *[GREEDY] * self.size])[: self.size])
+
+    def run(self, round: Callable[["Rows"], torch.Tensor]) -> torch.Tensor:
+        """One round of the rows being served."""
+        key = self._key(round)
+        return self.graphs.replay(key) if self.graphs and key in self.graphs else round(self)
+
+    def _key(self, round: Callable) -> tuple:
+        return round.__name__, self.cache.extent(self.nodes), self.sampler.signature
+
+    def warm_up(self, round: Callable[["Rows"], torch.Tensor]) -> Iterator[tuple[int, int]]:
+        """Compile and capture what the prompts at hand will need; yields (done, of how many). Before any prefill."""
+        if not self.compiled or (self.speculate and not self.engine.tree.static and self.graphs):
+            return
+        least = min(len(prompt) for prompt in self.prompts)
+        most = max(len(prompt) + more for prompt, more in zip(self.prompts, self.room))
+        lengths = range(max(1, least // BUCKET * BUCKET), min(most, self.cache.capacity - self.nodes) + 1, BUCKET)
+        for done, length in enumerate(lengths):
+            self.cache.lengths = [length] * self.size
+            self.cache.select(0, self.size)
+            if self.graphs is None:
+                if done < 2:  # the second length is compiled for all others as well
+                    round(self)
+            elif (key := self._key(round)) not in self.graphs:
+                self.graphs.record(key, lambda: round(self))
+            yield done + 1, len(lengths)
+        self.cache.lengths = [0] * self.size
+
+    @property
+    def nodes(self) -> int:
+        """The most nodes that a round writes."""
+        return self.engine.tree.nodes if self.speculate else 1
+
+    @property
+    def root(self) -> torch.Tensor:
+        """(B,) tokens that are decided and not yet read; a view, to be written in place."""
+        return self._root[self.active]
 
     @property
     def active(self) -> slice:
-        return slice(0, len(self.serving))
+        """The rows that a round computes: those being served; in compiled rounds, whose shapes are fixed, all."""
+        return slice(0, self.size if self.compiled else len(self.serving))
 
     def next_of(self, waiting: deque[int]) -> list[int]:
         """As many waiting prompts as there are free rows, as far as one forward should read."""
@@ -272,9 +346,6 @@ class Rows:
 
     def draw(self, depth: int) -> Draw:
         """The dice of this round, for a tree `depth` deep."""
-        if self.sampler is None:
-            settings = [self.sampling[number] for number in self.serving]
-            self.sampler = Sampler(settings, self.engine.backbone.vocabulary_size, self.root.device)
         start = self.cache.start
         return self.sampler.round(start if isinstance(start, int) else start[:, None], depth)
 
@@ -288,7 +359,7 @@ class Rows:
         """
         cache, backbone = self.cache, self.engine.backbone
         start = cache.start
-        rows, nodes = len(self.serving), ancestors.shape[1]
+        rows, nodes = self.active.stop, ancestors.shape[1]
         places = depth + (start if cache.even else start[:, None])
         positions = places.clamp(max=backbone.context - 1).expand(rows, -1)
         if nodes == 1 and cache.even and (backbone.window is None or cache.longest < backbone.window):
@@ -305,8 +376,8 @@ class Rows:
         """A prefilled prompt becomes the last row."""
         self.serving.append(number)
         self.left.append(self.room[number])
-        self.root = torch.cat([self.root, self.root.new_tensor([token])])
-        self.sampler = None
+        self._root[len(self.serving) - 1] = token
+        self._assign()
 
     def leave(self, row: int) -> None:
         """A finished row's place is taken by the last one."""
@@ -315,9 +386,12 @@ class Rows:
             self.cache.move(last, row)
             if self.memory is not None:
                 self.engine.drafter.move(self.memory, last, row)
-            self.root[row] = self.root[last]
+            self._root[row] = self._root[last]
             self.serving[row], self.left[row] = self.serving[last], self.left[last]
         self.serving.pop()
         self.left.pop()
-        self.root = self.root[:last]
-        self.sampler = None
+        self._assign()
+
+    def _assign(self) -> None:
+        settings = [self.sampling[number] for number in self.serving]
+        self.sampler.assign(settings + [GREEDY] * (self.active.stop - len(settings)))

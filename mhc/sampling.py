@@ -81,26 +81,55 @@ def _mix(state: Tensor) -> Tensor:
 
 
 class Sampler:
-    """Turns a batch's logits into scores whose argmax is the token drawn. Every row has settings of its own."""
+    """Turns logits into scores whose argmax is the token drawn, for at most `size` rows with settings of their own.
 
-    def __init__(self, rows: Sequence[Sampling], vocabulary: int, device: torch.device):
-        def column(values, dtype=torch.float) -> Tensor:
-            return torch.tensor(list(values), dtype=dtype, device=device)[:, None, None]  # (B,1,1)
+    `declare` says which kinds of settings will come, and so what has to be computed at all; `assign` writes the
+    rows' own numbers into buffers, so that a captured round sees new ones.
+    """
 
-        self.greedy = all(row.temperature == 0 for row in rows)
-        self.lossy = any(row.posterior_threshold for row in rows)
+    def __init__(self, size: int, vocabulary: int, device: torch.device):
         self.vocabulary = vocabulary
+        self._numbers = torch.ones(5, size, dtype=torch.float, device=device)
+        self._integers = torch.zeros(2, size, dtype=torch.long, device=device)
+        self.declare([GREEDY])
+
+    @classmethod
+    def of(cls, rows: Sequence[Sampling], vocabulary: int, device: torch.device) -> "Sampler":
+        """For just these rows."""
+        sampler = cls(len(rows), vocabulary, device)
+        sampler.declare(rows)
+        sampler.assign(rows)
+        return sampler
+
+    def declare(self, settings: Sequence[Sampling]) -> None:
+        """Whatever rows come, their settings are among these."""
+        self.greedy = all(row.temperature == 0 for row in settings)
+        self.lossy = any(row.posterior_threshold for row in settings)
+        self.restricted = any(row.top_p < 1 or row.top_k for row in settings)
+        self.keep = min(self.vocabulary, max(row.top_k or self.vocabulary for row in settings))
+
+    def assign(self, rows: Sequence[Sampling]) -> None:
+        """The first len(rows) rows have these settings."""
         if self.greedy:
             return
-        self.seeds = column((row.seed for row in rows), torch.long)[:, 0, 0]
-        self.temperature = column(row.temperature for row in rows)
-        self.divisor = self.temperature.clamp(min=1e-5)  # a greedy row: whatever is kept, its argmax is
-        self.keep = min(vocabulary, max(row.top_k or vocabulary for row in rows))
-        self.top_k = column(((row.top_k or vocabulary) for row in rows), torch.long).clamp(max=self.keep)
-        self.top_p = column(row.top_p for row in rows)
-        self.restricted = self.keep < vocabulary or any(row.top_p < 1 or row.top_k for row in rows)
-        self.threshold = column(row.posterior_threshold for row in rows)
-        self.alpha = column(row.posterior_alpha for row in rows)
+        numbers = [
+            [row.temperature for row in rows],
+            [max(row.temperature, 1e-5) for row in rows],  # a greedy row: whatever is kept, its argmax is
+            [row.top_p for row in rows],
+            [row.posterior_threshold for row in rows],
+            [row.posterior_alpha for row in rows],
+        ]
+        integers = [[row.seed for row in rows], [min(row.top_k or self.vocabulary, self.keep) for row in rows]]
+        self._numbers[:, : len(rows)].copy_(torch.tensor(numbers))
+        self._integers[:, : len(rows)].copy_(torch.tensor(integers))
+        columns = self._numbers[:, : len(rows), None, None]  # each (B,1,1)
+        self.temperature, self.divisor, self.top_p, self.threshold, self.alpha = columns
+        self.seeds, self.top_k = self._integers[0, : len(rows)], self._integers[1, : len(rows), None, None]
+
+    @property
+    def signature(self) -> tuple[bool, bool, bool, int]:
+        """What changes the program itself: a round captured under another one must not be replayed."""
+        return self.greedy, self.lossy, self.restricted, self.keep
 
     def round(self, start: int | Tensor, depth: int) -> "Draw":
         """How tokens are drawn in one round whose roots stand at positions `start` (or (B,1)), trees `depth` deep."""

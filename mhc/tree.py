@@ -43,6 +43,7 @@ class Tree:
 
     parents (1|B,N), depth (1|B,N), ancestors (1|B,N,N) bool with the node itself, and
     paths (1|B,N,D+1): the nodes from the root to each node, padded by repeating the last.
+    likely (B,N): log-probability of each node's path, where growth worked it out.
     """
 
     tokens: Tensor
@@ -50,6 +51,7 @@ class Tree:
     depth: Tensor
     ancestors: Tensor
     paths: Tensor
+    likely: Tensor | None = None
 
 
 def lineage(parents: Tensor, depth: Tensor, deepest: int) -> tuple[Tensor, Tensor]:
@@ -65,10 +67,12 @@ def lineage(parents: Tensor, depth: Tensor, deepest: int) -> tuple[Tensor, Tenso
 
 
 class Shape(ABC):
-    """How trees are grown. nodes: the most that a tree can have, root included; levels_deep: its depth."""
+    """How trees are grown. nodes: the most that a tree can have, root included; levels_deep: its depth;
+    static: whether every tree has the same size, so that growth never waits for the host."""
 
     nodes: int
     levels_deep: int
+    static: bool
 
     @abstractmethod
     def grow(self, drafter, state, root: Tensor, draw: Draw) -> Tree:
@@ -128,6 +132,7 @@ class FixedTree(Shape):
 
     def __init__(self, choices: Iterable[Iterable[int]], confidence: float = 0.0):
         self.confidence = _confidence(confidence)
+        self.static = not confidence
         nodes = sorted({tuple(choice) for choice in choices}, key=lambda path: (len(path), path))
         index = {(): 0} | {path: number for number, path in enumerate(nodes, 1)}
         for path in nodes:
@@ -239,6 +244,7 @@ class DynamicTree(Shape):
             )
         self.width, self.depth, self.nodes, self.levels_deep = width, depth, budget, depth
         self.confidence, self.costs, self.price = _confidence(confidence), costs, price
+        self.static = not confidence and costs is None
 
     def describe(self) -> dict[str, Any]:
         kept = {"width": self.width, "depth": self.depth, "budget": self.nodes, "confidence": self.confidence}
@@ -275,7 +281,7 @@ class DynamicTree(Shape):
         parents = torch.searchsorted(chosen, parents.gather(1, chosen))
         depth = self._depths(tokens.device)[chosen]
         ancestors, paths = lineage(parents, depth, deepest)
-        return Tree(tokens.gather(1, chosen), parents, depth, ancestors, paths)
+        return Tree(tokens.gather(1, chosen), parents, depth, ancestors, paths, likely.gather(1, chosen))
 
     def _count(self, likely: Tensor) -> int:
         """How many of the likeliest nodes (B,N) are worth verifying."""

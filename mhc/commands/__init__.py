@@ -11,3 +11,20 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (see python {self.prog} --help)")
+
+
+def add_sampling(parser: argparse.ArgumentParser) -> None:
+    """The flags of `mhc.sampling.Sampling`, the same wherever text is made."""
+    add = parser.add_argument
+    add("--temperature", type=float, default=0.0, metavar="T", help="0 is greedy (default)")
+    add("--top_p", type=float, default=1.0, metavar="P", help="draw among the likeliest tokens of this share")
+    add("--top_k", type=int, default=0, metavar="K", help="draw among the K likeliest tokens (default 0: all)")
+    add("--seed", type=int, default=0, metavar="N", help="the same seed, the same text, with any heads or none")
+
+
+def sampling_of(options: argparse.Namespace):
+    """The Sampling that these flags ask for."""
+    from mhc.sampling import Sampling
+
+    names = ("temperature", "top_p", "top_k", "seed", "posterior_threshold", "posterior_alpha")
+    return Sampling(**{name: getattr(options, name) for name in names if hasattr(options, name)})

@@ -4,7 +4,7 @@ import json
 import sys
 from itertools import accumulate
 
-from mhc.commands import Parser
+from mhc.commands import Parser, add_sampling, sampling_of
 
 
 def main(argv: list[str]) -> int:
@@ -14,10 +14,11 @@ def main(argv: list[str]) -> int:
     from mhc.chat import prompt_ids
     from mhc.engine import Engine
 
-    engine = Engine.from_checkpoint(options.checkpoint, options.backbone, options.device)
+    sampling = sampling_of(options)
+    engine = Engine.from_checkpoint(options.checkpoint, options.backbone, options.device, options.tree)
     prompt = sys.stdin.read() if options.prompt == "-" else options.prompt
     ids = prompt_ids(engine.backbone.tokenizer, [{"role": "user", "content": prompt}])
-    _, answer = next(engine.generate_ids([ids], options.max_new_tokens, plain=options.plain))
+    _, answer = next(engine.generate_ids([ids], options.max_new_tokens, 1, options.plain, sampling))
     if options.json:
         print(
             json.dumps(
@@ -84,6 +85,21 @@ def _parser() -> Parser:
         help="what the user says ('-' reads it from standard input)",
     )
     add("--plain", action="store_true", help="decode without the heads, one token a step")
+    add_sampling(parser)
+    add(
+        "--posterior_threshold",
+        type=float,
+        default=0.0,
+        metavar="P",
+        help="LOSSY: typical acceptance keeps guesses of more than min(P, alpha * exp(-entropy)); Medusa uses 0.09",
+    )
+    add("--posterior_alpha", type=float, default=0.3, metavar="A", help="alpha of the above (default 0.3)")
+    add(
+        "--tree",
+        metavar="TREE",
+        help="the tree of guesses: a name (mc_sim_7b_63), a JSON file, or a list such as [[0],[1],[0,0]]; default: the "
+        "tuned one (run.py tune), else the one the heads were trained with",
+    )
     add("--max_new_tokens", type=int, default=256, metavar="N", help="length limit (default 256)")
     add("--json", action="store_true", help="print one JSON object instead of text")
     add("--backbone", metavar="NAME", help="load the backbone from here instead of where the heads say")

@@ -1,0 +1,173 @@
+"""`run.py tune`: find the tree with which these heads decode fastest on this machine.
+
+What a tree is worth hangs on the heads and on the machine: on a CPU every node costs, on a GPU dozens are
+nearly free. Tuning times plain steps, rounds and drafting here, grows large trees over answers to held-out
+prompts, replays thousands of decodings with smaller trees, and measures the most promising ones.
+Where none is faster than plain decoding, that is what it settles on.
+"""
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any
+
+from mhc.commands import Parser, add_sampling, sampling_of
+from mhc.errors import UserError
+
+MEASURED_BUDGETS = (2, 4, 6, 8, 12, 16, 32, 64)
+
+
+def main(argv: list[str]) -> int:
+    """Tune the tree of --checkpoint; returns the exit status."""
+    options = _parser().parse_args(argv)
+
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from datamodules import ConversationData
+    from mhc.checkpoint import TUNED, load_drafter, write_json
+    from mhc.engine import Engine
+    from mhc.pictures import draw_tuning
+    from mhc.tree import shape_of
+    from mhc.tuning import example_round
+
+    sampling = sampling_of(options)
+    drafter, _ = load_drafter(options.checkpoint, options.backbone, options.device)
+    backbone = drafter.backbone
+    if options.data is None and backbone.name != "pocket":
+        raise UserError("--data is missing: give the conversations that the heads were trained on")
+    data = ConversationData(options.data or "pocket", limit=20_000 if options.data is None else None)
+    data.tokenizer = backbone.tokenizer
+    prompts = [prompt.ids for prompt in data.prompts("validation", options.prompts)]
+    if len(prompts) < 2:
+        raise UserError(f"'{options.data}' has {len(prompts)} validation prompts: give more conversations")
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True) as progress:
+        found = tune(Engine(backbone, drafter), prompts, options.max_new_tokens, sampling, progress)
+    folder = Path(options.checkpoint)
+    write_json(folder / TUNED, found)
+    tuned = Engine(backbone, drafter, shape_of(found["tree"]))
+    draw_tuning(folder / "tree.png", example_round(tuned, prompts[0], sampling), found["points"])
+    show(found)
+    console.print(f"-> {Path(options.checkpoint) / 'tree.json'} and tree.png; every command uses the tree from now on")
+    return 0
+
+
+def tune(engine, prompts: list[list[int]], max_new_tokens: int, sampling, progress) -> dict[str, Any]:
+    """Record, time, search and measure; the winner and everything it was chosen from, as tree.json keeps it."""
+    from mhc.benchmark import compare, machine, versions
+    from mhc.engine import Engine
+    from mhc.tree import FixedTree
+    from mhc.tuning import COUNTS, fixed_trees, measure_costs, record, search
+
+    def bar(title: str):
+        task = progress.add_task(title)
+        return lambda done, total: progress.update(task, completed=done, total=total)
+
+    traces = record(engine, prompts, max_new_tokens, sampling, bar("what the heads guess"))
+    if not traces:
+        raise UserError("every answer ended at its first token: there is nothing to guess")
+    fixed = fixed_trees(traces, COUNTS)
+    costs = measure_costs(engine, prompts[0], fixed, progress=bar("what a round costs"))
+    candidates = search(traces, costs, fixed)
+    chosen = _to_measure(candidates)
+    points, update = [], bar("measuring the most promising trees")
+    for number, candidate in enumerate(chosen):
+        figures = compare(
+            Engine(engine.backbone, engine.drafter, candidate.shape), prompts[:12], max_new_tokens, sampling=sampling
+        )
+        if figures["identical"] != figures["prompts"] and engine.backbone.full_precision:
+            raise AssertionError("a tree changed the text")
+        points.append(
+            {
+                "kind": candidate.kind,
+                "nodes": candidate.shape.nodes,
+                "predicted": round(candidate.speedup, 4),
+                "measured": figures["speedup"],
+                "low": figures["speedup_q1"],
+                "high": figures["speedup_q3"],
+                "predicted_tokens_per_step": round(candidate.tokens_per_step, 4),
+                "tokens_per_step": figures["tokens_per_step"],
+                "tree": candidate.shape.describe(),
+            }
+        )
+        update(number + 1, len(chosen))
+    best = max(points, key=lambda point: point["measured"])
+    tree = best["tree"] if best["measured"] > 1 else FixedTree.chain(0).describe()
+    return {
+        "tree": tree,
+        "speedup": max(1.0, best["measured"]),
+        "tokens_per_step": best["tokens_per_step"] if best["measured"] > 1 else 1.0,
+        "prompts": len(prompts),
+        "max_new_tokens": max_new_tokens,
+        "sampling": dataclasses.asdict(sampling),
+        "plain_step_ms": round(1000 * costs.plain, 4),
+        "verify_in_plain_steps": costs.verify,
+        "draft_in_plain_steps": {f"width {w}, depth {d}": cost for (w, d), cost in costs.draft.items()},
+        "draft_fixed_in_plain_steps": costs.fixed,
+        "candidates": len(candidates),
+        "points": points,
+        "machine": machine(),
+        "versions": versions(),
+    }
+
+
+def _to_measure(candidates: list) -> list:
+    """The fixed tree of each measured size, and the best dynamic trees of two widths."""
+    dynamic = [candidate for candidate in candidates if candidate.kind == "dynamic"]
+    chosen = [candidate for candidate in candidates if candidate.kind == "fixed"]
+    chosen = [candidate for candidate in chosen if candidate.shape.nodes in MEASURED_BUDGETS]
+    best = dynamic[0]
+    other = next((c for c in dynamic if c.shape.width != best.shape.width), None)
+    return chosen + [best] + ([other] if other else [])
+
+
+def show(found: dict[str, Any]) -> None:
+    """The measured trees as a table, the winner marked."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="trees for these heads on this machine", box=SIMPLE_HEAD, padding=(0, 1))
+    for heading in ("tree", "nodes", "tok/step", "replayed", "measured", "quartiles", ""):
+        table.add_column(heading, justify="left" if heading == "tree" else "right", no_wrap=True)
+    table.add_row("plain decoding", "1", "1.00", "", "1.00x", "", "<-" if found["speedup"] == 1 else "")
+    for point in sorted(found["points"], key=lambda point: point["measured"]):
+        tree = point["tree"]
+        name = "fixed" if "choices" in tree else f"dynamic {tree['width']}x{tree['depth']}"
+        table.add_row(
+            name,
+            str(point["nodes"]),
+            f"{point['tokens_per_step']:.2f}",
+            f"{point['predicted']:.2f}x",
+            f"{point['measured']:.2f}x",
+            f"{point['low']:.2f} - {point['high']:.2f}",
+            "<-" if tree == found["tree"] else "",
+        )
+    Console().print(table)
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="run.py tune",
+        description="Find the tree with which trained heads decode fastest on this machine, 'do not speculate' "
+        "included. Writes tree.json (which every command then uses) and tree.png beside the heads. Tune again after "
+        "moving to another machine; the text is the same with any tree.",
+    )
+    add = parser.add_argument
+    add("--checkpoint", required=True, metavar="DIR", help="folder with drafter.json, e.g. runs/quickstart/cascade")
+    add(
+        "--data",
+        metavar="PATH",
+        help="conversations, best those the heads were trained on (default for pocket: its own)",
+    )
+    add("--prompts", type=int, default=24, metavar="N", help="validation prompts to record (default 24)")
+    add("--max_new_tokens", type=int, default=128, metavar="N", help="tokens of an answer (default 128)")
+    add_sampling(parser)
+    add("--backbone", metavar="NAME", help="load the backbone from here instead of where the heads say")
+    add("--device", default="cpu", help="cpu (default), cuda, ...")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,89 @@
+"""Pictures of trees and of what they are worth. Needs matplotlib, which is only imported here."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+GREEN, GREY, BLUE = "#2ca02c", "#9a9a9a", "#1f77b4"
+
+
+def draw_tree(axis: Any, parents: Sequence[int], labels: Sequence[str], strong: Sequence[bool], title: str) -> None:
+    """A tree (node 0 the root, parents before children) with a label a node; `strong` ones are green."""
+    children: dict[int, list[int]] = {}
+    for node in range(1, len(parents)):
+        children.setdefault(parents[node], []).append(node)
+    across, down = {}, {0: 0}
+    for node in range(1, len(parents)):
+        down[node] = down[parents[node]] + 1
+    leaves = 0
+    for node in _postorder(0, children):  # leaves side by side, parents above the middle of their children
+        if node in children:
+            across[node] = sum(across[child] for child in children[node]) / len(children[node])
+        else:
+            across[node], leaves = leaves, leaves + 1
+    for node in range(len(parents)):
+        colour = GREEN if strong[node] else GREY
+        if node:
+            at = parents[node]
+            axis.plot([down[at], down[node]], [-across[at], -across[node]], color=colour, linewidth=1, zorder=1)
+        axis.text(
+            down[node],
+            -across[node],
+            labels[node],
+            ha="center",
+            va="center",
+            fontsize=7,
+            zorder=2,
+            bbox={"boxstyle": "round,pad=0.25", "facecolor": "white", "edgecolor": colour},
+        )
+    axis.set_xlim(-0.5, max(down.values()) + 0.5)
+    axis.set_ylim(-leaves + 0.3, 0.7)
+    axis.axis("off")
+    axis.set_title(title, fontsize=10)
+
+
+def _postorder(node: int, children: dict[int, list[int]]) -> list[int]:
+    """All nodes below `node` and itself, children before their parent."""
+    return [found for child in children.get(node, []) for found in _postorder(child, children)] + [node]
+
+
+def draw_tuning(path: Path, example: dict[str, Any], points: Sequence[dict[str, Any]]) -> None:
+    """The tuned tree on a real position (left) and predicted against measured speedups (right), to a PNG.
+
+    points: {"kind", "nodes", "predicted", "measured", "low", "high"}.
+    """
+    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 5), layout="constrained", width_ratios=[1.35, 1])
+    draw_tree(left, **example)
+    right.axhline(1, color="black", linewidth=0.8, linestyle=":")
+    right.text(1, 1.01, "plain decoding", fontsize=8)
+    for kind, colour in (("fixed", GREY), ("dynamic", BLUE)):
+        here = sorted((point for point in points if point["kind"] == kind), key=lambda point: point["nodes"])
+        if not here:
+            continue
+        nodes, measured = [point["nodes"] for point in here], [point["measured"] for point in here]
+        right.plot(nodes, [point["predicted"] for point in here], "--", color=colour, label=f"{kind}: predicted")
+        spread = [
+            [point["measured"] - point["low"] for point in here],
+            [point["high"] - point["measured"] for point in here],
+        ]
+        right.errorbar(
+            nodes,
+            measured,
+            spread,
+            fmt="o-",
+            color=colour,
+            markersize=4,
+            capsize=2,
+            label=f"{kind}: measured, quartiles",
+        )
+    right.set_xscale("log", base=2)
+    right.set(xlabel="nodes at most", ylabel="speedup over plain decoding", title="which tree pays here")
+    right.grid(alpha=0.3)
+    right.legend(frameon=False, fontsize=8)
+    figure.savefig(path, dpi=140)
+    plt.close(figure)

@@ -1,0 +1,363 @@
+"""Which tree is fastest here? Costs measured on this machine, guesses recorded on real text, and a search.
+
+    B rows   N nodes   D depth of a tree   W width   m tokens of an answer
+
+A round costs t_draft + t_round(N), and emits the bonus token and as many guesses as were right. Both are known
+beforehand: the costs by timing, and what a tree would have had right by growing large trees at every
+position of answers that are already known. Decoding with any smaller tree is then replayed without the
+backbone: from the position a round reaches, the next one starts. All costs are in *plain steps*.
+"""
+
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mhc.engine import Engine, Rows
+from mhc.sampling import Sampling
+from mhc.tree import DynamicTree, FixedTree, Shape, Tree, cost_of
+
+COUNTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)  # nodes whose verification is timed
+WIDTHS = (1, 2, 3, 4)
+CONFIDENCES = (0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6)
+RANKS = 10  # how far down a head's list a fixed tree may reach, as in Medusa
+
+
+@dataclass
+class Costs:
+    """plain: seconds of a plain step. verify: [[nodes, plain steps], ...] of a round without its drafting.
+    draft: plain steps of growing a DynamicTree of (width, depth). fixed: of growing a fixed tree of so many nodes."""
+
+    plain: float
+    verify: list[list[float]]
+    draft: dict[tuple[int, int], float]
+    fixed: dict[int, float]
+
+
+@dataclass
+class Trace:
+    """One answer and what was guessed at each of its positions t = 0 ... m-2, token t being the root.
+
+    trees: by width, the grown tree's log-probabilities (m-1,N), depths (m-1,N) and whether each node and all its
+    ancestors were right (m-1,N). ranks (m-1,D): where the true token stood in each head's list, following the
+    true path; RANKS where further down.
+    """
+
+    tokens: list[int]
+    trees: dict[int, tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict)
+    ranks: Tensor | None = None
+
+
+@dataclass
+class Candidate:
+    """A tree, and the speed over plain decoding and tokens per step that the replay promises."""
+
+    kind: str  # 'fixed' or 'dynamic'
+    shape: Shape
+    speedup: float
+    tokens_per_step: float
+
+
+class _Ready(Shape):
+    """No growth at all: a tree that stands already, for timing what comes after drafting."""
+
+    def __init__(self, shape: FixedTree, root: Tensor):
+        self.nodes, self.levels_deep = shape.nodes, shape.levels_deep
+        tokens = root[:, None].expand(-1, shape.nodes).contiguous()
+        self.tree = Tree(tokens, *(part.to(root.device) for part in (shape.parents, shape.depth)), *_moved(shape, root))
+
+    def grow(self, drafter, state, root, draw) -> Tree:
+        return self.tree
+
+    def describe(self) -> dict[str, Any]:
+        raise NotImplementedError("a tree for timing is never kept")
+
+
+def _moved(shape: FixedTree, root: Tensor) -> tuple[Tensor, Tensor]:
+    return shape.ancestors.to(root.device), shape.paths.to(root.device)
+
+
+def _bush(nodes: int, depth: int) -> FixedTree:
+    """A tree of `nodes` nodes: a chain as deep as it may be, the rest below the root."""
+    chain = min(nodes - 1, depth)
+    return FixedTree([*((0,) * d for d in range(1, chain + 1)), *((rank,) for rank in range(1, nodes - chain))])
+
+
+@torch.inference_mode()
+def measure_costs(
+    engine: Engine,
+    prompt: list[int],
+    fixed: Sequence[FixedTree],
+    repeats: int = 15,
+    progress: Callable[[int, int], None] | None = None,
+) -> Costs:
+    """Time plain steps, rounds of 1 to 64 nodes, and growth of the fixed trees and of every width and depth,
+    interleaved; medians."""
+    drafter, depth = engine.drafter, engine.drafter.heads
+    counts = [count for count in COUNTS if count < engine.backbone.context - len(prompt)]
+    tuner = Engine(engine.backbone, drafter, FixedTree.chain(depth))
+    tuner.tree.nodes = counts[-1]  # room in the buffers
+    rows = tuner.rows([prompt], [1], [Sampling()], 1, speculate=True)
+    rows.join(0, tuner._prefill(rows, [0])[0])
+    rows.cache.select(0, 1)
+    length, root = rows.cache.lengths[0], rows.root.clone()
+    grown: dict[Any, Shape] = {
+        (width, deep): DynamicTree(width, deep, 2) for width in WIDTHS for deep in range(1, depth + 1)
+    } | {("fixed", shape.nodes): shape for shape in fixed}
+    ready = {count: _Ready(_bush(count, depth), root) for count in counts}
+    seconds: dict[Any, list[float]] = {}
+
+    def timed(key: Any, call: Callable[[], Any]) -> None:
+        _wait(root.device)
+        started = time.perf_counter()
+        call()
+        _wait(root.device)
+        seconds.setdefault(key, []).append(time.perf_counter() - started)
+        rows.cache.lengths[0] = length
+        rows.root.copy_(root)
+        rows.cache.select(0, 1)
+
+    def grow(shape: Shape) -> Tree:
+        return shape.grow(drafter, drafter.begin(rows.memory, rows.active), root, rows.draw(depth))
+
+    def verify(count: int) -> None:
+        tuner.tree = ready[count]
+        tuner._round(rows, speculate=True)
+
+    for number in range(repeats + 2):
+        # plain steps and growth are timed after a verification, which has filled the caches, as when decoding
+        for at, (key, shape) in enumerate(grown.items()):
+            count = counts[at % len(counts)]
+            timed(count, lambda count=count: verify(count))
+            timed(key, lambda shape=shape: grow(shape))
+        for count in counts:
+            timed("plain", lambda: tuner._round(rows, speculate=False))
+            timed(count, lambda count=count: verify(count))
+        if number == 1:
+            seconds.clear()  # the first two warm up
+        if progress:
+            progress(number + 1, repeats + 2)
+    plain = median(seconds["plain"])
+    verify_cost, most = [], 0.0
+    for count in counts:
+        most = max(most, median(seconds[count]) / plain)  # more nodes are never cheaper: what says so is noise
+        verify_cost.append([count, round(most, 4)])
+    draft = {key: round(median(seconds[key]) / plain, 4) for key in grown}
+    return Costs(
+        plain,
+        verify_cost,
+        {key: cost for key, cost in draft.items() if key[0] != "fixed"},
+        {key[1]: cost for key, cost in draft.items() if key[0] == "fixed"},
+    )
+
+
+@torch.inference_mode()
+def record(
+    engine: Engine,
+    prompts: Sequence[list[int]],
+    max_new_tokens: int,
+    sampling: Sampling,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Trace]:
+    """Decode the prompts plainly, all at once, and note what trees of every width had guessed at every position."""
+    drafter, depth = engine.drafter, engine.drafter.heads
+    answers = dict(engine.generate_ids(prompts, max_new_tokens, len(prompts), plain=True, sampling=sampling))
+    traces = [Trace(answers[number].token_ids) for number in range(len(prompts))]
+    longest = max(len(trace.tokens) for trace in traces)
+    shapes = {width: _all_nodes(width, depth) for width in WIDTHS}
+    walker = Engine(engine.backbone, drafter, FixedTree.chain(0))  # one true token a round
+    room = [min(longest, engine.backbone.context - len(prompt)) for prompt in prompts]
+    rows = walker.rows(prompts, room, [sampling] * len(prompts), len(prompts), speculate=True)
+    numbers = list(range(len(prompts)))
+    for number, token in zip(numbers, walker._prefill(rows, numbers)):
+        rows.join(number, token)
+    rows.cache.select(0, len(prompts))
+    device = rows.root.device
+    truth = torch.tensor(  # (B, longest + depth), -1 beyond the end
+        [trace.tokens + [-1] * (longest + depth - len(trace.tokens)) for trace in traces], device=device
+    )
+    kept: dict[int, list[tuple[Tensor, ...]]] = {width: [] for width in WIDTHS}
+    ranks = []
+    for t in range(longest - 1):
+        ahead = truth[:, t : t + depth + 1]  # (B,D+1): the root and what follows it
+        for width, shape in shapes.items():
+            tree = shape.grow(drafter, drafter.begin(rows.memory, rows.active), rows.root, rows.draw(depth))
+            kept[width].append((tree.likely, tree.depth.expand_as(tree.tokens), _right(tree, ahead)))
+        ranks.append(_ranks(drafter, rows, ahead))
+        walker._round(rows, speculate=True)
+        rows.root.copy_(truth[:, t + 1].clamp(min=0))  # rows that are done go on with anything
+        if progress:
+            progress(t + 1, longest - 1)
+    for row, trace in enumerate(traces):
+        steps = len(trace.tokens) - 1
+        if steps:
+            for width, found in kept.items():
+                trace.trees[width] = tuple(
+                    torch.stack([part[row] for part in step]).cpu() for step in zip(*found[:steps])
+                )
+            trace.ranks = torch.stack([rank[row] for rank in ranks[:steps]]).cpu()
+    return [trace for trace in traces if trace.ranks is not None]
+
+
+def _all_nodes(width: int, depth: int) -> DynamicTree:
+    return DynamicTree(width, depth, 1 + width + (depth - 1) * width**2)
+
+
+def _right(tree: Tree, ahead: Tensor) -> Tensor:
+    """Which nodes (B,N) carry the true token of their depth and stand below nodes that do; ahead (B,D+1)."""
+    rows = len(ahead)
+    right = tree.tokens == ahead.gather(1, tree.depth.expand(rows, -1))
+    right[:, 0] = True
+    return ~(tree.ancestors & ~right[:, None]).any(dim=2)
+
+
+def _ranks(drafter, rows: Rows, ahead: Tensor) -> Tensor:
+    """Rank (B,D) of the true token in each head's list along the true path, at most RANKS; ahead (B,D+1)."""
+    state, draw, found = drafter.begin(rows.memory, rows.active), rows.draw(drafter.heads), []
+    first = torch.zeros(1, 1, dtype=torch.long, device=ahead.device)
+    for deep in range(drafter.heads):
+        known = ahead[:, deep + 1]
+        logits, state = drafter.step(state, ahead[:, deep, None].clamp(min=0), first)
+        scores = draw.scores(logits, deep)[:, 0]
+        rank = (scores > scores.gather(1, known[:, None].clamp(min=0))).sum(dim=1).clamp(max=RANKS)
+        found.append(torch.where(known < 0, RANKS, rank))
+    return torch.stack(found, dim=1)
+
+
+# ---- the replay
+
+
+def replay(traces: Sequence[Trace], accepted: Sequence[Tensor], cost: Sequence[Tensor]) -> tuple[float, float]:
+    """Tokens per plain step's time, and tokens per step, when rounds start where the one before ended.
+
+    accepted, cost: for each trace and position (m-1,) the guesses kept and the plain steps spent there.
+    """
+    tokens = spent = steps = 0.0
+    for trace, kept, price in zip(traces, accepted, cost):
+        kept_list, price_list, t = kept.tolist(), price.tolist(), 0
+        last = len(trace.tokens) - 1
+        while t < last:
+            spent += price_list[t]
+            steps += 1
+            tokens += min(kept_list[t] + 1, last - t)
+            t += kept_list[t] + 1
+    return tokens / spent, tokens / steps
+
+
+def replay_dynamic(traces: Sequence[Trace], costs: Costs, shape: DynamicTree) -> tuple[float, float]:
+    """What `shape` would have made of the traces: (speedup, tokens per step)."""
+    accepted, spent = [], []
+    each = torch.tensor([cost_of(shape.costs or costs.verify, n + 1) for n in range(shape.nodes)])
+    for trace in traces:
+        likely, depth, right = trace.trees[shape.width]  # (m-1,N)
+        level = torch.stack(  # (m-1,D) log-probability of the likeliest path of each level
+            [likely.masked_fill(depth != deep, -math.inf).max(dim=1).values for deep in range(1, shape.depth + 1)],
+            dim=1,
+        )
+        grown = torch.full((len(likely),), shape.depth)
+        if shape.confidence:
+            unsure = level < math.log(shape.confidence)
+            grown = torch.where(unsure.any(dim=1), unsure.int().argmax(dim=1) + 1, grown)
+        sure = likely.masked_fill(depth > grown[:, None], -math.inf)
+        best, order = sure.topk(min(shape.nodes, sure.shape[1]), dim=1)
+        count = torch.full((len(likely),), best.shape[1])
+        if shape.costs is not None:
+            count = (best.exp().cumsum(dim=1) - shape.price * each[: best.shape[1]]).argmax(dim=1) + 1
+        inside = (torch.arange(best.shape[1]) < count[:, None]) & best.isfinite()
+        accepted.append((depth.gather(1, order) * (right.gather(1, order) & inside)).max(dim=1).values)
+        drafted = torch.tensor([costs.draft[shape.width, deep] for deep in range(1, shape.depth + 1)])
+        spent.append(each[inside.sum(dim=1) - 1] + drafted[grown - 1])
+    return replay(traces, accepted, spent)
+
+
+def replay_fixed(traces: Sequence[Trace], shape: FixedTree, cost: float) -> tuple[float, float]:
+    """What a fixed tree, whose round costs `cost` plain steps, would have made of the traces."""
+    inside = set(shape.choices)
+    accepted = []
+    for trace in traces:
+        kept = []
+        for path in trace.ranks.tolist():
+            deep = 0
+            while deep < len(path) and tuple(path[: deep + 1]) in inside:
+                deep += 1
+            kept.append(deep)
+        accepted.append(torch.tensor(kept))
+    return replay(traces, accepted, [torch.full_like(kept, cost, dtype=torch.float) for kept in accepted])
+
+
+# ---- the search
+
+
+def fixed_trees(traces: Sequence[Trace], counts: Sequence[int]) -> list[FixedTree]:
+    """For each number of nodes the fixed tree that was right most often: since a path is never more frequent than
+    its prefix, the most frequent paths of ranks form the best tree."""
+    seen: Counter[tuple[int, ...]] = Counter()
+    for trace in traces:
+        for path in trace.ranks.tolist():
+            for deep in range(len(path)):
+                if path[deep] >= RANKS:
+                    break
+                seen[tuple(path[: deep + 1])] += 1
+    ranked = sorted(seen, key=lambda path: (-seen[path], len(path), path))
+    return [FixedTree(ranked[: count - 1]) for count in counts if 1 < count <= len(ranked) + 1]
+
+
+def search(traces: Sequence[Trace], costs: Costs, fixed: Sequence[FixedTree]) -> list[Candidate]:
+    """All trees worth a look, fastest first: the fixed ones, and dynamic ones by width, confidence and price."""
+    candidates = []
+    for shape in fixed:
+        cost = cost_of(costs.verify, shape.nodes) + costs.fixed[shape.nodes]
+        candidates.append(Candidate("fixed", shape, *replay_fixed(traces, shape, cost)))
+    deepest = max(deep for _, deep in costs.draft)
+    for width in WIDTHS:
+        most = min(COUNTS[-1], 1 + width + (deepest - 1) * width**2)
+        for confidence in CONFIDENCES:
+            price = 1.0
+            for _ in range(4):  # the price of a plain step is the speed reached: a fixed point
+                shape = DynamicTree(width, deepest, most, confidence, costs.verify, round(price, 3))
+                speedup, per_step = replay_dynamic(traces, costs, shape)
+                candidates.append(Candidate("dynamic", shape, speedup, per_step))
+                price = speedup
+    return sorted(candidates, key=lambda candidate: -candidate.speedup)
+
+
+@torch.inference_mode()
+def example_round(engine: Engine, prompt: list[int], sampling: Sampling, rounds: int = 16) -> dict[str, Any]:
+    """Of the first rounds of an answer the one that kept most: its tree, as `pictures.draw_tree` takes it."""
+    rows = engine.rows([prompt], [rounds * (engine.tree.levels_deep + 1)], [sampling], 1, speculate=True)
+    rows.join(0, engine._prefill(rows, [0])[0])
+    rows.cache.select(0, 1)
+    best: tuple[int, Tree, list[int]] | None = None
+    for _ in range(rounds):
+        if rows.cache.longest + engine.tree.nodes >= engine.backbone.context:
+            break
+        state = engine.drafter.begin(rows.memory, rows.active)
+        tree = engine.tree.grow(engine.drafter, state, rows.root, rows.draw(engine.tree.levels_deep))
+        (emitted,) = engine._round(rows, speculate=True)
+        if best is None or len(emitted) > best[0]:
+            best = len(emitted), tree, emitted
+        if engine.end_ids & set(emitted):
+            break
+    assert best is not None
+    count, tree, emitted = best
+    tokens, parents, depth = tree.tokens[0].tolist(), tree.parents[0].tolist(), tree.depth[0].tolist()
+    strong = [True] * len(tokens)
+    for node in range(1, len(tokens)):
+        strong[node] = strong[parents[node]] and depth[node] < count and tokens[node] == emitted[depth[node] - 1]
+    return {
+        "parents": parents,
+        "labels": [repr(engine.backbone.tokenizer.decode([token]))[1:-1] or "?" for token in tokens],
+        "strong": strong,
+        "title": f"one round of an answer: {len(tokens)} nodes verified, {count - 1} guesses right (green), and the bonus token",
+    }
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
