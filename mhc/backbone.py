@@ -153,6 +153,7 @@ class Backbone(nn.Module):
         mask: one (1|B,1,N,S) bool per layer type, see `tree_mask`; None means plain causal attention.
         at: unembed only node at[b] (B,) of each row -> logits (B,1,V).
         """
+        cache.expect(ids.shape[1])
         run = self.model.base_model if mask is None else self._rounds[0]
         mixture = run(
             input_ids=ids,

@@ -88,6 +88,11 @@ class TreeCache(Cache):
             self.starts = self._starts[first:last]  # (B,)
             self.starts.copy_(torch.tensor(active))
 
+    def expect(self, count: int) -> None:
+        """The next forward brings `count` entries a row. (Said beforehand, so that a compiled forward depends on
+        how far it reads, not on every length.)"""
+        self.reach = self.extent(count)
+
     def extent(self, count: int) -> int:
         """Slots that attention reads in a forward of `count` new entries a row."""
         if self.even or self.bucket is None:
@@ -109,7 +114,7 @@ class TreeCache(Cache):
             steps = torch.arange(count, device=buffer.device)
             index = (self.starts[:, None] + steps)[:, None, :, None].expand_as(states)
             rows.scatter_(2, index, states)
-        return rows[:, :, : self.extent(count)]
+        return rows[:, :, : self.reach]
 
     def commit(self, path: torch.Tensor) -> None:
         """Move the nodes of path (B,P), written last round, to where committed text goes on.

@@ -79,6 +79,10 @@ class Engine:
                 raise UserError(
                     f"the tree is {self.tree.levels_deep} deep but the drafter has {drafter.heads} heads: cut the tree"
                 )
+            if self.tree.width > backbone.vocabulary_size:
+                raise UserError(
+                    f"the tree is {self.tree.width} wide, the vocabulary {backbone.vocabulary_size}: cut the tree"
+                )
             drafter.eval().to(backbone.device)
         configured = backbone.model.generation_config
         if backbone.tokenizer is not None:
@@ -163,6 +167,8 @@ class Engine:
         speculate = self.drafter is not None and not plain and self.tree.nodes > 1
         room = [self._room(number, prompt, max_new_tokens) for number, prompt in enumerate(prompts)]
         each = [sampling] * len(prompts) if isinstance(sampling, Sampling) else list(sampling)
+        if len(each) != len(prompts):
+            raise UserError(f"{len(prompts)} prompts but {len(each)} samplings: give one for all, or one each")
         rows = self.rows(prompts, room, each, min(batch_size, len(prompts)), speculate)
         for done, total in rows.warm_up(self._speculate if speculate else self._plain):
             if warming:
@@ -183,8 +189,8 @@ class Engine:
         self, prompts: Sequence[list[int]], room: list[int], sampling: list[Sampling], size: int, speculate: bool
     ) -> "Rows":
         """Buffers for these prompts; compiled rounds bring theirs along from the last call."""
-        nodes = self.tree.nodes if speculate else 1
-        capacity = max(len(prompt) + more for prompt, more in zip(prompts, room)) + nodes
+        behind = max(self.tree.nodes, self.tree.levels_deep + 1) if speculate else 1  # slots for nodes and padded paths
+        capacity = max(len(prompt) + more for prompt, more in zip(prompts, room)) + behind
         fitting = [rows for rows in self._rows if (rows.size, rows.speculate) == (size, speculate)]
         rows = next((rows for rows in fitting if rows.cache.capacity >= capacity), None) or Rows(
             self, size, capacity, speculate

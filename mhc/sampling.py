@@ -47,8 +47,8 @@ class Sampling:
         limits = {
             "temperature": (self.temperature >= 0 and self.temperature < float("inf"), "0 (greedy) or above"),
             "top_p": (0 < self.top_p <= 1, "above 0 and at most 1"),
-            "top_k": (self.top_k >= 0, "0 (all tokens) or above"),
-            "seed": (0 <= self.seed < 2**63, "0 or above"),
+            "top_k": (isinstance(self.top_k, int) and self.top_k >= 0, "a whole number, 0 (all tokens) or above"),
+            "seed": (isinstance(self.seed, int) and 0 <= self.seed < 2**63, "a whole number, 0 or above"),
             "posterior_threshold": (0 <= self.posterior_threshold < 1, "at least 0 (exact) and below 1"),
             "posterior_alpha": (self.posterior_alpha > 0, "above 0"),
         }
@@ -105,8 +105,12 @@ class Sampler:
         """Whatever rows come, their settings are among these."""
         self.greedy = all(row.temperature == 0 for row in settings)
         self.lossy = any(row.posterior_threshold for row in settings)
-        self.restricted = any(row.top_p < 1 or row.top_k for row in settings)
-        self.keep = min(self.vocabulary, max(row.top_k or self.vocabulary for row in settings))
+        self.restricted = any(row.temperature and (row.top_p < 1 or row.top_k) for row in settings)
+        self.keep = max(self._top_k(row) for row in settings)
+
+    def _top_k(self, row: Sampling) -> int:
+        """How many tokens a row is drawn from; greedy rows draw from all, so that runners-up keep their order."""
+        return min(self.vocabulary, row.top_k) if row.top_k and row.temperature else self.vocabulary
 
     def assign(self, rows: Sequence[Sampling]) -> None:
         """The first len(rows) rows have these settings."""
@@ -114,12 +118,12 @@ class Sampler:
             return
         numbers = [
             [row.temperature for row in rows],
-            [max(row.temperature, 1e-5) for row in rows],  # a greedy row: whatever is kept, its argmax is
-            [row.top_p for row in rows],
+            [row.temperature or 1.0 for row in rows],
+            [row.top_p if row.temperature else 1.0 for row in rows],
             [row.posterior_threshold for row in rows],
             [row.posterior_alpha for row in rows],
         ]
-        integers = [[row.seed for row in rows], [min(row.top_k or self.vocabulary, self.keep) for row in rows]]
+        integers = [[row.seed for row in rows], [min(self._top_k(row), self.keep) for row in rows]]
         self._numbers[:, : len(rows)].copy_(torch.tensor(numbers))
         self._integers[:, : len(rows)].copy_(torch.tensor(integers))
         columns = self._numbers[:, : len(rows), None, None]  # each (B,1,1)
@@ -140,7 +144,7 @@ class Sampler:
         ranked = logits.topk(self.keep, dim=-1).values  # (B,N,keep), likeliest first
         allowed = torch.arange(self.keep, device=logits.device) < self.top_k
         share = (ranked / self.divisor).masked_fill(~allowed, float("-inf")).softmax(dim=-1)
-        inside = allowed & (share.cumsum(dim=-1) - share < self.top_p)  # the likeliest always is
+        inside = allowed & ((share.cumsum(dim=-1) - share < self.top_p) | (self.top_p >= 1))  # the likeliest always is
         lowest = ranked.gather(-1, inside.sum(dim=-1, keepdim=True) - 1)
         return logits.masked_fill(logits < lowest, float("-inf"))
 

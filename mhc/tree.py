@@ -68,10 +68,12 @@ def lineage(parents: Tensor, depth: Tensor, deepest: int) -> tuple[Tensor, Tenso
 
 class Shape(ABC):
     """How trees are grown. nodes: the most that a tree can have, root included; levels_deep: its depth;
-    static: whether every tree has the same size, so that growth never waits for the host."""
+    width: the most children of a node; static: whether every tree has the same size, so that growth never waits
+    for the host."""
 
     nodes: int
     levels_deep: int
+    width: int
     static: bool
 
     @abstractmethod
@@ -161,6 +163,7 @@ class FixedTree(Shape):
                 )
             )
             growing = sources
+        self.width = max((level.width for level in self.levels), default=0)
 
     @classmethod
     def chain(cls, length: int) -> "FixedTree":
@@ -242,6 +245,8 @@ class DynamicTree(Shape):
                 f"tree: a budget of {budget} nodes is over the {most} that width {width} and depth {depth} find: "
                 "lower it, or widen the tree"
             )
+        if costs is not None and not costs:
+            raise UserError("tree: costs are empty: give [[nodes, plain steps], ...] or leave them out")
         self.width, self.depth, self.nodes, self.levels_deep = width, depth, budget, depth
         self.confidence, self.costs, self.price = _confidence(confidence), costs, price
         self.static = not confidence and costs is None
@@ -288,13 +293,13 @@ class DynamicTree(Shape):
         rows, most = likely.shape
         if self.costs is None:
             return most
-        gain = likely.exp().cumsum(dim=1).sum(dim=0) - self.price * rows * self._cost(rows, most)
+        gain = likely.exp().cumsum(dim=1).sum(dim=0) - self.price * rows * self._cost(rows, most, likely.device)
         return int(gain.argmax()) + 1
 
     @lru_cache(maxsize=256)  # noqa: B019  (shapes live as long as the program)
-    def _cost(self, rows: int, most: int) -> Tensor:
+    def _cost(self, rows: int, most: int, device: torch.device) -> Tensor:
         """Plain steps, by row, that verifying 1, 2, ..., `most` nodes of each of `rows` rows costs."""
-        return torch.tensor([cost_of(self.costs, rows * (count + 1)) / rows for count in range(most)])
+        return torch.tensor([cost_of(self.costs, rows * (n + 1)) / rows for n in range(most)], device=device)
 
     @lru_cache(maxsize=4)  # noqa: B019
     def _depths(self, device: torch.device) -> Tensor:

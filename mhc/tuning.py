@@ -68,7 +68,7 @@ class _Ready(Shape):
     """No growth at all: a tree that stands already, for timing what comes after drafting."""
 
     def __init__(self, shape: FixedTree, root: Tensor):
-        self.nodes, self.levels_deep = shape.nodes, shape.levels_deep
+        self.nodes, self.levels_deep, self.width, self.static = shape.nodes, shape.levels_deep, shape.width, True
         tokens = root[:, None].expand(-1, shape.nodes).contiguous()
         self.tree = Tree(tokens, *(part.to(root.device) for part in (shape.parents, shape.depth)), *_moved(shape, root))
 

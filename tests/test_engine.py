@@ -6,8 +6,9 @@ import torch
 from mhc.drafters import Cascade, Medusa
 from mhc.engine import Engine
 from mhc.errors import UserError
+from mhc.sampling import GREEDY, Sampling
 from mhc.tree import DynamicTree, FixedTree
-from tests.conftest import ARCHITECTURES, VOCABULARY, Scripted
+from tests.conftest import ARCHITECTURES, VOCABULARY, Scripted, tiny_backbone
 
 TREES = {
     "chain": FixedTree.chain(4),
@@ -67,6 +68,86 @@ def test_heads_change_nothing(backbones, references, name, family, tree, batch_s
     for drafter in (family(backbones(name), heads=4), randomised(family(backbones(name), heads=4))):
         engine = Engine(backbones(name), drafter, TREES[tree])
         assert answers(engine, batch_size) == references(name)
+
+
+SAMPLINGS = {
+    "T=0.7": Sampling(temperature=0.7, seed=1),
+    "T=1.0 top-k": Sampling(temperature=1.0, top_k=9, seed=2),
+    "T=1.3 top-p": Sampling(temperature=1.3, top_p=0.9, seed=3),
+    "T=1.0 both": Sampling(temperature=1.0, top_k=20, top_p=0.8, seed=2**62),
+}
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_drawn_text_hangs_on_the_seed_alone(backbones, name):
+    """Temperature, top-k, top-p: whatever the drafter, tree and batch, the tokens are plain seeded decoding's."""
+    backbone = backbones(name)
+    drawn = {}
+    for label, sampling in SAMPLINGS.items():
+        plain = drawn[label] = answers(Engine(backbone), 1, sampling=sampling)
+        assert answers(Engine(backbone), 3, sampling=sampling) == plain
+        for family, tree, batch_size in (
+            (Cascade, "chain", 3),
+            (Cascade, "tree", 1),
+            (Cascade, "dynamic_cut", 3),
+            (Medusa, "dynamic", 3),
+            (Medusa, "cut", 1),
+        ):
+            engine = Engine(backbone, randomised(family(backbone, heads=4)), TREES[tree])
+            assert answers(engine, batch_size, sampling=sampling) == plain, (label, tree)
+    assert len({str(text) for text in drawn.values()}) == len(drawn)
+
+
+@pytest.mark.parametrize("right", [0, 2, 99])
+@pytest.mark.parametrize("label", SAMPLINGS)
+def test_drawn_text_with_known_guesses(backbones, label, right):
+    """An oracle of what the seed will draw is accepted whole, an adversary not at all; the text is the same."""
+    for name in ("llama", "gemma3_text"):
+        plain = answers(Engine(backbones(name)), 1, sampling=SAMPLINGS[label])
+        texts = [prompt + answer for prompt, answer in zip(PROMPTS, plain)]
+        drafter = Scripted(backbones(name), texts, [len(prompt) for prompt in PROMPTS], right=right)
+        for batch_size in (1, 3):
+            found = dict(
+                Engine(backbones(name), drafter).generate_ids(PROMPTS, NEW, batch_size, sampling=SAMPLINGS[label])
+            )
+            assert [found[number].token_ids for number in range(len(PROMPTS))] == plain
+            if right != 2 and not SAMPLINGS[label].top_p < 1 and not SAMPLINGS[label].top_k:
+                assert all(count == min(right, 4) for answer in found.values() for count in answer.accepted[1:-1])
+
+
+def test_every_row_has_a_seed_of_its_own(backbones):
+    engine = Engine(backbones("llama"), randomised(Cascade(backbones("llama"), heads=4)), TREES["tree"])
+    seeds = [Sampling(temperature=1.0, seed=seed) for seed in range(4)]
+    together = dict(engine.generate_ids([PROMPTS[0]] * 4, NEW, 3, sampling=seeds))
+    assert len({tuple(answer.token_ids) for answer in together.values()}) == 4
+    for number, sampling in enumerate(seeds):
+        assert together[number].token_ids == engine.generate(PROMPTS[0], NEW, plain=True, sampling=sampling).token_ids
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral", "gpt_neox", "gpt_oss"])
+def test_rounds_over_fixed_buffers_give_the_same_text(name, monkeypatch):
+    """What compilation and CUDA graphs run: fixed shapes, idle rows computed too, lengths read from the device."""
+    backbone = tiny_backbone(name)
+    monkeypatch.setattr(backbone, "compile", lambda: None)  # the shapes without the compiler
+    monkeypatch.setattr("mhc.engine.BUCKET", 16)
+    expected = {sampling: answers(Engine(backbone), 1, sampling=sampling) for sampling in (GREEDY, *SAMPLINGS.values())}
+    for tree in ("tree", "dynamic", "dynamic_cut"):
+        engine = Engine(backbone, randomised(Cascade(backbone, heads=4)), TREES[tree], compile=True)
+        for sampling, text in expected.items():
+            for batch_size, plain in ((1, False), (3, False), (3, True)):
+                assert answers(engine, batch_size, sampling=sampling, plain=plain) == text
+
+
+def test_a_compiled_round_gives_the_same_text():
+    """torch.compile for real, on one small model: drafting, plain decoding and a change of the extent."""
+    backbone = tiny_backbone("llama")
+    expected = answers(Engine(backbone), 1)
+    engine = Engine(backbone, randomised(Cascade(backbone, heads=4)), TREES["tree"], compile=True)
+    warmed = []
+    pieces = list(engine.stream(PROMPTS, NEW, warming=lambda *done: warmed.append(done)))
+    assert warmed and warmed[-1][0] == warmed[-1][1]
+    text = [[t for number, tokens, _ in pieces if number == prompt for t in tokens] for prompt in range(len(PROMPTS))]
+    assert text == expected == answers(engine, 1, plain=True)
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])

@@ -18,6 +18,18 @@ def test_pocket_ships_and_answers():
     assert answer.finish_reason == "stop" and all(word in answer.text for word in ("Leo", "teddy bear", "Luis"))
 
 
+def test_every_data_file_of_the_package_ships():
+    """What is no Python file is named by setup.cfg, or an installed mhc would lack it."""
+    from configparser import ConfigParser
+
+    settings = ConfigParser()
+    settings.read(ROOT / "setup.cfg")
+    patterns = settings["options.package_data"]["mhc"].split()
+    shipped = {path for pattern in patterns for path in (ROOT / "mhc").glob(pattern)}
+    data = {path for path in (ROOT / "mhc").rglob("*.*") if path.suffix not in (".py", ".pyc") and path.is_file()}
+    assert data == shipped
+
+
 def test_readme_names_only_what_exists():
     import re
 
