@@ -14,6 +14,7 @@ from mhc.benchmark import compare
 from mhc.checkpoint import tuned_tree, write_json
 from mhc.engine import Engine
 from mhc.errors import UserError
+from mhc.layout import lay_out_for_few_rows
 
 RESULT = "decode_benchmark.json"
 
@@ -62,6 +63,8 @@ class DecodeBenchmark(Callback):
             module.log("val/decode_speedup", figures["speedup"])
 
     def on_test_end(self, trainer: Trainer, module: LightningModule) -> None:
+        module.backbone.lay_out()
+        lay_out_for_few_rows(module.drafter)
         figures = self.measure(trainer, module, "test")
         measured = trainer.callback_metrics
         accuracy = [

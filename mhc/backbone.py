@@ -18,6 +18,7 @@ from transformers.utils.logging import disable_progress_bar
 import mhc.attention  # noqa: F401  (registers the attention named "mhc")
 from mhc.cache import TreeCache
 from mhc.errors import UserError
+from mhc.layout import lay_out_for_few_rows
 
 POCKET = Path(__file__).parent / "lm" / "pocket"
 
@@ -71,7 +72,7 @@ class Backbone(nn.Module):
 
     def __init__(self, model: PreTrainedModel, tokenizer=None, name: str = ""):
         super().__init__()
-        self.model = lay_out_for_few_rows(model.eval().requires_grad_(False))
+        self.model = model.eval().requires_grad_(False)
         self.tokenizer, self.name = tokenizer, name or model.config._name_or_path
         config = model.config.get_text_config(decoder=True)
         self.width, self.layers = config.hidden_size, config.num_hidden_layers
@@ -85,8 +86,10 @@ class Backbone(nn.Module):
         self._rounds = (model.base_model,)  # what runs a round; a tuple, so that it is no second submodule
 
     @classmethod
-    def load(cls, name: str, dtype: torch.dtype = torch.float32, device: str = "cpu") -> "Backbone":
-        """Load `name` ('pocket', a directory or a hub name) with its tokenizer."""
+    def load(
+        cls, name: str, dtype: torch.dtype = torch.float32, device: str = "cpu", decoding: bool = True
+    ) -> "Backbone":
+        """Load `name` ('pocket', a directory or a hub name) with its tokenizer; `decoding` lays it out for that."""
         try:
             torch.empty(0, device=device)
         except (RuntimeError, AssertionError) as error:
@@ -98,7 +101,13 @@ class Backbone(nn.Module):
                 f"backbone '{name}': the tokenizer has {len(tokenizer)} tokens but the model only "
                 f"{model.get_output_embeddings().weight.shape[0]} rows: they do not belong together"
             )
-        return cls(model.to(device), tokenizer, name)
+        backbone = cls(model.to(device), tokenizer, name)
+        return backbone.lay_out() if decoding else backbone
+
+    def lay_out(self) -> "Backbone":
+        """Arrange the weights for decoding on this processor (training gains nothing by it)."""
+        lay_out_for_few_rows(self.model, tied=self.model.get_input_embeddings().weight)
+        return self
 
     @property
     def device(self) -> torch.device:
@@ -190,21 +199,6 @@ class Backbone(nn.Module):
         weight = self.model.get_output_embeddings().weight.detach()
         digest.update(weight[:: max(1, len(weight) // 64)].float().cpu().numpy().round(3).tobytes())
         return digest.hexdigest()[:16]
-
-
-def lay_out_for_few_rows(model: nn.Module) -> nn.Module:
-    """Store fp32 weights of linear layers on a CPU input-major: same numbers, same shapes, other strides.
-
-    A tree has a handful of rows, for which the BLAS otherwise rearranges the weight at every call: 8 rows
-    through the pocket's layers take 1.0 instead of 1.5 ms, one row the same (docs/log.md). A weight shared with
-    the embedding stays as it is, since rows are looked up in it.
-    """
-    looked_up = {module.weight.data_ptr() for module in model.modules() if isinstance(module, nn.Embedding)}
-    for linear in [module for module in model.modules() if isinstance(module, nn.Linear)]:
-        weight = linear.weight
-        if (weight.dtype, weight.device.type) == (torch.float32, "cpu") and weight.data_ptr() not in looked_up:
-            weight.data = weight.data.t().contiguous().t()
-    return model
 
 
 def _windows(config) -> tuple[int | None, list[str]]:

@@ -21,6 +21,7 @@ import mhc.drafters
 from mhc.backbone import Backbone
 from mhc.drafters import Drafter
 from mhc.errors import UserError
+from mhc.layout import lay_out_for_few_rows
 from mhc.tree import Shape, shape_of
 
 DESCRIPTION, WEIGHTS, TUNED = "drafter.json", "drafter.safetensors", "tree.json"
@@ -126,4 +127,6 @@ def load_drafter(
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot read '{folder / WEIGHTS}': {error}") from error
     drafter.load_state_dict(weights)
-    return drafter.to(backbone.device, torch.float32).eval(), tuned_tree(folder) or tree
+    drafter = drafter.to(backbone.device, torch.float32).eval().requires_grad_(False)
+    lay_out_for_few_rows(drafter)
+    return drafter, tuned_tree(folder) or tree

@@ -73,7 +73,7 @@ class DraftModule(LightningModule):
         self.strict_loading = False  # the backbone is in no checkpoint
         self.learning_rate, self.weight_decay, self.warmup = learning_rate, weight_decay, warmup
         self.head_weight = head_weight
-        self.backbone = Backbone.load(backbone, dtype=getattr(torch, dtype))
+        self.backbone = Backbone.load(backbone, dtype=getattr(torch, dtype), decoding=False)
         self.drafter = drafter(self.backbone)
         kinds = ("loss", "top1", "top5")
         names = [f"head{head}_{kind}" for head in range(self.drafter.heads) for kind in kinds]

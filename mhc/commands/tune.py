@@ -74,7 +74,7 @@ def tune(engine, prompts: list[list[int]], max_new_tokens: int, sampling, progre
     points, update = [], bar("measuring the most promising trees")
     for number, candidate in enumerate(chosen):
         figures = compare(
-            Engine(engine.backbone, engine.drafter, candidate.shape), prompts[:12], max_new_tokens, sampling=sampling
+            Engine(engine.backbone, engine.drafter, candidate.shape), prompts, max_new_tokens, sampling=sampling
         )
         if figures["identical"] != figures["prompts"] and engine.backbone.full_precision:
             raise AssertionError("a tree changed the text")

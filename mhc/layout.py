@@ -1,0 +1,67 @@
+"""Weights laid out for a tree's handful of rows on a CPU: the same numbers, in another order in memory.
+
+A matrix product of 2 to 30 rows should cost what reading the weights costs. With weights as PyTorch keeps them
+(output-major) the BLAS rearranges them at every call instead. What helps hangs on whose processor it is, since
+MKL picks its best kernels on Intel's only (all linear layers of the pocket, 34 MB; docs/log.md):
+
+    rows                            1      2      8     12     32
+    AMD EPYC, as they are        1.92   2.46   2.86   2.96   6.23 ms
+    AMD EPYC, input-major        1.48   1.65   2.91   2.92   5.80
+    AMD EPYC, packed by oneDNN   0.87   0.94   1.16   1.28   2.10
+    Intel Xeon, as they are      0.72          1.53
+    Intel Xeon, input-major      0.77          1.00
+"""
+
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+
+class PackedLinear(nn.Module):
+    """A frozen fp32 linear layer on oneDNN's packed weights, for inference.
+
+    kept: the original weight where others need it too (a tied lm_head); without, `weight` is unpacked anew at
+    every access.
+    """
+
+    def __init__(self, linear: nn.Linear, kept: Tensor | None):
+        super().__init__()
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach().contiguous())
+        self.bias, self.kept = linear.bias, kept
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+
+    @property
+    def weight(self) -> Tensor:
+        return self.packed.to_dense() if self.kept is None else self.kept
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return torch.ops.mkldnn._linear_pointwise(hidden, self.packed, self.bias, "none", [], "")
+
+
+@lru_cache(maxsize=1)
+def packs() -> bool:
+    """Whether oneDNN's packed weights are there and are the better choice on this processor."""
+    try:
+        vendor = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("vendor_id"))
+    except (OSError, StopIteration):
+        return False
+    return "AMD" in vendor and torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+def lay_out_for_few_rows(model: nn.Module, tied: Tensor | None = None) -> None:
+    """Rearrange the fp32 linear layers of a frozen model on a CPU, in place. `tied`: a weight that the embedding
+    shares; rows are looked up in it, so it stays as it is (a packed copy stands beside it)."""
+    for parent in list(model.modules()):
+        for name, linear in list(parent.named_children()):
+            if type(linear) is not nn.Linear or (linear.weight.dtype, linear.weight.device.type) != (
+                torch.float32,
+                "cpu",
+            ):
+                continue
+            shared = tied is not None and linear.weight.data_ptr() == tied.data_ptr()
+            if packs():
+                setattr(parent, name, PackedLinear(linear, linear.weight if shared else None))
+            elif not shared:
+                linear.weight.data = linear.weight.data.t().contiguous().t()
