@@ -9,10 +9,11 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from statistics import median
+from statistics import median, quantiles
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
 sys.path.insert(0, str(ROOT))  # so that a benchmark also runs where the package is not installed
 
 import torch
@@ -21,14 +22,17 @@ from mhc.benchmark import machine, versions
 from mhc.checkpoint import write_json
 
 
-def result(case: str, metric: str, values: list[float]) -> dict[str, Any]:
-    """One line of a result file."""
+def result(case: str, metric: str, values: list[float], quartiles: bool = False) -> dict[str, Any]:
+    """One line of a result file; with `quartiles`, low and high are those in place of the extremes."""
+    low, high = min(values), max(values)
+    if quartiles and len(values) > 1:
+        low, _, high = quantiles(values, n=4, method="inclusive")
     return {
         "case": case,
         "metric": metric,
         "value": round(median(values), 4),
-        "low": round(min(values), 4),
-        "high": round(max(values), 4),
+        "low": round(low, 4),
+        "high": round(high, 4),
     }
 
 
@@ -43,14 +47,25 @@ def timed(call: Callable[[], Any]) -> tuple[float, Any]:
     return time.perf_counter() - started, value
 
 
-def write(name: str, results: list[dict[str, Any]], **extra: Any) -> None:
-    """Write benchmarks/results/<name>.json and print it as a table."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-    path = ROOT / "benchmarks" / "results" / f"{name}.json"
+def save(name: str, results: list[dict[str, Any]], folder: Path = RESULTS, **extra: Any) -> Path:
+    """Write <folder>/<name>.json."""
+    try:
+        commit = subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
+        ).stdout
+    except OSError:  # a machine without git
+        commit = ""
+    path = Path(folder) / f"{name}.json"
     write_json(
         path,
-        {"machine": machine(), "versions": versions(), "commit": commit.stdout.strip(), **extra, "results": results},
+        {"machine": machine(), "versions": versions(), "commit": commit.strip(), **extra, "results": results},
     )
+    return path
+
+
+def write(name: str, results: list[dict[str, Any]], folder: Path = RESULTS, **extra: Any) -> None:
+    """Write <folder>/<name>.json (default benchmarks/results) and print it as a table."""
+    path = save(name, results, folder, **extra)
     for row in results:
         print(f"{row['case']:<34} {row['metric']:<26} {row['value']:>9} ({row['low']} - {row['high']})")
     print(f"-> {path}")

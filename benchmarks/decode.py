@@ -1,119 +1,238 @@
-"""Decoding speed: transformers, our plain decoder and each drafter, interleaved on the same prompts.
+"""Decoding speed: transformers, our plain decoder and each drafter's trees, interleaved on the same prompts.
 
-    python benchmarks/decode.py [--runs runs/quickstart] [--prompts 40] [--repeats 3]
+    python run.py tune --checkpoint runs/quickstart/cascade      (and every other drafter)
+    python benchmarks/decode.py [--runs runs/quickstart] [--prompts 60] [--repeats 2]
 
-Needs trained heads (`make quickstart`). Writes benchmarks/results/decode.json: per drafter the speedup
-over plain decoding (median of the paired ratios by prompt), tokens per step, and what a round costs
-in its parts: growing the tree, the verifying forward, and the whole round against their sum.
+Needs trained and tuned heads. Writes benchmarks/results/decode.json:
+
+    <drafter>/<tree>/T=<temperature>/batch=<rows>    speedup_vs_plain (same temperature and rows), tokens_per_step
+                                                     (bonus counted), throughput_vs_plain_batch1
+    ... batch=1 as well                              round_vs_parts: a round over its drafting plus its verification,
+                                                     timed apart, with plain_ms, draft_ms, verify_ms, round_ms; and
+                                                     slowest_category_speedup (median of its prompts)
+    plain/T=0/batch=1                                speedup_vs_transformers
+    prompt_lookup/T=0/batch=1                        transformers' prompt lookup, speedup_vs_plain
+    context/<tokens>                                 step_ms and attention_ms of a plain step at this context
+
+Trees: `fixed` the one the heads were trained with, `dynamic` 16 likeliest nodes, `tuned` what `run.py tune` found.
+At batch 1 a value is the median over prompts of paired ratios, low and high their quartiles; at larger batches, over
+repeats. Every text is compared with plain decoding's; a difference ends the benchmark.
 """
 
 import argparse
+import json
 from pathlib import Path
+from statistics import median
 
 import torch
 
 from common import result, timed, write
 from datamodules import ConversationData
-from mhc.backbone import Features
-from mhc.checkpoint import load_drafter
-from mhc.engine import Engine, Rows
+from mhc.attention import tree_attention
+from mhc.checkpoint import DESCRIPTION, TUNED, load_drafter, tuned_tree
+from mhc.engine import Engine
+from mhc.sampling import GREEDY, Sampling
+from mhc.tree import DynamicTree, shape_of
 
 NEW = 128
+BATCHES = (4, 16)
+CONTEXTS = (128, 256, 512, 1024, 2048)
+SAMPLINGS = {"T=0": GREEDY, "T=0.8": Sampling(temperature=0.8, seed=1)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", default="runs/quickstart")
-    parser.add_argument("--prompts", type=int, default=40)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--prompts", type=int, default=60)
+    parser.add_argument("--repeats", type=int, default=2)
     options = parser.parse_args()
 
-    engines = {}
-    backbone = None
-    for folder in sorted(path.parent for path in Path(options.runs).glob("*/drafter.json")):
-        drafter, tree = load_drafter(folder, backbone)
-        backbone = drafter.backbone
-        engines[folder.name] = Engine(backbone, drafter, tree)
-    if not engines:
-        raise SystemExit(f"no heads below {options.runs}: run `make quickstart` first")
+    engines, backbone = load_engines(Path(options.runs))
     data = ConversationData(str(Path(options.runs) / "answers.jsonl"))
     data.tokenizer = backbone.tokenizer
-    prompts = [prompt.ids for prompt in data.prompts("test", options.prompts)]
-    plain = Engine(backbone)
+    prompts = data.prompts("test", options.prompts)
+    ids = [prompt.ids for prompt in prompts]
+    topics = [prompt.id.split("-")[0] for prompt in prompts]  # the pocket corpus names them so
+    plain, results, by_topic = Engine(backbone), [], {}
+    for label, sampling in SAMPLINGS.items():
+        results += one_by_one(plain, engines, ids, topics, label, sampling, options.repeats, by_topic)
+        for rows in BATCHES:
+            results += together(plain, engines, ids, label, sampling, rows, options.repeats + 1)
+    for name, engine in engines.items():
+        if name.endswith("/tuned"):
+            shares = [parts(engine, prompt) for prompt in ids[:6]]
+            results += [
+                result(f"{name}/T=0/batch=1", metric, [share[metric] for share in shares]) for metric in shares[0]
+            ]
+    results += contexts(backbone)
+    write("decode", results, prompts=len(ids), repeats=options.repeats, heads=options.runs, categories=by_topic)
 
-    ratios: dict[str, list[float]] = {"transformers": [], **{name: [] for name in engines}}
-    tokens: dict[str, list[float]] = {name: [] for name in engines}
-    for _ in range(options.repeats):
-        for prompt in prompts:
-            base, answer = timed(lambda prompt=prompt: plain.generate(prompt, NEW))
-            seconds, stock = timed(lambda prompt=prompt: transformers_generate(backbone, prompt))
-            assert stock == answer.token_ids, "plain decoding differs from transformers"
-            ratios["transformers"].append(seconds / base)
+
+def load_engines(runs: Path) -> tuple[dict[str, Engine], object]:
+    """Every drafter below `runs` with its three trees, all on one backbone."""
+    engines, backbone = {}, None
+    for folder in sorted(path.parent for path in runs.glob(f"*/{DESCRIPTION}")):
+        drafter, _ = load_drafter(folder, backbone)
+        backbone, tuned = drafter.backbone, tuned_tree(folder)
+        if tuned is None:
+            raise SystemExit(f"{folder / TUNED} is missing: run `python run.py tune --checkpoint {folder}` first")
+        trained_with = shape_of(json.loads((folder / DESCRIPTION).read_text())["tree"])
+        shapes = {"fixed": trained_with, "dynamic": DynamicTree(3, drafter.heads, 16), "tuned": tuned}
+        engines |= {f"{folder.name}/{name}": Engine(backbone, drafter, shape) for name, shape in shapes.items()}
+    if backbone is None:
+        raise SystemExit(f"no heads below {runs}: run `make quickstart` first")
+    return engines, backbone
+
+
+def one_by_one(plain, engines, prompts, topics, label, sampling, repeats, by_topic) -> list[dict]:
+    """Batch 1: every prompt decoded by everyone, one after the other."""
+    ratios = {name: [] for name in ["transformers", "prompt_lookup", *engines]}
+    tokens = {name: [] for name in engines}
+    for repeat in range(repeats + 1):
+        for prompt in prompts if repeat else prompts[:2]:  # the first pass warms up
+            base, answer = timed(lambda prompt=prompt: plain.generate(prompt, NEW, sampling=sampling))
+            if sampling is GREEDY:
+                for name, options in (("transformers", {}), ("prompt_lookup", {"prompt_lookup_num_tokens": 4})):
+                    seconds, stock = timed(
+                        lambda prompt=prompt, options=options: transformers_generate(plain.backbone, prompt, **options)
+                    )
+                    assert stock == answer.token_ids, f"{name} differs from plain decoding"
+                    ratios[name].append(seconds / base if name == "transformers" else base / seconds)
             for name, engine in engines.items():
-                seconds, drafted = timed(lambda engine=engine, prompt=prompt: engine.generate(prompt, NEW))
+                seconds, drafted = timed(
+                    lambda engine=engine, prompt=prompt: engine.generate(prompt, NEW, sampling=sampling)
+                )
                 assert drafted.token_ids == answer.token_ids, f"{name} differs from plain decoding"
                 ratios[name].append(base / seconds)
                 tokens[name].append((len(drafted.token_ids) - 1) / max(1, drafted.steps - 1))
-    results = [result("plain/T=0/batch=1", "speedup_vs_transformers", ratios["transformers"])]
-    for name, engine in engines.items():
-        case = f"{name}/fixed/T=0/batch=1"
-        results.append(result(case, "speedup_vs_plain", ratios[name]))
-        results.append(result(case, "tokens_per_step", tokens[name]))
-        results += [result(case, metric, values) for metric, values in parts(engine, prompts[0]).items()]
-    write("decode", results, prompts=len(prompts), repeats=options.repeats)
+        if repeat == 0:
+            for values in (*ratios.values(), *tokens.values()):
+                values.clear()
+
+    def by_prompt(values: list[float]) -> list[float]:
+        return [median(values[at :: len(prompts)]) for at in range(len(prompts))]
+
+    results = []
+    if sampling is GREEDY:
+        results.append(result("plain/T=0/batch=1", "speedup_vs_transformers", by_prompt(ratios["transformers"]), True))
+        results.append(
+            result("prompt_lookup/T=0/batch=1", "speedup_vs_plain", by_prompt(ratios["prompt_lookup"]), True)
+        )
+    for name in engines:
+        case, speedups = f"{name}/{label}/batch=1", by_prompt(ratios[name])
+        results.append(result(case, "speedup_vs_plain", speedups, True))
+        results.append(result(case, "tokens_per_step", by_prompt(tokens[name]), True))
+        found = {topic: [s for s, at in zip(speedups, topics) if at == topic] for topic in sorted(set(topics))}
+        by_topic[case] = {topic: {"speedup": round(median(v), 3), "prompts": len(v)} for topic, v in found.items()}
+        results.append(result(case, "slowest_category_speedup", [min(median(values) for values in found.values())]))
+    return results
 
 
-def transformers_generate(backbone, prompt: list[int]) -> list[int]:
+def together(plain, engines, prompts, label, sampling, rows, repeats) -> list[dict]:
+    """Many prompts in a ragged batch: new tokens by second against plain decoding of as many rows, and of one."""
+    expected, seconds = None, {}
+    for _ in range(repeats):
+        for name, engine, size in [
+            ("alone", plain, 1),
+            ("plain", plain, rows),
+            *((n, e, rows) for n, e in engines.items()),
+        ]:
+            spent, found = timed(
+                lambda engine=engine, size=size: dict(engine.generate_ids(prompts, NEW, size, sampling=sampling))
+            )
+            texts = [found[number].token_ids for number in range(len(prompts))]
+            expected = expected or texts
+            assert texts == expected, f"{name} with {size} rows differs from plain decoding"
+            seconds.setdefault(name, []).append(spent)
+    results = []
+    for name in ("plain", *engines):
+        case = f"{name}/{label}/batch={rows}"
+        if name != "plain":
+            results.append(result(case, "speedup_vs_plain", [p / s for p, s in zip(seconds["plain"], seconds[name])]))
+        results.append(
+            result(case, "throughput_vs_plain_batch1", [a / s for a, s in zip(seconds["alone"], seconds[name])])
+        )
+    return results
+
+
+def transformers_generate(backbone, prompt: list[int], **options) -> list[int]:
     """The new tokens of the stock greedy generate."""
     ids = torch.tensor([prompt])
-    out = backbone.model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=NEW, do_sample=False)
+    out = backbone.model.generate(
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=NEW, do_sample=False, **options
+    )
     return out[0, len(prompt) :].tolist()
 
 
 @torch.inference_mode()
-def parts(engine: Engine, prompt: list[int], repeats: int = 60) -> dict[str, list[float]]:
-    """Milliseconds of a plain step, of growing the tree, of the verifying forward and of a whole round,
-    interleaved, and the round over the sum of growing and verifying (its host overhead)."""
+def parts(engine: Engine, prompt: list[int], repeats: int = 30) -> dict[str, float]:
+    """Medians in milliseconds of a plain step, of growing the tree, of the verifying forward and of a whole round, at
+    one place in the text, interleaved; and the round over growing plus verifying: its host overhead."""
     backbone, drafter = engine.backbone, engine.drafter
-    rows = Rows(engine, [prompt], [NEW * 8], 1, speculate=True)
-    rows.join(0, engine._prefill(rows, 0, prompt, speculate=True), NEW * 8)
+    rows = engine.rows([prompt], [NEW], [GREEDY], 1, speculate=True)
+    rows.join(0, engine._prefill(rows, [0])[0])
     rows.cache.select(0, 1)
-    length = rows.cache.lengths[0]
+    length, root, memory = rows.cache.lengths[0], rows.root.clone(), rows.memory.clone()
 
     def rewind() -> None:
         rows.cache.lengths[0] = length
         rows.cache.select(0, 1)
+        rows.root.copy_(root)
+        rows.memory.copy_(memory)
 
     def grow():
-        return engine.tree.grow(drafter, drafter.begin(rows.memory, rows.active), rows.root)
-
-    def verify():
-        mask = rows.masks(tree.ancestors, tree.depth)
-        return backbone.decode(tree.tokens, rows.positions(tree.depth), rows.cache, mask, last_only=False)
+        draw = rows.draw(engine.tree.levels_deep)
+        return engine.tree.grow(drafter, drafter.begin(rows.memory, rows.active), rows.root, draw)
 
     tree = grow()
-    found: dict[str, list[float]] = {
-        "plain_ms": [],
-        "draft_ms": [],
-        "verify_ms": [],
-        "round_ms": [],
-        "round_vs_parts": [],
+    steps = {
+        "plain_ms": lambda: engine._round(rows, speculate=False),
+        "draft_ms": grow,
+        "verify_ms": lambda: backbone.decode(tree.tokens, *rows.places(tree.ancestors, tree.depth)),
+        "round_ms": lambda: engine._round(rows, speculate=True),
     }
-    memory = rows.memory.clone() if isinstance(rows.memory, torch.Tensor) else rows.memory
-    root = rows.root.clone()
+    found: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(repeats):
-        plain = timed(lambda: engine._plain(rows))[0]
-        rewind()
-        rows.root = root.clone()
-        draft, check = timed(grow)[0], timed(verify)[0]
-        whole = timed(lambda: engine._speculate(rows))[0]
-        rewind()
-        rows.root = root.clone()
-        drafter.read(rows.memory, rows.active, Features(memory[:, None]), torch.ones(1, dtype=torch.long))
-        for name, seconds in (("plain_ms", plain), ("draft_ms", draft), ("verify_ms", check), ("round_ms", whole)):
-            found[name].append(1000 * seconds)
-        found["round_vs_parts"].append(whole / (draft + check))
-    return {name: values[5:] for name, values in found.items()}
+        for name, step in steps.items():
+            found[name].append(1000 * timed(step)[0])
+            rewind()
+    milliseconds = {name: median(values[3:]) for name, values in found.items()}
+    whole = [r / (d + v) for r, d, v in zip(*(found[name][3:] for name in ("round_ms", "draft_ms", "verify_ms")))]
+    return {**milliseconds, "round_vs_parts": median(whole), "nodes": float(tree.tokens.shape[1])}
+
+
+@torch.inference_mode()
+def contexts(backbone, repeats: int = 40) -> list[dict]:
+    """What a plain step costs as the context grows, and what of it is attention, which has to grow. (The pocket is
+    asked for positions it was not trained on: the text is nonsense, the work is the same.)"""
+    engine, limit = Engine(backbone), backbone.context
+    backbone.context = max(CONTEXTS) + 8
+    rows = engine.rows([[1] * max(CONTEXTS)], [1], [GREEDY], 1, speculate=False)
+    rows.join(0, engine._prefill(rows, [0])[0])
+    text = backbone.model.config.get_text_config(decoder=True)
+    heads, width = text.num_attention_heads, rows.cache.buffer.shape[-1]
+    query, attention = torch.randn(1, heads, 1, width), backbone.model.base_model.layers[0].self_attn
+    found = {}
+    for _ in range(repeats):
+        for length in CONTEXTS:
+            rows.cache.lengths[0] = length
+            rows.cache.select(0, 1)
+            found.setdefault((length, "step_ms"), []).append(1000 * timed(lambda: engine._round(rows, False))[0])
+
+            def attend(length=length) -> None:
+                for layer in rows.cache.buffer:
+                    tree_attention(
+                        attention, query, layer[0, :, :, :length], layer[1, :, :, :length], None, scaling=0.1
+                    )
+
+            found.setdefault((length, "attention_ms"), []).append(1000 * timed(attend)[0])
+    backbone.context = limit
+    results = [result(f"context/{length}", metric, values, True) for (length, metric), values in found.items()]
+    rest = {
+        n: [s - a for s, a in zip(found[n, "step_ms"], found[n, "attention_ms"])] for n in (CONTEXTS[0], CONTEXTS[-1])
+    }
+    growth = [last / first for first, last in zip(rest[CONTEXTS[0]], rest[CONTEXTS[-1]])]
+    return [*results, result(f"context/{CONTEXTS[-1]}", f"step_without_attention_vs_{CONTEXTS[0]}", growth, True)]
 
 
 if __name__ == "__main__":

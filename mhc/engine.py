@@ -95,7 +95,7 @@ class Engine:
         """The engine of a checkpoint folder; `backbone` overrides where the model is loaded from, `tree` (see
         `shape_of`) the tree: without, it is the tuned one where there is one, else the checkpoint's."""
         drafter, kept = load_drafter(path, backbone, device)
-        return cls(drafter.backbone, drafter, kept if tree is None else shape_of(tree))
+        return cls(drafter.backbone, drafter, kept if tree is None else shape_of(tree), compile)
 
     # ---- one round: everything stays on the device until `tolist`, the one host synchronisation
 
@@ -239,12 +239,13 @@ class Engine:
         batch_size: int = 1,
         plain: bool = False,
         sampling: Sampling | Sequence[Sampling] = GREEDY,
+        warming: Callable[[int, int], None] | None = None,
     ) -> Iterator[tuple[int, Generation]]:
-        """Answers in the order in which they finish: (number of the prompt, Generation)."""
+        """Answers in the order in which they finish: (number of the prompt, Generation). Arguments as in `stream`."""
         started: dict[int, float] = {}
         answers: dict[int, Generation] = {}
         last = time.perf_counter()
-        for number, tokens, reason in self.stream(prompts, max_new_tokens, batch_size, plain, sampling):
+        for number, tokens, reason in self.stream(prompts, max_new_tokens, batch_size, plain, sampling, warming):
             started.setdefault(number, last)
             answer = answers.setdefault(number, Generation())
             answer.token_ids += tokens

@@ -53,20 +53,19 @@ def _postorder(node: int, children: dict[int, list[int]]) -> list[int]:
 
 
 def draw_tuning(path: Path, example: dict[str, Any], points: Sequence[dict[str, Any]]) -> None:
-    """The tuned tree on a real position (left) and predicted against measured speedups (right), to a PNG.
+    """The tuned tree on a real position (left) and replayed against measured speedups (right), to a PNG.
 
     points: {"kind", "nodes", "predicted", "measured", "low", "high"}.
     """
     figure, (left, right) = plt.subplots(1, 2, figsize=(12, 5), layout="constrained", width_ratios=[1.35, 1])
     draw_tree(left, **example)
     right.axhline(1, color="black", linewidth=0.8, linestyle=":")
-    right.text(1, 1.01, "plain decoding", fontsize=8)
     for kind, colour in (("fixed", GREY), ("dynamic", BLUE)):
         here = sorted((point for point in points if point["kind"] == kind), key=lambda point: point["nodes"])
         if not here:
             continue
         nodes, measured = [point["nodes"] for point in here], [point["measured"] for point in here]
-        right.plot(nodes, [point["predicted"] for point in here], "--", color=colour, label=f"{kind}: predicted")
+        right.plot(nodes, [point["predicted"] for point in here], "--", color=colour, label=f"{kind}: replayed")
         spread = [
             [point["measured"] - point["low"] for point in here],
             [point["high"] - point["measured"] for point in here],
@@ -81,7 +80,10 @@ def draw_tuning(path: Path, example: dict[str, Any], points: Sequence[dict[str, 
             capsize=2,
             label=f"{kind}: measured, quartiles",
         )
+    right.text(0.99, 1, "plain decoding ", fontsize=8, ha="right", va="bottom", transform=right.get_yaxis_transform())
     right.set_xscale("log", base=2)
+    right.set_xticks(ticks := sorted({point["nodes"] for point in points}), labels=map(str, ticks))
+    right.minorticks_off()
     right.set(xlabel="nodes at most", ylabel="speedup over plain decoding", title="which tree pays here")
     right.grid(alpha=0.3)
     right.legend(frameon=False, fontsize=8)

@@ -324,6 +324,11 @@ def search(traces: Sequence[Trace], costs: Costs, fixed: Sequence[FixedTree]) ->
                 speedup, per_step = replay_dynamic(traces, costs, shape)
                 candidates.append(Candidate("dynamic", shape, speedup, per_step))
                 price = speedup
+    best = max((c for c in candidates if c.kind == "dynamic"), key=lambda candidate: candidate.speedup).shape
+    for budget in COUNTS:  # how much of it a smaller budget would do
+        if 1 < budget < best.nodes:
+            shape = DynamicTree(best.width, deepest, budget, best.confidence, costs.verify, best.price)
+            candidates.append(Candidate("dynamic", shape, *replay_dynamic(traces, costs, shape)))
     return sorted(candidates, key=lambda candidate: -candidate.speedup)
 
 

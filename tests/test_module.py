@@ -20,7 +20,7 @@ def module(monkeypatch):
     """A DraftModule on a tiny Llama."""
 
     def build(family, **arguments) -> DraftModule:
-        monkeypatch.setattr(Backbone, "load", classmethod(lambda cls, name, dtype: tiny_backbone("llama")))
+        monkeypatch.setattr(Backbone, "load", classmethod(lambda cls, name, **_: tiny_backbone("llama")))
         torch.manual_seed(0)
         return DraftModule(lambda backbone: family(backbone, heads=3), "tiny", learning_rate=0.01, **arguments)
 

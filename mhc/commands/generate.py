@@ -1,41 +1,67 @@
-"""`run.py generate`: answer one prompt with trained heads, or plainly."""
+"""`run.py generate`: answer prompts with trained heads, or plainly."""
 
 import json
 import sys
+from contextlib import contextmanager
 from itertools import accumulate
 
 from mhc.commands import Parser, add_sampling, sampling_of
+from mhc.errors import UserError
 
 
 def main(argv: list[str]) -> int:
-    """Answer --prompt and print the text as it comes, or one JSON object; returns the exit status."""
+    """Answer every --prompt and print the texts, or one JSON object a line; returns the exit status."""
     options = _parser().parse_args(argv)
 
     from mhc.chat import prompt_ids
     from mhc.engine import Engine
 
     sampling = sampling_of(options)
-    engine = Engine.from_checkpoint(options.checkpoint, options.backbone, options.device, options.tree)
-    prompt = sys.stdin.read() if options.prompt == "-" else options.prompt
-    ids = prompt_ids(engine.backbone.tokenizer, [{"role": "user", "content": prompt}])
-    _, answer = next(engine.generate_ids([ids], options.max_new_tokens, 1, options.plain, sampling))
-    if options.json:
-        print(
-            json.dumps(
-                {
-                    "text": answer.text,
-                    "token_ids": answer.token_ids,
-                    "steps": answer.steps,
-                    "tokens_per_step": round(answer.tokens_per_step, 4),
-                    "seconds": round(answer.seconds, 4),
-                    "finish_reason": answer.finish_reason,
-                },
-                ensure_ascii=False,
-            )
+    if options.batch_size < 1:
+        raise UserError(f"--batch_size is {options.batch_size}: it must be at least 1")
+    engine = Engine.from_checkpoint(
+        options.checkpoint, options.backbone, options.device, options.tree, compile=options.compile
+    )
+    prompts = [sys.stdin.read() if prompt == "-" else prompt for prompt in options.prompt]
+    ids = [prompt_ids(engine.backbone.tokenizer, [{"role": "user", "content": prompt}]) for prompt in prompts]
+    with _warming(options.compile) as warming:
+        found = dict(
+            engine.generate_ids(ids, options.max_new_tokens, options.batch_size, options.plain, sampling, warming)
         )
-        return 0
-    _print_coloured(engine.backbone.tokenizer, answer)
+    for number, prompt in enumerate(prompts):
+        answer = found[number]
+        if options.json:
+            print(json.dumps(_as_json(answer), ensure_ascii=False))
+            continue
+        if len(prompts) > 1:
+            print(f"{'' if number == 0 else chr(10)}> {prompt}", file=sys.stderr)
+        _print_coloured(engine.backbone.tokenizer, answer)
     return 0
+
+
+def _as_json(answer) -> dict:
+    return {
+        "text": answer.text,
+        "token_ids": answer.token_ids,
+        "steps": answer.steps,
+        "tokens_per_step": round(answer.tokens_per_step, 4),
+        "seconds": round(answer.seconds, 4),
+        "finish_reason": answer.finish_reason,
+    }
+
+
+@contextmanager
+def _warming(wanted: bool):
+    """A progress bar for compilation, which can take a minute."""
+    if not wanted:
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("compiling", total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
 def coloured(tokenizer, answer, guessed: str = "green"):
@@ -68,7 +94,7 @@ def _print_coloured(tokenizer, answer) -> None:
 def _parser() -> Parser:
     parser = Parser(
         prog="run.py generate",
-        description="Answer a prompt with the heads in a run's folder. The text is the backbone's own, token "
+        description="Answer prompts with the heads in a run's folder. The text is the backbone's own, token "
         "for token; on a terminal the tokens that heads guessed are green.",
     )
     add = parser.add_argument
@@ -81,9 +107,11 @@ def _parser() -> Parser:
     add(
         "--prompt",
         required=True,
+        nargs="+",
         metavar="TEXT",
-        help="what the user says ('-' reads it from standard input)",
+        help="what the user says ('-' reads it from standard input); several are answered together",
     )
+    add("--batch_size", type=int, default=16, metavar="N", help="prompts decoded together (default 16)")
     add("--plain", action="store_true", help="decode without the heads, one token a step")
     add_sampling(parser)
     add(
@@ -101,6 +129,7 @@ def _parser() -> Parser:
         "tuned one (run.py tune), else the one the heads were trained with",
     )
     add("--max_new_tokens", type=int, default=256, metavar="N", help="length limit (default 256)")
+    add("--compile", action="store_true", help="compile the rounds, on CUDA as graphs: slow to start, then faster")
     add("--json", action="store_true", help="print one JSON object instead of text")
     add("--backbone", metavar="NAME", help="load the backbone from here instead of where the heads say")
     add("--device", default="cpu", help="cpu (default), cuda, ...")

@@ -113,13 +113,14 @@ def tune(engine, prompts: list[list[int]], max_new_tokens: int, sampling, progre
 
 
 def _to_measure(candidates: list) -> list:
-    """The fixed tree of each measured size, and the best dynamic trees of two widths."""
+    """The fixed tree of each measured size, the best dynamic one, some of its smaller budgets and another width."""
     dynamic = [candidate for candidate in candidates if candidate.kind == "dynamic"]
     chosen = [candidate for candidate in candidates if candidate.kind == "fixed"]
     chosen = [candidate for candidate in chosen if candidate.shape.nodes in MEASURED_BUDGETS]
     best = dynamic[0]
-    other = next((c for c in dynamic if c.shape.width != best.shape.width), None)
-    return chosen + [best] + ([other] if other else [])
+    others = [next((c for c in dynamic if c.shape.width != best.shape.width), None)]
+    others += [next((c for c in dynamic if c.shape.nodes == budget), None) for budget in (4, 8, 16)]
+    return chosen + [best] + [other for other in others if other is not None and other is not best]
 
 
 def show(found: dict[str, Any]) -> None:
