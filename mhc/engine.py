@@ -91,11 +91,14 @@ class Engine:
             self.end_ids = {configured.eos_token_id}
 
     @classmethod
-    def from_checkpoint(cls, path: str, backbone: str | None = None, device: str = "cpu", tree: Any = None) -> "Engine":
+    def from_checkpoint(
+        cls, path: str, backbone: str | None = None, device: str = "cpu", tree: Any = None, compile: bool = False
+    ) -> "Engine":
         """The engine of a checkpoint folder; `backbone` overrides where the model is loaded from, `tree` (see
         `shape_of`) the tree: without, it is the tuned one where there is one, else the checkpoint's."""
+        wanted = None if tree is None else shape_of(tree)
         drafter, kept = load_drafter(path, backbone, device)
-        return cls(drafter.backbone, drafter, kept if tree is None else shape_of(tree), compile)
+        return cls(drafter.backbone, drafter, wanted or kept, compile)
 
     # ---- one round: everything stays on the device until `tolist`, the one host synchronisation
 

@@ -126,15 +126,11 @@ class FixedTree(Shape):
 
     `choices` lists a path of ranks for every node but the root: `[[0], [1], [0, 0]]` is the worked
     example above. A prefix that is missing is an error. `FixedTree.chain(5)` is one path of five.
-
-    `confidence` c > 0 stops growing after a level unless one of its paths that would go on is, to the
-    drafter, at least c likely: where nothing will be accepted, deeper levels only cost. The cut tree is
-    a prefix of the whole one. It takes one host synchronisation a level, so it pays on a CPU.
     """
 
-    def __init__(self, choices: Iterable[Iterable[int]], confidence: float = 0.0):
-        self.confidence = _confidence(confidence)
-        self.static = not confidence
+    static = True
+
+    def __init__(self, choices: Iterable[Iterable[int]]):
         nodes = sorted({tuple(choice) for choice in choices}, key=lambda path: (len(path), path))
         index = {(): 0} | {path: number for number, path in enumerate(nodes, 1)}
         for path in nodes:
@@ -171,7 +167,7 @@ class FixedTree(Shape):
         return cls([(0,) * deep for deep in range(1, length + 1)])
 
     def describe(self) -> dict[str, Any]:
-        return {"choices": [list(choice) for choice in self.choices], "confidence": self.confidence}
+        return {"choices": [list(choice) for choice in self.choices]}
 
     def to(self, device: torch.device) -> "FixedTree":
         """The same shape with its index tensors on `device`."""
@@ -186,33 +182,11 @@ class FixedTree(Shape):
         if self.parents.device != root.device:
             self.to(root.device)
         tokens = root[:, None]  # (B,N so far)
-        likely = torch.zeros(len(root), 1, device=root.device)  # log-probability of each node's path
         for deep, level in enumerate(self.levels):
-            if self.confidence and likely[:, level.source].max() < math.log(self.confidence):
-                break
             logits, state = drafter.step(state, tokens[:, level.source], level.parents)  # (B,R,V)
-            scores = draw.scores(logits, deep)
-            best = scores.topk(level.width, dim=-1)  # (B,R,W)
-            tokens = torch.cat([tokens, best.indices[:, level.row, level.rank]], dim=1)
-            if self.confidence:
-                share = best.values - scores.logsumexp(dim=-1, keepdim=True)
-                further = likely[:, level.source][:, level.row] + share[:, level.row, level.rank]
-                likely = torch.cat([likely, further], dim=1)
-        return self._first(tokens)
-
-    def _first(self, tokens: Tensor) -> Tree:
-        """The tree of these tokens: the whole shape, or as many of its levels as were grown."""
-        nodes = tokens.shape[1]
-        if nodes == self.nodes:
-            return Tree(tokens, self.parents, self.depth, self.ancestors, self.paths)
-        deep = len(self.choices[nodes - 2]) if nodes > 1 else 0  # of the last node
-        return Tree(
-            tokens,
-            self.parents[:, :nodes],
-            self.depth[:, :nodes],
-            self.ancestors[:, :nodes, :nodes],
-            self.paths[:, :nodes, : deep + 1],
-        )
+            best = draw.scores(logits, deep).topk(level.width, dim=-1).indices  # (B,R,W)
+            tokens = torch.cat([tokens, best[:, level.row, level.rank]], dim=1)
+        return Tree(tokens, self.parents, self.depth, self.ancestors, self.paths)
 
 
 class DynamicTree(Shape):
@@ -248,7 +222,9 @@ class DynamicTree(Shape):
         if costs is not None and not costs:
             raise UserError("tree: costs are empty: give [[nodes, plain steps], ...] or leave them out")
         self.width, self.depth, self.nodes, self.levels_deep = width, depth, budget, depth
-        self.confidence, self.costs, self.price = _confidence(confidence), costs, price
+        if not 0 <= confidence < 1:
+            raise UserError(f"tree: confidence is {confidence}, it must be at least 0 and below 1")
+        self.confidence, self.costs, self.price = confidence, costs, price
         self.static = not confidence and costs is None
 
     def describe(self) -> dict[str, Any]:
@@ -315,9 +291,3 @@ def cost_of(costs: Sequence[Sequence[float]], nodes: int) -> float:
     upper = next((at for at, (count, _) in enumerate(costs) if count >= nodes), len(costs) - 1) or 1
     (low, cheap), (high, dear) = costs[upper - 1], costs[upper]
     return cheap + (dear - cheap) * (nodes - low) / (high - low)
-
-
-def _confidence(value: float) -> float:
-    if not 0 <= value < 1:
-        raise UserError(f"tree: confidence is {value}, it must be at least 0 and below 1")
-    return value

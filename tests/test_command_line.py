@@ -110,12 +110,86 @@ def mistakes(tmp_path: Path) -> dict[str, tuple[list[str], str]]:
         "no such GPU": (["distill", "--out", str(tmp_path / "o"), "--device", "cuda:99"], "cuda:99"),
         "no heads": (["generate", "--checkpoint", str(tmp_path), "--prompt", "hi"], "drafter.json"),
         "unknown verb": (["fti"], "fti"),
+        "tune without heads": (["tune", "--checkpoint", str(tmp_path)], "drafter.json"),
+        "temperature below 0": (["tune", "--checkpoint", str(tmp_path), "--temperature", "-1"], "temperature"),
+        "top_p above 1": (["generate", "--checkpoint", "x", "--prompt", "hi", "--top_p", "1.5"], "top_p"),
+        "no rows": (["generate", "--checkpoint", "x", "--prompt", "hi", "--batch_size", "0"], "batch_size"),
         "distill without data": (
             ["distill", "--data", str(tmp_path / "x.json"), "--out", str(tmp_path / "o")],
             "x.json",
         ),
         "inspect nothing": (["inspect"], "--config"),
     }
+
+
+@pytest.fixture(scope="module")
+def heads(tmp_path_factory):
+    """Untrained heads on the pocket, in a folder."""
+    from mhc.backbone import Backbone
+    from mhc.checkpoint import save_drafter
+    from mhc.drafters import Cascade
+    from mhc.tree import FixedTree
+
+    folder = tmp_path_factory.mktemp("heads")
+    save_drafter(folder, Cascade(Backbone.load("pocket"), heads=4), FixedTree.chain(4))
+    return folder
+
+
+def ask(heads, capsys, *flags: str) -> tuple[int, str, str]:
+    status = run.main(["generate", "--checkpoint", str(heads), "--max_new_tokens", "12", "--prompt", "Hello!", *flags])
+    told = capsys.readouterr()
+    return status, told.out, told.err
+
+
+@pytest.mark.parametrize(
+    "flags, named",
+    [
+        (["--tree", "mc_sim_7b_64"], "mc_sim_7b_63"),
+        (["--tree", "[[0], [0"], "JSON"),
+        (["--tree", "[[1, 0]]"], "parent"),
+        (["--tree", '{"width": 2, "depth": 3, "budget": 99}'], "budget"),
+        (["--tree", "[[0],[0,0],[0,0,0],[0,0,0,0],[0,0,0,0,0]]"], "4 heads"),
+        (["--prompt", "many words " * 2000], "context"),
+        (["--temperature", "-0.5"], "temperature"),
+        (["--posterior_threshold", "0.1"], "temperature"),
+        (["--top_k", "-3"], "top_k"),
+    ],
+)
+def test_bad_decoding_settings_get_one_line(heads, capsys, flags, named):
+    status, out, told = ask(heads, capsys, *flags)
+    assert (status, out) == (2, "") and told.startswith("error: ") and told.count("\n") == 1 and named in told
+
+
+def test_generate_draws_by_seed_whatever_the_tree(heads, capsys):
+    def text(*flags: str) -> list[int]:
+        status, out, _ = ask(heads, capsys, "--json", "--temperature", "0.9", "--top_p", "0.95", *flags)
+        assert status == 0
+        return json.loads(out)["token_ids"]
+
+    plain = text("--plain")
+    assert plain == text() == text("--tree", "mc_sim_7b_63") == text("--tree", '{"width": 3, "depth": 4, "budget": 12}')
+    assert text("--seed", "1") != plain
+    status, out, _ = ask(heads, capsys, "--json", "--prompt", "Hello!", "What is 3 plus 4?", "Hello!")
+    answers = [json.loads(line)["token_ids"] for line in out.splitlines()]
+    assert status == 0 and len(answers) == 3 and answers[0] == answers[2] != answers[1]
+
+
+def test_tune_is_found_by_every_command_and_goes_with_new_heads(heads, capsys):
+    from mhc.checkpoint import load_drafter, save_drafter
+    from mhc.tree import FixedTree
+
+    assert run.main(["tune", "--checkpoint", str(heads), "--prompts", "3", "--max_new_tokens", "16"]) == 0
+    assert "plain decoding" in capsys.readouterr().out
+    found = json.loads((heads / "tree.json").read_text())
+    assert (heads / "tree.png").stat().st_size > 10_000
+    drafter, tree = load_drafter(heads)
+    assert tree.describe() == found["tree"] and {"machine", "versions", "points", "speedup"} <= set(found)
+    plain = ask(heads, capsys, "--json", "--plain")[1], ask(heads, capsys, "--json")[1]
+    assert len({str(json.loads(out)["token_ids"]) for out in plain}) == 1
+    (heads / "tree.json").write_text('{"tree": ')
+    assert ask(heads, capsys)[0] == 2
+    save_drafter(heads, drafter, FixedTree.chain(4))
+    assert not (heads / "tree.json").exists()
 
 
 @pytest.mark.parametrize("mistake", mistakes(Path("/tmp")))

@@ -301,11 +301,6 @@ def test_impossible_dynamic_trees_are_refused(arguments, complaint):
     DynamicTree(3, 2, 13)
 
 
-def test_fixed_trees_check_their_confidence():
-    with pytest.raises(UserError, match=r"confidence is 1\.0"):
-        FixedTree([[0]], confidence=1.0)
-
-
 def test_the_published_tree_is_known_by_name():
     shape = shape_of("mc_sim_7b_63")
     assert isinstance(shape, FixedTree)
@@ -313,7 +308,7 @@ def test_the_published_tree_is_known_by_name():
     assert {(0,), (9,), (0, 0, 0, 0), (0, 7, 0)} <= set(shape.choices)
 
 
-FIXED = {"choices": [[0], [1], [0, 0]], "confidence": 0.25}
+FIXED = {"choices": [[0], [1], [0, 0]]}
 DYNAMIC = {"width": 2, "depth": 3, "budget": 6, "confidence": 0.1}
 
 

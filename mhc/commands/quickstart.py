@@ -1,7 +1,7 @@
 """`run.py quickstart`: the main job from end to end on the embedded backbone, in a few minutes.
 
-Distil answers, train Medusa and MHC heads on them with the same budget, decode held-out prompts with
-both, and say what came of it. Every stage is one of the commands a user would type; it is printed.
+Distil answers, train Medusa and MHC heads on them with the same budget, tune the tree that each grows, decode
+held-out prompts with both, and say what came of it. Every stage is one of the commands a user would type; it is printed.
 """
 
 import json
@@ -91,6 +91,10 @@ def _stages(out: Path, conversations: int, trainer: str):
             *("--data.path", answers, "--trainer.default_root_dir", str(out / name)),
         ]
         yield f"train {name} heads on the answers", ["fit", *common]
+        yield (
+            f"find the tree that is fastest with {name} heads here",
+            ["tune", "--data", answers, "--prompts", "12", "--checkpoint", str(out / name)],
+        )
         yield f"decode held-out prompts with {name} heads and plainly", ["test", *common]
 
 
@@ -138,7 +142,7 @@ def draw_accuracy(drafters: dict[str, dict[str, Any]], path: Path) -> None:
 def _parser() -> Parser:
     parser = Parser(
         prog="run.py quickstart",
-        description="Distil, train Medusa and MHC heads, and compare decoding: the whole road on the embedded "
+        description="Distil, train and tune Medusa and MHC heads, and compare decoding: the whole road on the embedded "
         "backbone. Distilled answers of an earlier run are kept; heads are trained anew.",
     )
     add = parser.add_argument
