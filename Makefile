@@ -7,13 +7,19 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
-.PHONY: quickstart test check format bench clean
+.PHONY: quickstart test test-extras check format bench clean
 
 quickstart: $(READY)
 	$(RUN) run.py quickstart
 
 test: $(READY)
 	$(RUN) -m pytest $(ARGS)
+
+# What needs an optional package, which stands apart: once installed, transformers imports torchao everywhere.
+test-extras: $(READY)
+	$(RUN) -m pip install --quiet --disable-pip-version-check --upgrade --no-deps --target build/extras \
+		--constraint constraints.txt torchao
+	PYTHONPATH=build/extras $(RUN) -m pytest tests/test_layout.py -k quantised
 
 check: $(READY)
 	$(RUN) -m ruff check .

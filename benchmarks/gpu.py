@@ -26,13 +26,17 @@ through the motions all the same. Values are medians, low and high the extremes.
                                                            there than logit_tolerance, the largest difference between
                                                            logits of a tree and of one-token forwards
                         tokens_per_step                    of that text: that guesses were accepted at all
-    7b/memory           peak_gib, cache_mib_formula, cache_mib_measured
+    7b/memory           peak_gib_plain                     most held: the model and one plain decoder
+                        peak_gib                           all engines of part 1 side by side
+                        cache_mib_formula                  2 * layers * rows * heads * capacity * width * 2 bytes
+                        cache_mib_measured                 what making such a cache took
 
 2. A backbone of some 50 M parameters trained here for --minutes, heads for a quarter of that each, and held-out
    prompts decoded plainly and with heads, fp32. (The times shrink where part 1 has taken too long.)
 
     trained/backbone        parameters_millions, steps, validation_loss
-    trained/<family>/T=0    tokens_per_step, identical (share of the prompts), speedup_vs_plain (quartiles), head<k>_top1
+    trained/<family>/T=0    tokens_per_step, identical (share of the prompts), speedup_vs_plain (low and high are
+                            quartiles), tokens_per_second, plain_tokens_per_second, head<k>_top1 (on held-out text)
     trained/<family>/T=1    the same, drawn with seed 0
 """
 
@@ -198,6 +202,9 @@ class Place:
         self.rows.run(drafting)
 
 
+Calls = dict[tuple[str, str], tuple[Callable[[], Any], Place]]  # by case and metric: what is timed, and where
+
+
 @torch.inference_mode()
 def place_after(prompt: list[int], engine: Engine, *also: Callable[[Rows], Tensor]) -> Place:
     """Compile and capture the engine's round, and the rounds `also`; read the prompt; make one round."""
@@ -280,53 +287,53 @@ def bytes_of_a_step(backbone: Backbone) -> int:
     return weights - backbone.model.get_input_embeddings().weight.nbytes + cache
 
 
-def interleaved(calls: dict[Any, tuple[Callable[[], Any], Place]], repeats: int) -> dict[Any, list[float]]:
-    """Milliseconds of every call, one after the other, `repeats` times over."""
-    found: dict[Any, list[float]] = {key: [] for key in calls}
-    for _ in range(WARM + repeats):
-        for key, (call, place) in calls.items():
-            found[key].append(1000 * timed(call)[0])
-            place.back()
-    return {key: values[WARM:] for key, values in found.items()}
-
-
-def ratios(over: list[float], under: list[float]) -> list[float]:
-    return [a / b for a, b in zip(over, under)]
-
-
 def measure_shape(report: Report, shape: str, device: torch.device) -> None:
-    """Part 1."""
+    """Part 1: set everything up, time it all in turns, then see whether captured rounds do what eager ones do."""
     size = SIZES[shape]
-    calls: dict[tuple[str, str], tuple[Callable[[], Any], Place]] = {}
-    checks: dict[str, tuple[Place, Place]] = {}  # by case: captured and eager
-    plain_case, verify_case = f"{shape}/plain", f"{shape}/verify"
-
-    measured = sheet = 0.0
+    bandwidths = None
     with report.part("bandwidth"):
-        measured, sheet = measure_bandwidth(report, size, device)
+        bandwidths = measure_bandwidth(report, size, device)
+    backbone = None
     with report.part(f"{shape}: making the model"):
         backbone = random_backbone(size, device)
-        eager = Backbone(backbone.model)  # one that nobody compiles
-        drafters = {}
-        with torch.device(device):
-            for family, build in FAMILIES.items():
-                drafters[family] = build(eager).to(backbone.dtype)
-        prompt = torch.randint(size.random["vocab_size"], (CONTEXT,)).tolist()
-    if f"{shape}: making the model" in report.failed:
+        prompt = torch.randint(backbone.vocabulary_size, (CONTEXT,)).tolist()
+    if backbone is None:
         return
+    calls: Calls = {}
     with report.part(f"{shape}/memory: the cache"):
         measure_cache(report, f"{shape}/memory", backbone)
-
-    with report.part(f"{plain_case}: eager"):
+    eager = Backbone(backbone.model)  # one that nobody compiles
+    with report.part(f"{shape}/plain: eager"):
         one = place_after(prompt, Engine(eager))
-        calls[plain_case, "step_ms_eager"] = one.round, one
-    with report.part(f"{plain_case}: compile, capture"):
+        calls[f"{shape}/plain", "step_ms_eager"] = one.round, one
+        report.add(f"{shape}/memory", peak_gib_plain=peak(device))
+    with report.part(f"{shape}/plain: compile, capture"):
         place = place_after(prompt, Engine(backbone, compile=True))
-        calls[plain_case, "step_ms"] = place.round, place
+        calls[f"{shape}/plain", "step_ms"] = place.round, place
+    checks = set_up_trees(report, shape, backbone, eager, prompt, calls)
+    with report.part(f"{shape}: timing"):
+        times = interleaved(calls, size.repeats)
+        add_times(report, shape, times, bytes_of_a_step(backbone), bandwidths)
+        report.add(f"{shape}/memory", peak_gib=peak(device))
+    for case, (captured, slow) in checks.items():
+        with report.part(f"{case}: captured against eager"):
+            check_texts(report, case, captured, slow, one, prompt)
+
+
+def set_up_trees(
+    report: Report, shape: str, backbone: Backbone, eager: Backbone, prompt: list[int], calls: Calls
+) -> dict[str, tuple[Place, Place]]:
+    """Compile and capture verification and every family's rounds, and add them to `calls`; by case the places of the
+    captured and of the eager round."""
+    drafters = {}
+    with torch.device(backbone.device):
+        for family, build in FAMILIES.items():
+            drafters[family] = build(eager).to(backbone.dtype)
     for count in COUNTS:
-        with report.part(f"{verify_case}: compile, capture {count} nodes"):
+        with report.part(f"{shape}/verify: compile, capture {count} nodes"):
             place = place_after(prompt, Engine(backbone, drafters["medusa"], Standing(bush(count)), compile=True))
-            calls[verify_case, f"t_verify_{count}_ms"] = place.round, place
+            calls[f"{shape}/verify", f"t_verify_{count}_ms"] = place.round, place
+    checks = {}
     for family, drafter in drafters.items():
         for name, tree in TREES.items():
             case = f"{shape}/{family}/{name}"
@@ -339,39 +346,58 @@ def measure_shape(report: Report, shape: str, device: torch.device) -> None:
                 calls[case, "round_ms"] = whole.round, whole
                 calls[case, "round_ms_eager"] = slow.round, slow
                 checks[case] = whole, slow
+    return checks
 
-    with report.part(f"{shape}: timing"), torch.inference_mode():
-        times = interleaved(calls, size.repeats)
-        for (case, metric), values in times.items():
-            report.add(case, **{metric: values})
-        if step := times.get((plain_case, "step_ms")):
-            floor = bytes_of_a_step(backbone)
-            report.add(
-                plain_case,
-                bandwidth_floor_ms=1000 * floor / sheet,
-                share_of_bandwidth_floor=[1000 * floor / sheet / value for value in step],
-                share_of_measured_bandwidth=[1000 * floor / measured / value for value in step],
-            )
-            for count in COUNTS:
-                if values := times.get((verify_case, f"t_verify_{count}_ms")):
-                    report.add(verify_case, **{f"t_verify_{count}_vs_plain": ratios(values, step)})
-        for case in checks:
-            draft, verify, whole = (times[case, metric] for metric in ("draft_ms", "verify_ms", "round_ms"))
-            parts = [a + b for a, b in zip(draft, verify)]
-            report.add(case, round_vs_parts=ratios(whole, parts))
+
+@torch.inference_mode()
+def interleaved(calls: Calls, repeats: int) -> dict[tuple[str, str], list[float]]:
+    """Milliseconds of every call, one after the other, `repeats` times over."""
+    found: dict[tuple[str, str], list[float]] = {key: [] for key in calls}
+    for _ in range(WARM + repeats):
+        for key, (call, place) in calls.items():
+            found[key].append(1000 * timed(call)[0])
+            place.back()
+    return {key: values[WARM:] for key, values in found.items()}
+
+
+def add_times(
+    report: Report,
+    shape: str,
+    times: dict[tuple[str, str], list[float]],
+    read: int,
+    bandwidths: tuple[float, float] | None,
+) -> None:
+    """The times, and what they are in proportion to each other and to reading `read` bytes."""
+    for (case, metric), values in times.items():
+        report.add(case, **{metric: values})
+    step = times.get((f"{shape}/plain", "step_ms"))
+    if step and bandwidths:
+        measured, sheet = (1000 * read / bandwidth for bandwidth in bandwidths)  # floors in ms
+        report.add(
+            f"{shape}/plain",
+            bandwidth_floor_ms=sheet,
+            share_of_bandwidth_floor=[sheet / value for value in step],
+            share_of_measured_bandwidth=[measured / value for value in step],
+        )
+    for (case, metric), values in times.items():
+        if step and metric.startswith("t_verify"):
+            report.add(case, **{metric.replace("_ms", "_vs_plain"): ratios(values, step)})
+        if metric == "round_ms":
+            parts = [draft + verify for draft, verify in zip(times[case, "draft_ms"], times[case, "verify_ms"])]
+            report.add(case, round_vs_parts=ratios(values, parts))
             if step:
-                report.add(case, round_vs_plain_step=ratios(whole, step))
-    for case, (captured, slow) in checks.items():
-        with report.part(f"{case}: captured against eager"):
-            check_texts(report, case, captured, slow, one, prompt)
-    with report.part(f"{shape}/memory: the peak"):
-        peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _resident()
-        report.add(f"{shape}/memory", peak_gib=peak / 2**30)
+                report.add(case, round_vs_plain_step=ratios(values, step))
 
 
-def _resident() -> int:
-    """Most bytes that this process ever held."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def ratios(over: list[float], under: list[float]) -> list[float]:
+    return [a / b for a, b in zip(over, under)]
+
+
+def peak(device: torch.device) -> float:
+    """Most GiB that the device (on a CPU this process) ever held."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def measure_cache(report: Report, case: str, backbone: Backbone) -> None:

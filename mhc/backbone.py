@@ -18,7 +18,7 @@ from transformers.utils.logging import disable_progress_bar
 import mhc.attention  # noqa: F401  (registers the attention named "mhc")
 from mhc.cache import TreeCache
 from mhc.errors import UserError
-from mhc.layout import lay_out_for_few_rows
+from mhc.layout import lay_out_for_few_rows, quantize_weights
 
 POCKET = Path(__file__).parent / "lm" / "pocket"
 
@@ -87,9 +87,16 @@ class Backbone(nn.Module):
 
     @classmethod
     def load(
-        cls, name: str, dtype: torch.dtype = torch.float32, device: str = "cpu", decoding: bool = True
+        cls,
+        name: str,
+        dtype: torch.dtype = torch.float32,
+        device: str = "cpu",
+        decoding: bool = True,
+        quantize: str | None = None,
     ) -> "Backbone":
-        """Load `name` ('pocket', a directory or a hub name) with its tokenizer; `decoding` lays it out for that."""
+        """Load `name` ('pocket', a directory or a hub name) with its tokenizer. decoding: lay it out for that.
+        quantize: 'int8' or 'int4', the linear layers' weights (a model that is quantised on disk loads as it is).
+        """
         try:
             torch.empty(0, device=device)
         except (RuntimeError, AssertionError) as error:
@@ -101,7 +108,10 @@ class Backbone(nn.Module):
                 f"backbone '{name}': the tokenizer has {len(tokenizer)} tokens but the model only "
                 f"{model.get_output_embeddings().weight.shape[0]} rows: they do not belong together"
             )
-        backbone = cls(model.to(device), tokenizer, name)
+        model = model.to(device)
+        if quantize:
+            quantize_weights(model, quantize)
+        backbone = cls(model, tokenizer, name)
         return backbone.lay_out() if decoding else backbone
 
     def lay_out(self) -> "Backbone":

@@ -97,7 +97,7 @@ def tuned_tree(folder: Path) -> Shape | None:
 
 
 def load_drafter(
-    path: str | Path, backbone: str | Backbone | None = None, device: str = "cpu"
+    path: str | Path, backbone: str | Backbone | None = None, device: str = "cpu", quantize: str | None = None
 ) -> tuple[Drafter, Shape]:
     """The heads in folder `path`, on the backbone they name or on the one given, and their tree, tuned if it was.
 
@@ -116,7 +116,7 @@ def load_drafter(
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"'{folder / DESCRIPTION}' is damaged ({error!r}): train again or restore it") from error
     if not isinstance(backbone, Backbone):
-        backbone = Backbone.load(backbone or known["backbone"], device=device)
+        backbone = Backbone.load(backbone or known["backbone"], device=device, quantize=quantize)
     drafter = family(backbone, **known["arguments"])
     require_match(description, drafter, f"'{folder}'")
     try:

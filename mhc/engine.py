@@ -70,7 +70,7 @@ class Engine:
         self, backbone: Backbone, drafter: Drafter | None = None, tree: Shape | None = None, compile: bool = False
     ):
         self.backbone, self.drafter, self.compile = backbone, drafter, compile
-        self._rows: list[Rows] = []  # compiled rounds are kept with their buffers
+        self._idle: list[Rows] = []  # compiled rounds with their buffers, for the next call
         if compile:
             backbone.compile()
         if drafter is not None:
@@ -92,12 +92,18 @@ class Engine:
 
     @classmethod
     def from_checkpoint(
-        cls, path: str, backbone: str | None = None, device: str = "cpu", tree: Any = None, compile: bool = False
+        cls,
+        path: str,
+        backbone: str | None = None,
+        device: str = "cpu",
+        tree: Any = None,
+        compile: bool = False,
+        quantize: str | None = None,
     ) -> "Engine":
-        """The engine of a checkpoint folder; `backbone` overrides where the model is loaded from, `tree` (see
-        `shape_of`) the tree: without, it is the tuned one where there is one, else the checkpoint's."""
+        """The engine of a checkpoint folder. backbone: load the model from here; tree (see `shape_of`): without, the
+        tuned one where there is one, else the checkpoint's; quantize: as in `Backbone.load`."""
         wanted = None if tree is None else shape_of(tree)
-        drafter, kept = load_drafter(path, backbone, device)
+        drafter, kept = load_drafter(path, backbone, device, quantize)
         return cls(drafter.backbone, drafter, wanted or kept, compile)
 
     # ---- one round: everything stays on the device until `tolist`, the one host synchronisation
@@ -187,19 +193,25 @@ class Engine:
             if rows.serving:
                 rows.cache.select(rows.active.start, rows.active.stop)
                 yield from self._emit(rows, self._round(rows, speculate))
+        if self.compile:
+            self._idle = [rows]  # the latest only: buffers are large
 
     def rows(
         self, prompts: Sequence[list[int]], room: list[int], sampling: list[Sampling], size: int, speculate: bool
     ) -> "Rows":
-        """Buffers for these prompts; compiled rounds bring theirs along from the last call."""
+        """Buffers for these prompts; compiled rounds bring theirs along from an earlier call."""
         behind = max(self.tree.nodes, self.tree.levels_deep + 1) if speculate else 1  # slots for nodes and padded paths
         capacity = max(len(prompt) + more for prompt, more in zip(prompts, room)) + behind
-        fitting = [rows for rows in self._rows if (rows.size, rows.speculate) == (size, speculate)]
-        rows = next((rows for rows in fitting if rows.cache.capacity >= capacity), None) or Rows(
-            self, size, capacity, speculate
+        fitting = (
+            rows
+            for rows in self._idle
+            if (rows.size, rows.speculate) == (size, speculate) and rows.cache.capacity >= capacity
         )
-        if self.compile:
-            self._rows = [kept for kept in self._rows if kept not in fitting] + [rows]
+        rows = next(fitting, None)
+        if rows is None:
+            rows = Rows(self, size, capacity, speculate)
+        else:
+            self._idle.remove(rows)
         rows.start(prompts, room, sampling)
         return rows
 
@@ -317,7 +329,8 @@ class Rows:
             return
         least = min(len(prompt) for prompt in self.prompts)
         most = max(len(prompt) + more for prompt, more in zip(self.prompts, self.room))
-        lengths = range(max(1, least // BUCKET * BUCKET), min(most, self.cache.capacity - self.nodes) + 1, BUCKET)
+        most = min(most, self.cache.capacity - self.nodes)
+        lengths = [*range(max(1, least // BUCKET * BUCKET), most, BUCKET), most]
         for done, length in enumerate(lengths):
             self.cache.lengths = [length] * self.size
             self.cache.select(0, self.size)

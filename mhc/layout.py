@@ -1,4 +1,4 @@
-"""Weights laid out for a tree's handful of rows on a CPU: the same numbers, in another order in memory.
+"""How weights lie in memory: laid out for a tree's handful of rows on a CPU, or quantised.
 
 A matrix product of 2 to 30 rows should cost what reading the weights costs. With weights as PyTorch keeps them
 (output-major) the BLAS rearranges them at every call instead. What helps hangs on whose processor it is, since
@@ -17,6 +17,8 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+
+from mhc.errors import UserError
 
 
 class PackedLinear(nn.Module):
@@ -55,13 +57,26 @@ def lay_out_for_few_rows(model: nn.Module, tied: Tensor | None = None) -> None:
     shares; rows are looked up in it, so it stays as it is (a packed copy stands beside it)."""
     for parent in list(model.modules()):
         for name, linear in list(parent.named_children()):
-            if type(linear) is not nn.Linear or (linear.weight.dtype, linear.weight.device.type) != (
-                torch.float32,
-                "cpu",
-            ):
+            if type(linear) is not nn.Linear or type(linear.weight) is not nn.Parameter:  # quantised ones stay
+                continue
+            if (linear.weight.dtype, linear.weight.device.type) != (torch.float32, "cpu"):
                 continue
             shared = tied is not None and linear.weight.data_ptr() == tied.data_ptr()
             if packs():
                 setattr(parent, name, PackedLinear(linear, linear.weight if shared else None))
             elif not shared:
                 linear.weight.data = linear.weight.data.t().contiguous().t()
+
+
+def quantize_weights(model: nn.Module, kind: str) -> None:
+    """Keep the linear layers' weights in 8 or 4 bits (torchao, weight only), in place; the lm_head stays, since
+    draft heads share it. The text is then the quantised model's own, with draft heads as without."""
+    try:
+        from torchao.quantization import Int8WeightOnlyConfig, IntxWeightOnlyConfig, quantize_
+    except ImportError as error:
+        raise UserError(f"quantising to {kind} needs torchao: pip install -e '.[quantize]'") from error
+    if kind not in ("int8", "int4"):
+        raise UserError(f"unknown quantisation '{kind}': int8 or int4")
+    chosen = Int8WeightOnlyConfig() if kind == "int8" else IntxWeightOnlyConfig(weight_dtype=torch.int4)
+    lm_head = model.get_output_embeddings()
+    quantize_(model, chosen, filter_fn=lambda module, _: isinstance(module, nn.Linear) and module is not lm_head)

@@ -53,7 +53,7 @@ class DraftModule(LightningModule):
     drafter: the heads, as a class_path whose sizes come from the backbone. backbone: 'pocket', a
     directory or a hub name. head_weight: head k's loss counts head_weight**k. learning_rate,
     weight_decay, warmup (share of the steps): AdamW with a cosine schedule. dtype: precision in
-    which the frozen backbone is held.
+    which the frozen backbone is held. quantize: 'int8' or 'int4', its linear weights (needs torchao).
 
     Logs head{k}_loss, head{k}_top1, head{k}_top5 and, in validation, tokens_per_step as the heads'
     teacher-forced accuracies let expect for a chain (bonus counted).
@@ -68,12 +68,13 @@ class DraftModule(LightningModule):
         warmup: float = 0.05,
         head_weight: float = 0.8,
         dtype: str = "float32",
+        quantize: str | None = None,
     ):
         super().__init__()
         self.strict_loading = False  # the backbone is in no checkpoint
         self.learning_rate, self.weight_decay, self.warmup = learning_rate, weight_decay, warmup
         self.head_weight = head_weight
-        self.backbone = Backbone.load(backbone, dtype=getattr(torch, dtype), decoding=False)
+        self.backbone = Backbone.load(backbone, dtype=getattr(torch, dtype), decoding=False, quantize=quantize)
         self.drafter = drafter(self.backbone)
         kinds = ("loss", "top1", "top5")
         names = [f"head{head}_{kind}" for head in range(self.drafter.heads) for kind in kinds]

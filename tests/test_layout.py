@@ -1,11 +1,15 @@
 """Other layouts of the weights: the same function, and nothing lost that others read."""
 
+import sys
+
 import pytest
 import torch
 
 import mhc.layout
 from mhc.drafters import Cascade
 from mhc.engine import Engine
+from mhc.errors import UserError
+from mhc.sampling import GREEDY, Sampling
 from tests.conftest import ARCHITECTURES, tiny_backbone
 from tests.test_engine import PROMPTS, TREES, answers, randomised, reference
 
@@ -45,3 +49,26 @@ def test_packed_weights_can_still_be_read(monkeypatch, tied):
     assert isinstance(layer.down_proj, mhc.layout.PackedLinear) and torch.equal(layer.down_proj.weight, weight)
     assert (backbone.model.get_output_embeddings().weight is embedding) == tied
     assert backbone.device.type == "cpu" and backbone.dtype == torch.float32
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_quantised_backbones_decode_with_heads_too(kind):
+    """Heads on quantised weights give the quantised model's own text, greedy and drawn; heads share the lm_head."""
+    pytest.importorskip("torchao", reason="torchao is not installed")
+    backbone = tiny_backbone("qwen3")
+    whole = answers(Engine(backbone), 1)
+    mhc.layout.quantize_weights(backbone.model, kind)
+    backbone.lay_out()
+    assert type(backbone.model.model.layers[0].mlp.down_proj.weight) is not torch.nn.Parameter
+    engine = Engine(backbone, randomised(Cascade(backbone, heads=4)), TREES["dynamic"])
+    for sampling in (GREEDY, Sampling(temperature=0.9, seed=4)):
+        plain = answers(Engine(backbone), 1, sampling=sampling)
+        assert plain != whole
+        for batch_size in (1, 3):
+            assert answers(engine, batch_size, sampling=sampling) == plain
+
+
+def test_quantising_names_what_is_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchao.quantization", None)
+    with pytest.raises(UserError, match="torchao"):
+        mhc.layout.quantize_weights(tiny_backbone("llama").model, "int8")

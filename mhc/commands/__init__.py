@@ -22,6 +22,14 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, default=0, metavar="N", help="the same seed, the same text, with any heads or none")
 
 
+def add_backbone(parser: argparse.ArgumentParser) -> None:
+    """Where the model is loaded from, and how."""
+    add = parser.add_argument
+    add("--backbone", metavar="NAME", help="load the backbone from here instead of where the heads say")
+    add("--device", default="cpu", help="cpu (default), cuda, ...")
+    add("--quantize", choices=("int8", "int4"), help="keep the backbone's weights in 8 or 4 bits (needs torchao)")
+
+
 def sampling_of(options: argparse.Namespace):
     """The Sampling that these flags ask for."""
     from mhc.sampling import Sampling

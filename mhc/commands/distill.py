@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from mhc.commands import Parser
+from mhc.commands import Parser, add_backbone
 from mhc.errors import UserError
 
 WAVES = 8  # times the batch size: conversations between two writes
@@ -26,9 +26,9 @@ def main(argv: list[str]) -> int:
     from mhc.engine import Engine
 
     if options.checkpoint:
-        engine = Engine.from_checkpoint(options.checkpoint, options.backbone, options.device)
+        engine = Engine.from_checkpoint(options.checkpoint, options.backbone, options.device, quantize=options.quantize)
     else:
-        engine = Engine(Backbone.load(options.backbone or "pocket", device=options.device))
+        engine = Engine(Backbone.load(options.backbone or "pocket", device=options.device, quantize=options.quantize))
     data = ConversationData(options.data, limit=options.limit, seed=options.seed)
     data.tokenizer = engine.backbone.tokenizer
     conversations = [row for split in ("train", "validation", "test") for row in data.conversations(split)]
@@ -39,6 +39,8 @@ def main(argv: list[str]) -> int:
         "fingerprint": engine.backbone.fingerprint(),
         "max_new_tokens": options.max_new_tokens,
     }
+    if options.quantize:
+        settings["quantize"] = options.quantize
     distill(engine, conversations, Path(options.out), settings, options.batch_size)
     return 0
 
@@ -148,11 +150,10 @@ def _parser() -> Parser:
         help="conversations (default: pocket, the generated dialogues)",
     )
     add("--out", required=True, metavar="FILE", help="JSONL to write; its manifest stands beside it")
-    add("--backbone", metavar="NAME", help="pocket (default), a directory or a hub name")
     add("--checkpoint", metavar="DIR", help="heads to answer faster with (the text is the same)")
     add("--limit", type=int, metavar="N", help="at most N conversations of each split (pocket: N in all)")
     add("--batch_size", type=int, default=32, metavar="B", help="answers made at once (default 32)")
     add("--max_new_tokens", type=int, default=256, metavar="N", help="length limit of an answer (default 256)")
     add("--seed", type=int, default=1, help="for pocket: which dialogues are generated (default 1)")
-    add("--device", default="cpu", help="cpu (default), cuda, ...")
+    add_backbone(parser)
     return parser

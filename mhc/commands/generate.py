@@ -5,7 +5,7 @@ import sys
 from contextlib import contextmanager
 from itertools import accumulate
 
-from mhc.commands import Parser, add_sampling, sampling_of
+from mhc.commands import Parser, add_backbone, add_sampling, sampling_of
 from mhc.errors import UserError
 
 
@@ -20,7 +20,7 @@ def main(argv: list[str]) -> int:
     if options.batch_size < 1:
         raise UserError(f"--batch_size is {options.batch_size}: it must be at least 1")
     engine = Engine.from_checkpoint(
-        options.checkpoint, options.backbone, options.device, options.tree, compile=options.compile
+        options.checkpoint, options.backbone, options.device, options.tree, options.compile, options.quantize
     )
     prompts = [sys.stdin.read() if prompt == "-" else prompt for prompt in options.prompt]
     ids = [prompt_ids(engine.backbone.tokenizer, [{"role": "user", "content": prompt}]) for prompt in prompts]
@@ -131,6 +131,5 @@ def _parser() -> Parser:
     add("--max_new_tokens", type=int, default=256, metavar="N", help="length limit (default 256)")
     add("--compile", action="store_true", help="compile the rounds, on CUDA as graphs: slow to start, then faster")
     add("--json", action="store_true", help="print one JSON object instead of text")
-    add("--backbone", metavar="NAME", help="load the backbone from here instead of where the heads say")
-    add("--device", default="cpu", help="cpu (default), cuda, ...")
+    add_backbone(parser)
     return parser

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from mhc.commands import Parser, add_sampling, sampling_of
+from mhc.commands import Parser, add_backbone, add_sampling, sampling_of
 from mhc.errors import UserError
 
 MEASURED_BUDGETS = (2, 4, 6, 8, 12, 16, 32, 64)
@@ -32,7 +32,7 @@ def main(argv: list[str]) -> int:
     from mhc.tuning import example_round
 
     sampling = sampling_of(options)
-    drafter, _ = load_drafter(options.checkpoint, options.backbone, options.device)
+    drafter, _ = load_drafter(options.checkpoint, options.backbone, options.device, options.quantize)
     backbone = drafter.backbone
     if options.data is None and backbone.name != "pocket":
         raise UserError("--data is missing: give the conversations that the heads were trained on")
@@ -165,8 +165,7 @@ def _parser() -> Parser:
     add("--prompts", type=int, default=24, metavar="N", help="validation prompts to record (default 24)")
     add("--max_new_tokens", type=int, default=128, metavar="N", help="tokens of an answer (default 128)")
     add_sampling(parser)
-    add("--backbone", metavar="NAME", help="load the backbone from here instead of where the heads say")
-    add("--device", default="cpu", help="cpu (default), cuda, ...")
+    add_backbone(parser)
     return parser
 
 
