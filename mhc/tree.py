@@ -102,7 +102,10 @@ def shape_of(wanted: Any) -> Shape:
     try:
         if isinstance(wanted, dict):
             wanted = {key: value for key, value in wanted.items() if key != "source"}
-            return FixedTree(**wanted) if "choices" in wanted else DynamicTree(**wanted)
+            if "choices" in wanted:
+                wanted.pop("confidence", None)  # which the first version wrote for fixed trees
+                return FixedTree(**wanted)
+            return DynamicTree(**wanted)
         return FixedTree(wanted)
     except TypeError as error:
         raise UserError(

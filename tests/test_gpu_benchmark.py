@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from mhc.backbone import Backbone
 from mhc.drafters import Cascade, Medusa
@@ -37,6 +39,7 @@ EXPECTED = {
     "trained/backbone": {"parameters_millions", "steps", "validation_loss"},
     **{f"trained/{family}/{drawn}": DECODED for family in ("medusa", "cascade") for drawn in ("T=0", "T=1")},
 }
+SAMPLINGS = {GREEDY: "greedy", Sampling(temperature=1.0, top_k=20, top_p=0.9, seed=3): "drawn"}
 
 
 @pytest.fixture
@@ -99,6 +102,43 @@ def test_without_a_gpu_the_file_says_so(gpu, tmp_path, monkeypatch, capsys):
     assert "no CUDA device" in report["why"] and len(capsys.readouterr().out.splitlines()) == 1
 
 
+class HostTensors(TorchDispatchMode):
+    """Notes every operation that touches a tensor in the host's memory."""
+
+    def __init__(self):
+        super().__init__()
+        self.operations: list[str] = []
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        result = operation(*args, **(kwargs or {}))
+        tensors = [leaf for leaf in tree_leaves((args, kwargs, result)) if isinstance(leaf, torch.Tensor)]
+        if any(tensor.device.type == "cpu" for tensor in tensors):
+            self.operations.append(str(operation))
+        return result
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS, ids=SAMPLINGS.values())
+@pytest.mark.parametrize("tree", ["64", "dynamic64"])
+@pytest.mark.parametrize("family", ["medusa", "cascade"])
+@torch.inference_mode()
+def test_a_round_never_waits_for_the_host(gpu, monkeypatch, family, tree, sampling):
+    """What capturing asks for, seen without a GPU: on the meta device, where no value can be read, a round runs
+    through, and (the second time, index tensors being there) without a tensor of the host."""
+    monkeypatch.setattr(Backbone, "compile", lambda self: None)
+    backbone = gpu.random_backbone(gpu.SIZES["tiny"], torch.device("meta"))
+    with torch.device("meta"):
+        drafter = gpu.FAMILIES[family](backbone).to(backbone.dtype)
+    engine = Engine(backbone, drafter, gpu.TREES[tree](), compile=True)
+    rows = engine.rows([[1] * 300], [8], [sampling], 1, speculate=True)
+    rows.cache.lengths = [300]
+    rows.cache.select(0, 1)
+    for round in (engine._speculate, engine._plain, gpu.drafting):
+        round(rows)
+        with HostTensors() as host:
+            round(rows)
+        assert not host.operations
+
+
 def same_text(gpu, device: str, family, tree, sampling: Sampling) -> None:
     """Captured rounds give the eager ones' text in fp32, with heads that have most of it right."""
     eager = tiny_backbone("llama").to(device)
@@ -116,7 +156,7 @@ def same_text(gpu, device: str, family, tree, sampling: Sampling) -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
-@pytest.mark.parametrize("sampling", [GREEDY, Sampling(temperature=1.0, top_k=20, seed=3)], ids=["greedy", "drawn"])
+@pytest.mark.parametrize("sampling", SAMPLINGS, ids=SAMPLINGS.values())
 @pytest.mark.parametrize("tree", [FixedTree.chain(4), DynamicTree(width=3, depth=4, budget=14)], ids=["chain", "tree"])
 @pytest.mark.parametrize("family", [Medusa, Cascade])
 def test_a_captured_round_is_an_eager_one(gpu, family, tree, sampling):
