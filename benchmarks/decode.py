@@ -29,7 +29,7 @@ import torch
 from common import result, timed, write
 from datamodules import ConversationData
 from mhc.attention import tree_attention
-from mhc.checkpoint import DESCRIPTION, TUNED, load_drafter, tuned_tree
+from mhc.checkpoint import DESCRIPTION, TUNED, for_decoding, load_drafter, tuned_tree
 from mhc.engine import Engine
 from mhc.sampling import GREEDY, Sampling
 from mhc.tree import DynamicTree, shape_of
@@ -72,7 +72,7 @@ def load_engines(runs: Path) -> tuple[dict[str, Engine], object]:
     """Every drafter below `runs` with its three trees, all on one backbone."""
     engines, backbone = {}, None
     for folder in sorted(path.parent for path in runs.glob(f"*/{DESCRIPTION}")):
-        drafter, _ = load_drafter(folder, backbone)
+        drafter = for_decoding(load_drafter(folder, backbone)[0])
         backbone, tuned = drafter.backbone, tuned_tree(folder)
         if tuned is None:
             raise SystemExit(f"{folder / TUNED} is missing: run `python run.py tune --checkpoint {folder}` first")

@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=10)
     options = parser.parse_args()
 
-    engine = Engine(Backbone.load(options.backbone))
+    engine = Engine(Backbone.load(options.backbone, decoding=False))
     data = ConversationData(options.data, limit=20_000 if options.data == "pocket" else None, batch_size=16)
     data.tokenizer = engine.backbone.tokenizer
     prompts = data.prompts("test", options.prompts)

@@ -11,10 +11,9 @@ from rich.table import Table
 
 from callbacks.drafter_checkpoint import DrafterCheckpoint
 from mhc.benchmark import compare
-from mhc.checkpoint import tuned_tree, write_json
+from mhc.checkpoint import for_decoding, tuned_tree, write_json
 from mhc.engine import Engine
 from mhc.errors import UserError
-from mhc.layout import lay_out_for_few_rows
 
 RESULT = "decode_benchmark.json"
 
@@ -41,10 +40,9 @@ class DecodeBenchmark(Callback):
         prompts = [prompt.ids for prompt in trainer.datamodule.prompts(split, self.prompts)]
         if not prompts:
             raise UserError(f"the data has no {split} prompts to decode: give it more conversations")
-        was_training = module.drafter.training
         shapes = [c.shape(module.drafter) for c in trainer.callbacks if isinstance(c, DrafterCheckpoint)]
         tuned = tuned_tree(Path(trainer.default_root_dir)) if split == "test" else None
-        engine = Engine(module.backbone, module.drafter, tuned or next(iter(shapes), None))
+        engine = Engine(module.backbone, for_decoding(module.drafter), tuned or next(iter(shapes), None))
         with Progress(transient=True) as progress:
             task = progress.add_task(
                 f"decoding {len(prompts)} {split} prompts, plain and with heads", total=len(prompts)
@@ -52,7 +50,6 @@ class DecodeBenchmark(Callback):
             figures = compare(
                 engine, prompts, self.max_new_tokens, lambda done, _: progress.update(task, completed=done)
             )
-        module.drafter.train(was_training)
         return figures
 
     def on_validation_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
@@ -64,7 +61,6 @@ class DecodeBenchmark(Callback):
 
     def on_test_end(self, trainer: Trainer, module: LightningModule) -> None:
         module.backbone.lay_out()
-        lay_out_for_few_rows(module.drafter)
         figures = self.measure(trainer, module, "test")
         measured = trainer.callback_metrics
         accuracy = [

@@ -7,6 +7,7 @@ Index convention, here and everywhere: the backbone at position t predicts token
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +19,7 @@ from transformers.utils.logging import disable_progress_bar
 import mhc.attention  # noqa: F401  (registers the attention named "mhc")
 from mhc.cache import TreeCache
 from mhc.errors import UserError
-from mhc.layout import lay_out_for_few_rows, quantize_weights
+from mhc.layout import lay_out_for_few_rows, quantize_weights, unpack
 
 POCKET = Path(__file__).parent / "lm" / "pocket"
 
@@ -83,7 +84,7 @@ class Backbone(nn.Module):
         if model.config._attn_implementation == "sdpa":
             model.set_attn_implementation("mhc")
         self._eager = model.config._attn_implementation == "eager"
-        self._rounds = (model.base_model,)  # what runs a round; a tuple, so that it is no second submodule
+        self._compiled: tuple = ()  # the fused forward, once it is wanted; a tuple, so that it is no second submodule
 
     @classmethod
     def load(
@@ -136,9 +137,12 @@ class Backbone(nn.Module):
         """Stay in eval mode whatever Lightning asks: the backbone does not learn."""
         return super().train(False)
 
-    def compile(self) -> None:
-        """Fuse the forward of a round with torch.compile; prompts are still read by the model as it is."""
-        self._rounds = (torch.compile(self.model.base_model),)
+    def compiled(self) -> Callable:
+        """The model's forward fused by torch.compile, for rounds over fixed shapes; made at the first call."""
+        if not self._compiled:
+            unpack(self.model)
+            self._compiled = (torch.compile(self.model.base_model),)
+        return self._compiled[0]
 
     @torch.no_grad()
     def features(self, ids: Tensor) -> Features:
@@ -166,14 +170,15 @@ class Backbone(nn.Module):
         cache: TreeCache,
         mask: dict[str, Tensor] | None,
         at: Tensor | None = None,
+        compiled: bool = False,
     ) -> tuple[Tensor, Features]:
         """One cached forward of ids (B,N) at positions (B,N) -> logits (B,N,V), Features.
 
         mask: one (1|B,1,N,S) bool per layer type, see `tree_mask`; None means plain causal attention.
-        at: unembed only node at[b] (B,) of each row -> logits (B,1,V).
+        at: unembed only node at[b] (B,) of each row -> logits (B,1,V). compiled: run the fused forward.
         """
         cache.expect(ids.shape[1])
-        run = self.model.base_model if mask is None else self._rounds[0]
+        run = self.compiled() if compiled else self.model.base_model
         mixture = run(
             input_ids=ids,
             position_ids=positions,

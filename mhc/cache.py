@@ -111,9 +111,10 @@ class TreeCache(Cache):
         if self.even:
             rows[:, :, self.longest : self.longest + count] = states
         else:
-            steps = torch.arange(count, device=buffer.device)
-            index = (self.starts[:, None] + steps)[:, None, :, None].expand_as(states)
-            rows.scatter_(2, index, states)
+            # index_put_, not scatter_: compiled, a scatter would copy the whole buffer
+            every, heads = (torch.arange(size, device=buffer.device) for size in rows.shape[:2])
+            slots = self.starts[:, None] + torch.arange(count, device=buffer.device)  # (B,T)
+            rows.index_put_((every[:, None, None], heads[None, :, None], slots[:, None]), states)
         return rows[:, :, : self.reach]
 
     def commit(self, path: torch.Tensor) -> None:

@@ -12,7 +12,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -127,6 +126,14 @@ def load_drafter(
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot read '{folder / WEIGHTS}': {error}") from error
     drafter.load_state_dict(weights)
-    drafter = drafter.to(backbone.device, torch.float32).eval().requires_grad_(False)
-    lay_out_for_few_rows(drafter)
-    return drafter, tuned_tree(folder) or tree
+    return drafter.to(backbone.device).eval(), tuned_tree(folder) or tree
+
+
+def for_decoding(drafter: Drafter) -> Drafter:
+    """A copy of the heads as decoding wants them: on their backbone's device, in its precision, laid out for few rows."""
+    backbone = drafter.backbone
+    copy = type(drafter)(backbone, **drafter.arguments)
+    copy.load_state_dict(drafter.state_dict())
+    copy = copy.to(backbone.device, backbone.dtype).eval().requires_grad_(False)
+    lay_out_for_few_rows(copy)
+    return copy

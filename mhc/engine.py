@@ -18,7 +18,7 @@ from mhc.attention import tree_mask
 from mhc.backbone import Backbone, Features
 from mhc.cache import TreeCache
 from mhc.chat import end_token_ids, prompt_ids
-from mhc.checkpoint import load_drafter
+from mhc.checkpoint import for_decoding, load_drafter
 from mhc.drafters import Drafter
 from mhc.errors import UserError
 from mhc.graphs import Graphs
@@ -71,8 +71,6 @@ class Engine:
     ):
         self.backbone, self.drafter, self.compile = backbone, drafter, compile
         self._idle: list[Rows] = []  # compiled rounds with their buffers, for the next call
-        if compile:
-            backbone.compile()
         if drafter is not None:
             self.tree = tree or FixedTree.chain(drafter.heads)
             if self.tree.levels_deep > drafter.heads:
@@ -104,7 +102,7 @@ class Engine:
         tuned one where there is one, else the checkpoint's; quantize: as in `Backbone.load`."""
         wanted = None if tree is None else shape_of(tree)
         drafter, kept = load_drafter(path, backbone, device, quantize)
-        return cls(drafter.backbone, drafter, wanted or kept, compile)
+        return cls(drafter.backbone, for_decoding(drafter), wanted or kept, compile)
 
     # ---- one round: everything stays on the device until `tolist`, the one host synchronisation
 
@@ -114,7 +112,7 @@ class Engine:
         backbone, drafter, cache = self.backbone, self.drafter, rows.cache
         draw = rows.draw(self.tree.levels_deep)
         tree = self.tree.grow(drafter, drafter.begin(rows.memory, rows.active), rows.root, draw)
-        logits, features = backbone.decode(tree.tokens, *rows.places(tree.ancestors, tree.depth))
+        logits, features = backbone.decode(tree.tokens, *rows.places(tree.ancestors, tree.depth), compiled=self.compile)
         choices = draw.scores(logits, tree.depth).argmax(dim=-1)
         kept = accept(tree, choices, draw.typical(logits, tree.tokens, tree.parents))
         cache.commit(kept.path)
@@ -125,7 +123,7 @@ class Engine:
 
     def _plain(self, rows: "Rows") -> torch.Tensor:
         """One token a row: (2,B), the tokens and ones."""
-        logits, _ = self.backbone.decode(rows.root[:, None], *rows.places(*rows.alone))
+        logits, _ = self.backbone.decode(rows.root[:, None], *rows.places(*rows.alone), compiled=self.compile)
         rows.root.copy_(rows.draw(0).scores(logits, 0).argmax(dim=-1)[:, 0])
         return torch.stack([rows.root, torch.ones_like(rows.root)])
 

@@ -68,6 +68,17 @@ def lay_out_for_few_rows(model: nn.Module, tied: Tensor | None = None) -> None:
                 linear.weight.data = linear.weight.data.t().contiguous().t()
 
 
+def unpack(model: nn.Module) -> None:
+    """Undo the packing, in place: torch.compile lowers plain linear layers only."""
+    for parent in list(model.modules()):
+        for name, packed in list(parent.named_children()):
+            if isinstance(packed, PackedLinear):
+                linear = nn.Linear(packed.in_features, packed.out_features, bias=packed.bias is not None, device="meta")
+                linear.weight = nn.Parameter(packed.weight, requires_grad=False) if packed.kept is None else packed.kept
+                linear.bias = packed.bias
+                setattr(parent, name, linear)
+
+
 def quantize_weights(model: nn.Module, kind: str) -> None:
     """Keep the linear layers' weights in 8 or 4 bits (torchao, weight only), in place; the lm_head stays, since
     draft heads share it. The text is then the quantised model's own, with draft heads as without."""

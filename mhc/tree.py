@@ -242,7 +242,7 @@ class DynamicTree(Shape):
         nodes = 1
         for deep in range(self.depth):
             logits, state = drafter.step(state, growing, sources)  # (B,R,V)
-            scores = draw.scores(logits, deep)
+            scores = draw.scores(logits, deep).float()
             best = scores.topk(self.width, dim=-1)  # (B,R,W)
             # A child is strictly less likely than its parent, so that the likeliest nodes always form a tree.
             share = (best.values - scores.logsumexp(dim=-1, keepdim=True)).clamp(-50.0, -1e-4)

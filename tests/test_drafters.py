@@ -1,13 +1,16 @@
 """What every drafter must keep: training and decoding see the same function, and heads are apart."""
 
+import copy
+
 import pytest
 import torch
 
-from mhc.backbone import Features
-from mhc.checkpoint import load_drafter, save_drafter
+from mhc.backbone import Backbone, Features
+from mhc.checkpoint import for_decoding, load_drafter, save_drafter
 from mhc.drafters import Cascade, Medusa
+from mhc.engine import Engine
 from mhc.errors import UserError
-from mhc.tree import FixedTree
+from mhc.tree import DynamicTree, FixedTree
 
 HEADS = 4
 FAMILIES = {
@@ -48,7 +51,7 @@ def test_training_and_decoding_agree(backbones, family):
                     # the true token among wrong siblings, as in a tree; row 1 of the state is the true one
                     true = ids[row, t + 1 + head]
                     tokens = true[None, None] if head == 0 else torch.stack([(true + 1) % 61, true])[None]
-                    parents = torch.tensor([0] if head == 0 else [0, 0] if head == 1 else [0, 1])
+                    parents = torch.tensor([[0] if head == 0 else [0, 0] if head == 1 else [0, 1]])
                     logits, state = drafter.step(state, tokens, parents)
                     torch.testing.assert_close(logits[0, -1:], trained[head], atol=1e-5, rtol=1e-5)
 
@@ -102,3 +105,14 @@ def test_wrong_or_damaged_heads_are_refused(backbones, tmp_path):
     (tmp_path / "drafter.json").write_text('{"drafter": "os.system"')
     with pytest.raises(UserError, match="damaged"):
         load_drafter(tmp_path, backbones("llama"))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_heads_trained_in_fp32_decode_in_the_precision_of_their_backbone(backbones, family):
+    backbone = Backbone(copy.deepcopy(backbones("llama").model).to(torch.bfloat16))
+    trained = FAMILIES[family](backbone)
+    heads = for_decoding(trained)
+    assert {p.dtype for p in heads.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in trained.parameters()} == {torch.float32}
+    for tree in (FixedTree.chain(HEADS), DynamicTree(2, HEADS, 6)):
+        assert len(Engine(backbone, heads, tree).generate([5, 9, 3], 12).token_ids) == 12

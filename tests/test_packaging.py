@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[1]
 
 def test_pocket_ships_and_answers():
     assert sum(path.stat().st_size for path in POCKET.iterdir()) < 20e6
-    backbone = Backbone.load("pocket")
+    backbone = Backbone.load("pocket", decoding=False)
     assert type(backbone.model).__name__ == "LlamaForCausalLM" and backbone.layers >= 6
     assert 5e6 < sum(parameter.numel() for parameter in backbone.model.parameters()) < 10e6
     asked = "Write a thank-you letter from Luis to Leo. It is for the teddy bear."
