@@ -10,7 +10,8 @@ Needs trained and tuned heads. Writes benchmarks/results/decode.json:
     ... batch=1 as well                              round_vs_parts: a round over its drafting plus its verification,
                                                      timed apart, with plain_ms, draft_ms, verify_ms, round_ms; and
                                                      slowest_category_speedup (median of its prompts)
-    plain/T=0/batch=1                                speedup_vs_transformers
+    plain/T=0/batch=1                                speedup_vs_transformers, the model as transformers loads it; and
+                                                     speedup_vs_transformers_same_layout, on our layout of the weights
     prompt_lookup/T=0/batch=1                        transformers' prompt lookup, speedup_vs_plain
     context/<tokens>                                 step_ms and attention_ms of a plain step at this context
 
@@ -25,10 +26,12 @@ from pathlib import Path
 from statistics import median
 
 import torch
+from transformers import AutoModelForCausalLM
 
 from common import result, timed, write
 from datamodules import ConversationData
 from mhc.attention import tree_attention
+from mhc.backbone import resolve
 from mhc.checkpoint import DESCRIPTION, TUNED, for_decoding, load_drafter, tuned_tree
 from mhc.engine import Engine
 from mhc.sampling import GREEDY, Sampling
@@ -86,18 +89,23 @@ def load_engines(runs: Path) -> tuple[dict[str, Engine], object]:
 
 def one_by_one(plain, engines, prompts, topics, label, sampling, repeats, by_topic) -> list[dict]:
     """Batch 1: every prompt decoded by everyone, one after the other."""
-    ratios = {name: [] for name in ["transformers", "prompt_lookup", *engines]}
+    stock = AutoModelForCausalLM.from_pretrained(resolve(plain.backbone.name), dtype=torch.float32).eval()
+    ratios = {name: [] for name in ["transformers", "same_layout", "prompt_lookup", *engines]}
     tokens = {name: [] for name in engines}
     for repeat in range(repeats + 1):
         for prompt in prompts if repeat else prompts[:2]:  # the first pass warms up
             base, answer = timed(lambda prompt=prompt: plain.generate(prompt, NEW, sampling=sampling))
             if sampling is GREEDY:
-                for name, options in (("transformers", {}), ("prompt_lookup", {"prompt_lookup_num_tokens": 4})):
-                    seconds, stock = timed(
-                        lambda prompt=prompt, options=options: transformers_generate(plain.backbone, prompt, **options)
+                for name, model, extra in (
+                    ("transformers", stock, {}),
+                    ("same_layout", plain.backbone.model, {}),
+                    ("prompt_lookup", stock, {"prompt_lookup_num_tokens": 4}),
+                ):
+                    seconds, tokens_there = timed(
+                        lambda prompt=prompt, model=model, extra=extra: transformers_generate(model, prompt, **extra)
                     )
-                    assert stock == answer.token_ids, f"{name} differs from plain decoding"
-                    ratios[name].append(seconds / base if name == "transformers" else base / seconds)
+                    assert tokens_there == answer.token_ids, f"{name} differs from plain decoding"
+                    ratios[name].append(base / seconds if name == "prompt_lookup" else seconds / base)
             for name, engine in engines.items():
                 seconds, drafted = timed(
                     lambda engine=engine, prompt=prompt: engine.generate(prompt, NEW, sampling=sampling)
@@ -155,12 +163,10 @@ def together(plain, engines, prompts, label, sampling, rows, repeats) -> list[di
     return results
 
 
-def transformers_generate(backbone, prompt: list[int], **options) -> list[int]:
+def transformers_generate(model, prompt: list[int], **options) -> list[int]:
     """The new tokens of the stock greedy generate."""
     ids = torch.tensor([prompt])
-    out = backbone.model.generate(
-        ids, attention_mask=torch.ones_like(ids), max_new_tokens=NEW, do_sample=False, **options
-    )
+    out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=NEW, do_sample=False, **options)
     return out[0, len(prompt) :].tolist()
 
 

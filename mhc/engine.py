@@ -22,6 +22,7 @@ from mhc.checkpoint import for_decoding, load_drafter
 from mhc.drafters import Drafter
 from mhc.errors import UserError
 from mhc.graphs import Graphs
+from mhc.pace import Pace
 from mhc.sampling import GREEDY, Draw, Sampler, Sampling
 from mhc.tree import FixedTree, Shape, shape_of
 from mhc.verify import accept
@@ -112,6 +113,7 @@ class Engine:
         backbone, drafter, cache = self.backbone, self.drafter, rows.cache
         draw = rows.draw(self.tree.levels_deep)
         tree = self.tree.grow(drafter, drafter.begin(rows.memory, rows.active), rows.root, draw)
+        rows.grown = tree.tokens.shape[1]
         logits, features = backbone.decode(tree.tokens, *rows.places(tree.ancestors, tree.depth), compiled=self.compile)
         choices = draw.scores(logits, tree.depth).argmax(dim=-1)
         kept = accept(tree, choices, draw.typical(logits, tree.tokens, tree.parents))
@@ -123,15 +125,21 @@ class Engine:
 
     def _plain(self, rows: "Rows") -> torch.Tensor:
         """One token a row: (2,B), the tokens and ones."""
-        logits, _ = self.backbone.decode(rows.root[:, None], *rows.places(*rows.alone), compiled=self.compile)
+        logits, features = self.backbone.decode(rows.root[:, None], *rows.places(*rows.alone), compiled=self.compile)
         rows.root.copy_(rows.draw(0).scores(logits, 0).argmax(dim=-1)[:, 0])
-        return torch.stack([rows.root, torch.ones_like(rows.root)])
+        ones = torch.ones_like(rows.root)
+        if rows.memory is not None:
+            self.drafter.read(rows.memory, rows.active, features, ones)
+        return torch.stack([rows.root, ones])
 
     def _round(self, rows: "Rows", speculate: bool) -> list[list[int]]:
         """The new tokens of every row."""
+        speculate = speculate and rows.pace.pays()
         *emitted, counts = rows.run(self._speculate if speculate else self._plain).tolist()
         counts = counts[: len(rows.serving)]
         rows.cache.extend(counts)
+        if speculate:
+            rows.pace.learn(sum(counts) / len(counts), len(counts), rows.grown, len(emitted) - 1)
         return [[level[row] for level in emitted[:count]] for row, count in enumerate(counts)]
 
     def _prefill(self, rows: "Rows", numbers: list[int]) -> list[int]:
@@ -177,9 +185,10 @@ class Engine:
         if len(each) != len(prompts):
             raise UserError(f"{len(prompts)} prompts but {len(each)} samplings: give one for all, or one each")
         rows = self.rows(prompts, room, each, min(batch_size, len(prompts)), speculate)
-        for done, total in rows.warm_up(self._speculate if speculate else self._plain):
-            if warming:
-                warming(done, total)
+        for round in [*([self._speculate] if speculate else []), *([self._plain] if rows.steps_plainly else [])]:
+            for done, total in rows.warm_up(round):
+                if warming:
+                    warming(done, total)
         waiting = deque(range(len(prompts)))
         while waiting or rows.serving:
             while waiting and len(rows.serving) < rows.size:
@@ -309,6 +318,8 @@ class Rows:
         self.prompts, self.room, self.sampling = prompts, room, sampling
         self.serving: list[int] = []  # prompt number of each row
         self.left: list[int] = []  # tokens each may still emit
+        self.grown = 0  # nodes of the last tree
+        self.pace = Pace(self.engine.tree) if self.speculate else None
         self.cache.lengths = [0] * self.size
         self.sampler.declare(sampling)
         self.sampler.assign(([*sampling, *[GREEDY] * self.size])[: self.size])
@@ -339,6 +350,11 @@ class Rows:
                 self.graphs.record(key, lambda: round(self))
             yield done + 1, len(lengths)
         self.cache.lengths = [0] * self.size
+
+    @property
+    def steps_plainly(self) -> bool:
+        """Whether plain steps may come, if only in pauses."""
+        return self.pace is None or self.pace.watches
 
     @property
     def nodes(self) -> int:

@@ -69,12 +69,17 @@ def lineage(parents: Tensor, depth: Tensor, deepest: int) -> tuple[Tensor, Tenso
 class Shape(ABC):
     """How trees are grown. nodes: the most that a tree can have, root included; levels_deep: its depth;
     width: the most children of a node; static: whether every tree has the same size, so that growth never waits
-    for the host."""
+    for the host.
+    costs, level: what verifying costs ([[nodes, plain steps], ...]) and what a drafted level does, in plain steps, as
+    `run.py tune` measures them. With both, decoding pauses speculation where it does not pay (mhc.pace).
+    """
 
     nodes: int
     levels_deep: int
     width: int
     static: bool
+    costs: Sequence[Sequence[float]] | None = None
+    level: float | None = None
 
     @abstractmethod
     def grow(self, drafter, state, root: Tensor, draw: Draw) -> Tree:
@@ -83,6 +88,11 @@ class Shape(ABC):
     @abstractmethod
     def describe(self) -> dict[str, Any]:
         """What `shape_of` builds it from again; plain JSON."""
+
+    def with_prices(self, kept: dict[str, Any]) -> dict[str, Any]:
+        """`kept`, and what was measured."""
+        measured = {"costs": self.costs, "level": self.level}
+        return kept | {name: value for name, value in measured.items() if value is not None}
 
 
 def shape_of(wanted: Any) -> Shape:
@@ -133,7 +143,13 @@ class FixedTree(Shape):
 
     static = True
 
-    def __init__(self, choices: Iterable[Iterable[int]]):
+    def __init__(
+        self,
+        choices: Iterable[Iterable[int]],
+        costs: Sequence[Sequence[float]] | None = None,
+        level: float | None = None,
+    ):
+        self.costs, self.level = _checked(costs), level
         nodes = sorted({tuple(choice) for choice in choices}, key=lambda path: (len(path), path))
         index = {(): 0} | {path: number for number, path in enumerate(nodes, 1)}
         for path in nodes:
@@ -170,7 +186,7 @@ class FixedTree(Shape):
         return cls([(0,) * deep for deep in range(1, length + 1)])
 
     def describe(self) -> dict[str, Any]:
-        return {"choices": [list(choice) for choice in self.choices]}
+        return self.with_prices({"choices": [list(choice) for choice in self.choices]})
 
     def to(self, device: torch.device) -> "FixedTree":
         """The same shape with its index tensors on `device`."""
@@ -201,7 +217,7 @@ class DynamicTree(Shape):
     confidence: stop growing where no path that would go on is at least this likely.
     costs: what verifying costs, [[nodes, plain steps], ...] as `run.py tune` measures it. Then the tree is cut to
     the N nodes for which (sum of the paths' probabilities) - price * cost(N) is largest.
-    price: tokens that one plain step is worth, which is the speedup that the tree will give.
+    price: tokens that one plain step of one row is worth, which is the speedup that the tree will give.
     (Growth by path probability and a global top-N: EAGLE-2, arXiv 2406.16858.)
     """
 
@@ -213,6 +229,7 @@ class DynamicTree(Shape):
         confidence: float = 0.0,
         costs: Sequence[Sequence[float]] | None = None,
         price: float = 1.0,
+        level: float | None = None,
     ):
         if min(width, depth) < 1 or budget < 1:
             raise UserError(f"tree: width {width}, depth {depth} and budget {budget} must be at least 1")
@@ -222,17 +239,15 @@ class DynamicTree(Shape):
                 f"tree: a budget of {budget} nodes is over the {most} that width {width} and depth {depth} find: "
                 "lower it, or widen the tree"
             )
-        if costs is not None and not costs:
-            raise UserError("tree: costs are empty: give [[nodes, plain steps], ...] or leave them out")
         self.width, self.depth, self.nodes, self.levels_deep = width, depth, budget, depth
         if not 0 <= confidence < 1:
             raise UserError(f"tree: confidence is {confidence}, it must be at least 0 and below 1")
-        self.confidence, self.costs, self.price = confidence, costs, price
+        self.confidence, self.costs, self.price, self.level = confidence, _checked(costs), price, level
         self.static = not confidence and costs is None
 
     def describe(self) -> dict[str, Any]:
         kept = {"width": self.width, "depth": self.depth, "budget": self.nodes, "confidence": self.confidence}
-        return kept if self.costs is None else {**kept, "costs": self.costs, "price": self.price}
+        return self.with_prices(kept if self.costs is None else kept | {"price": self.price})
 
     def grow(self, drafter, state, root: Tensor, draw: Draw) -> Tree:
         rows = len(root)
@@ -272,13 +287,14 @@ class DynamicTree(Shape):
         rows, most = likely.shape
         if self.costs is None:
             return most
-        gain = likely.exp().cumsum(dim=1).sum(dim=0) - self.price * rows * self._cost(rows, most, likely.device)
+        gain = likely.exp().cumsum(dim=1).sum(dim=0) - rows * self.price * self._cost(rows, most, likely.device)
         return int(gain.argmax()) + 1
 
     @lru_cache(maxsize=256)  # noqa: B019  (shapes live as long as the program)
     def _cost(self, rows: int, most: int, device: torch.device) -> Tensor:
-        """Plain steps, by row, that verifying 1, 2, ..., `most` nodes of each of `rows` rows costs."""
-        return torch.tensor([cost_of(self.costs, rows * (n + 1)) / rows for n in range(most)], device=device)
+        """What verifying 1, 2, ..., `most` nodes of each of `rows` rows costs, in plain steps of as many rows."""
+        plain = cost_of(self.costs, rows)
+        return torch.tensor([cost_of(self.costs, rows * (n + 1)) / plain for n in range(most)], device=device)
 
     @lru_cache(maxsize=4)  # noqa: B019
     def _depths(self, device: torch.device) -> Tensor:
@@ -294,3 +310,9 @@ def cost_of(costs: Sequence[Sequence[float]], nodes: int) -> float:
     upper = next((at for at, (count, _) in enumerate(costs) if count >= nodes), len(costs) - 1) or 1
     (low, cheap), (high, dear) = costs[upper - 1], costs[upper]
     return cheap + (dear - cheap) * (nodes - low) / (high - low)
+
+
+def _checked(costs: Sequence[Sequence[float]] | None) -> Sequence[Sequence[float]] | None:
+    if costs is not None and (not costs or any(len(pair) != 2 for pair in costs)):
+        raise UserError("tree: costs must be [[nodes, plain steps], ...], or be left out")
+    return costs

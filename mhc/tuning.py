@@ -311,23 +311,26 @@ def fixed_trees(traces: Sequence[Trace], counts: Sequence[int]) -> list[FixedTre
 def search(traces: Sequence[Trace], costs: Costs, fixed: Sequence[FixedTree]) -> list[Candidate]:
     """All trees worth a look, fastest first: the fixed ones, and dynamic ones by width, confidence and price."""
     candidates = []
-    for shape in fixed:
-        cost = cost_of(costs.verify, shape.nodes) + costs.fixed[shape.nodes]
+    for plain_shape in fixed:
+        drafting = costs.fixed[plain_shape.nodes]
+        shape = FixedTree(plain_shape.choices, costs.verify, round(drafting / plain_shape.levels_deep, 4))
+        cost = cost_of(costs.verify, shape.nodes) + drafting
         candidates.append(Candidate("fixed", shape, *replay_fixed(traces, shape, cost)))
     deepest = max(deep for _, deep in costs.draft)
     for width in WIDTHS:
         most = min(COUNTS[-1], 1 + width + (deepest - 1) * width**2)
+        level = round(costs.draft[width, deepest] / deepest, 4)
         for confidence in CONFIDENCES:
             price = 1.0
             for _ in range(4):  # the price of a plain step is the speed reached: a fixed point
-                shape = DynamicTree(width, deepest, most, confidence, costs.verify, round(price, 3))
+                shape = DynamicTree(width, deepest, most, confidence, costs.verify, round(price, 3), level)
                 speedup, per_step = replay_dynamic(traces, costs, shape)
                 candidates.append(Candidate("dynamic", shape, speedup, per_step))
                 price = speedup
     best = max((c for c in candidates if c.kind == "dynamic"), key=lambda candidate: candidate.speedup).shape
     for budget in COUNTS:  # how much of it a smaller budget would do
         if 1 < budget < best.nodes:
-            shape = DynamicTree(best.width, deepest, budget, best.confidence, costs.verify, best.price)
+            shape = DynamicTree(best.width, deepest, budget, best.confidence, costs.verify, best.price, best.level)
             candidates.append(Candidate("dynamic", shape, *replay_dynamic(traces, costs, shape)))
     return sorted(candidates, key=lambda candidate: -candidate.speedup)
 

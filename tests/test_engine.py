@@ -18,6 +18,7 @@ TREES = {
     "dynamic": DynamicTree(width=3, depth=4, budget=14),
     "dynamic_cut": DynamicTree(width=2, depth=4, budget=9, confidence=0.2, costs=[[1, 1.0], [8, 1.2]], price=2.0),
     "cut": DynamicTree(width=3, depth=4, budget=12, confidence=0.3),
+    "paced": FixedTree([[0], [1], [0, 0], [0, 0, 0]], costs=[[1, 1.0], [8, 1.4]], level=0.3),
 }
 PROMPTS = [[5, 9, 3, 8, 4, 4], [7] * 11, [1, 2, 3, 4, 5, 6, 7], [60, 0, 59, 1, 58, 2, 57, 3]]  # all of other lengths
 NEW = 24

@@ -49,6 +49,12 @@ def gpu(monkeypatch):
     return importlib.import_module("gpu")
 
 
+@pytest.fixture
+def part1(gpu):
+    """Its part 1."""
+    return importlib.import_module("gpu_shape")
+
+
 def test_every_case_is_measured(gpu, tmp_path, monkeypatch):
     """On a CPU, the compiler left out: the fixed buffers are those of compiled rounds all the same."""
     monkeypatch.setattr(Backbone, "compiled", lambda self: self.model.base_model)
@@ -121,34 +127,34 @@ class HostTensors(TorchDispatchMode):
 @pytest.mark.parametrize("tree", ["64", "dynamic64"])
 @pytest.mark.parametrize("family", ["medusa", "cascade"])
 @torch.inference_mode()
-def test_a_round_never_waits_for_the_host(gpu, monkeypatch, family, tree, sampling):
+def test_a_round_never_waits_for_the_host(gpu, part1, monkeypatch, family, tree, sampling):
     """What capturing asks for, seen without a GPU: on the meta device, where no value can be read, a round runs
     through, and (the second time, index tensors being there) without a tensor of the host."""
     monkeypatch.setattr(Backbone, "compiled", lambda self: self.model.base_model)
-    backbone = gpu.random_backbone(gpu.SIZES["tiny"], torch.device("meta"))
+    backbone = part1.random_backbone(gpu.SIZES["tiny"], torch.device("meta"))
     with torch.device("meta"):
-        drafter = gpu.FAMILIES[family](backbone).to(backbone.dtype)
-    engine = Engine(backbone, drafter, gpu.TREES[tree](), compile=True)
+        drafter = part1.FAMILIES[family](backbone).to(backbone.dtype)
+    engine = Engine(backbone, drafter, part1.TREES[tree](), compile=True)
     rows = engine.rows([[1] * 300], [8], [sampling], 1, speculate=True)
     rows.cache.lengths = [300]
     rows.cache.select(0, 1)
-    for round in (engine._speculate, engine._plain, gpu.drafting):
+    for round in (engine._speculate, engine._plain, part1.drafting):
         round(rows)
         with HostTensors() as host:
             round(rows)
         assert not host.operations
 
 
-def same_text(gpu, device: str, family, tree, sampling: Sampling) -> None:
+def same_text(part1, device: str, family, tree, sampling: Sampling) -> None:
     """Captured rounds give the eager ones' text in fp32, with heads that have most of it right."""
-    eager = tiny_backbone("llama").to(device)
+    backbone = tiny_backbone("llama").to(device)
     prompt, new = [5, 9, 3, 8, 4, 4, 17, 40], 48
-    expected = gpu.answer(Engine(eager), prompt, sampling, new).token_ids
-    drafter = family(eager, heads=4).to(device)
-    gpu.memorise(drafter, prompt + expected, len(prompt))
-    engine = Engine(Backbone(eager.model), drafter, tree, compile=True)
-    captured, plain = gpu.answer(engine, prompt, sampling, new), next(engine.generate_ids([prompt], new, plain=True))
-    slow = gpu.answer(Engine(eager, drafter, tree), prompt, sampling, new)
+    expected = part1.answer(Engine(backbone), prompt, sampling, new).token_ids
+    drafter = family(backbone, heads=4).to(device)
+    part1.memorise(drafter, prompt + expected, len(prompt))
+    engine = Engine(backbone, drafter, tree, compile=True)
+    captured, plain = part1.answer(engine, prompt, sampling, new), next(engine.generate_ids([prompt], new, plain=True))
+    slow = part1.answer(Engine(backbone, drafter, tree), prompt, sampling, new)
     assert captured.token_ids == slow.token_ids == expected
     assert captured.accepted == slow.accepted and captured.tokens_per_step > 1.5
     if sampling == GREEDY:
@@ -159,5 +165,5 @@ def same_text(gpu, device: str, family, tree, sampling: Sampling) -> None:
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=SAMPLINGS.values())
 @pytest.mark.parametrize("tree", [FixedTree.chain(4), DynamicTree(width=3, depth=4, budget=14)], ids=["chain", "tree"])
 @pytest.mark.parametrize("family", [Medusa, Cascade])
-def test_a_captured_round_is_an_eager_one(gpu, family, tree, sampling):
-    same_text(gpu, "cuda", family, tree, sampling)
+def test_a_captured_round_is_an_eager_one(part1, family, tree, sampling):
+    same_text(part1, "cuda", family, tree, sampling)

@@ -228,7 +228,7 @@ def test_a_price_of_nothing_keeps_the_budget_and_a_high_one_the_root_alone():
 @pytest.mark.parametrize("roots", [[1], [1, 6, 4]])
 @pytest.mark.parametrize("price", [0.2, 1.0, 2.0, 5.0])
 def test_costs_cut_the_tree_where_the_gain_is_largest(roots, price):
-    """Of all sizes the one with the largest (sum of probabilities) - price * cost, over all rows together; the cut
+    """Of all sizes the one with the largest (sum of probabilities) - price * cost in plain steps of all rows; the cut
     tree is the one of that budget."""
     costs = [[1, 1.0], [8, 1.2], [64, 6.0]]
     probabilities = []

@@ -1,0 +1,72 @@
+"""What both parts of benchmarks/gpu.py share: how large things are, the heads, and what was found so far."""
+
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from common import result, save
+from mhc.backbone import Backbone
+from mhc.drafters import Cascade, Drafter, Medusa
+
+HEADS = 4
+FAMILIES: dict[str, Callable[[Backbone], Drafter]] = {
+    "medusa": lambda backbone: Medusa(backbone, heads=HEADS, blocks=1),
+    "cascade": lambda backbone: Cascade(backbone, heads=HEADS, blocks=1),
+}
+
+
+@dataclass
+class Size:
+    """How large everything is. random: the model of part 1; trained: that of part 2. repeats: of every timing.
+    copied: bytes of the bandwidth test. batch x length: tokens of a training step. prompts x new: tokens decoded."""
+
+    random: dict[str, int]
+    trained: dict[str, Any]
+    repeats: int
+    copied: int
+    conversations: int
+    batch: int
+    length: int
+    prompts: int
+    new: int
+
+
+class Report:
+    """What was found so far, on disk after every part."""
+
+    def __init__(self, out: Path, **extra: Any):
+        self.out, self.extra, self.started = out, extra, time.perf_counter()
+        self.results: list[dict[str, Any]] = []
+        self.failed: dict[str, str] = {}
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self.started
+
+    @property
+    def everything(self) -> dict[str, Any]:
+        return {**self.extra, "seconds": round(self.seconds, 1), "failed": self.failed}
+
+    def say(self, text: str) -> None:
+        print(f"[{self.seconds:6.1f} s] {text}", flush=True)
+
+    def add(self, case: str, **metrics: list[float] | float) -> None:
+        """Lines of the result file; a number is a list of one."""
+        for metric, values in metrics.items():
+            self.results.append(result(case, metric, values if isinstance(values, list) else [float(values)]))
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Say what is under way, note it where it fails, and write down what there is."""
+        self.say(name)
+        try:
+            yield
+        except Exception as error:  # whatever it is, the other parts go on
+            self.failed[name] = f"{type(error).__name__}: {' '.join(str(error).split())[:600]}"
+            traceback.print_exc()
+            self.say(f"FAILED: {name}: {self.failed[name]}")
+        save("gpu", self.results, self.out, **self.everything)

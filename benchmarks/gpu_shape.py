@@ -1,0 +1,328 @@
+"""Part 1 of benchmarks/gpu.py: what steps and rounds of a random model of a given shape cost, and whether captured
+rounds do the same as eager ones."""
+
+import copy
+import resource
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import torch
+from gpu_common import FAMILIES, HEADS, Report, Size
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from common import timed
+from mhc.backbone import Backbone
+from mhc.drafters import Drafter
+from mhc.engine import BUCKET, Engine, Rows
+from mhc.losses import chunked_cross_entropy
+from mhc.sampling import GREEDY, Sampling
+from mhc.tree import DynamicTree, Shape, Tree, shape_of
+from mhc.tuning import _bush as bush
+
+CONTEXT, NEW = 512, 64
+COUNTS = (1, 2, 4, 8, 16, 32, 64, 128)  # nodes verified
+WARM = 2  # times through that are not counted
+DATA_SHEET = {"H200": 4.8e12}  # bytes a second
+TREES = {"64": lambda: shape_of("mc_sim_7b_63"), "dynamic64": lambda: DynamicTree(width=8, depth=4, budget=64)}
+
+
+@dataclass
+class Place:
+    """An engine whose one row has read the prompt; every timed round starts from there."""
+
+    engine: Engine
+    rows: Rows
+    length: int
+    root: Tensor
+
+    def back(self) -> None:
+        """Forget the rounds since."""
+        self.rows.cache.lengths[0] = self.length
+        self.rows.cache.select(0, 1)
+        self.rows.root.copy_(self.root)
+
+    def round(self) -> None:
+        """A whole round as when decoding, up to the new tokens on the host."""
+        self.engine._round(self.rows, self.rows.speculate)
+
+    def draft(self) -> None:
+        """The growing of a tree alone."""
+        self.rows.run(drafting)
+
+
+Calls = dict[tuple[str, str], tuple[Callable[[], Any], Place]]  # by case and metric: what is timed, and where
+
+
+@torch.inference_mode()
+def place_after(prompt: list[int], engine: Engine, *also: Callable[[Rows], Tensor]) -> Place:
+    """Compile and capture the engine's round, and the rounds `also`; read the prompt; make one round."""
+    speculate = engine.drafter is not None
+    rows = engine.rows([prompt], [NEW], [GREEDY], 1, speculate)
+    rounds = (engine._speculate if speculate else engine._plain, *also)
+    for round in rounds:
+        deque(rows.warm_up(round), maxlen=0)
+    rows.join(0, engine._prefill(rows, [0])[0])
+    rows.cache.select(0, 1)
+    assert rows.graphs is None or all(rows._key(round) in rows.graphs for round in rounds), "a round was not captured"
+    place = Place(engine, rows, rows.cache.lengths[0], rows.root.clone())
+    place.round()
+    place.back()
+    return place
+
+
+def grown(rows: Rows) -> Tree:
+    """The tree that the rows' engine grows now."""
+    engine = rows.engine
+    state = engine.drafter.begin(rows.memory, rows.active)
+    return engine.tree.grow(engine.drafter, state, rows.root, rows.draw(engine.tree.levels_deep))
+
+
+def drafting(rows: Rows) -> Tensor:
+    """A round of nothing but drafting, captured like any other."""
+    return grown(rows).tokens
+
+
+class Standing(Shape):
+    """A tree grown once and kept: rounds of it are rounds without drafting."""
+
+    def __init__(self, shape: Shape):
+        self.nodes, self.levels_deep, self.width, self.static = shape.nodes, shape.levels_deep, shape.width, True
+        self.shape, self.tree = shape, None
+
+    def grow(self, drafter, state, root, draw) -> Tree:
+        if self.tree is None:
+            self.tree = self.shape.grow(drafter, state, root, draw)
+        return self.tree
+
+    def describe(self) -> dict[str, Any]:
+        return self.shape.describe()
+
+
+def random_backbone(size: Size, device: torch.device) -> Backbone:
+    """A Llama made in bf16 where it will run; it never ends an answer."""
+    torch.manual_seed(0)
+    ends = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
+    config = AutoConfig.for_model("llama", **size.random, **ends)
+    with torch.device(device):
+        return Backbone(AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16))
+
+
+def measure_bandwidth(report: Report, size: Size, device: torch.device) -> tuple[float, float]:
+    """Bytes a second: of a large copy, read and written bytes counted, and of the data sheet (else the copy's)."""
+    source = torch.empty(size.copied, dtype=torch.uint8, device=device).random_()
+    target = torch.empty_like(source)
+    copies = [timed(lambda: target.copy_(source))[0] for _ in range(WARM + 10)][WARM:]
+    measured = 2 * size.copied / median(copies)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    sheet = next((value for known, value in DATA_SHEET.items() if known in name), None)
+    report.extra["bandwidth_tb_per_s"] = {
+        "measured": round(measured / 1e12, 4),
+        "data_sheet": None if sheet is None else sheet / 1e12,
+    }
+    return measured, sheet or measured
+
+
+def bytes_of_a_step(backbone: Backbone) -> int:
+    """What one token has to read: all weights but the embedding, and the keys and values of the context."""
+    config = backbone.model.config
+    weights = sum(parameter.nbytes for parameter in backbone.model.parameters())
+    width = config.hidden_size // config.num_attention_heads
+    cache = 2 * config.num_hidden_layers * config.num_key_value_heads * CONTEXT * width * backbone.dtype.itemsize
+    return weights - backbone.model.get_input_embeddings().weight.nbytes + cache
+
+
+def measure_shape(report: Report, shape: str, size: Size, device: torch.device) -> None:
+    """Part 1: set everything up, time it all in turns, then see whether captured rounds do what eager ones do."""
+    bandwidths = None
+    with report.part("bandwidth"):
+        bandwidths = measure_bandwidth(report, size, device)
+    calls: Calls = {}
+    one = None
+    with report.part(f"{shape}/plain: eager"):
+        backbone = random_backbone(size, device)
+        prompt = torch.randint(backbone.vocabulary_size, (CONTEXT,)).tolist()
+        measure_cache(report, f"{shape}/memory", backbone)
+        one = place_after(prompt, Engine(backbone))
+        calls[f"{shape}/plain", "step_ms_eager"] = one.round, one
+        report.add(f"{shape}/memory", peak_gib_plain=peak(device))
+    if one is None:
+        return  # without a model that decodes nothing here makes sense
+    with report.part(f"{shape}/plain: compile, capture"):
+        place = place_after(prompt, Engine(backbone, compile=True))
+        calls[f"{shape}/plain", "step_ms"] = place.round, place
+    checks = set_up_trees(report, shape, backbone, prompt, calls)
+    with report.part(f"{shape}: timing"):
+        times = interleaved(calls, size.repeats)
+        add_times(report, shape, times, bytes_of_a_step(backbone), bandwidths)
+        report.add(f"{shape}/memory", peak_gib=peak(device))
+    for case, (captured, slow) in checks.items():
+        with report.part(f"{case}: captured against eager"):
+            check_texts(report, case, captured, slow, one, prompt)
+
+
+def set_up_trees(
+    report: Report, shape: str, backbone: Backbone, prompt: list[int], calls: Calls
+) -> dict[str, tuple[Place, Place]]:
+    """Compile and capture verification and every family's rounds, and add them to `calls`; by case the places of the
+    captured and of the eager round."""
+    with torch.device(backbone.device):
+        drafters = {family: build(backbone).to(backbone.dtype) for family, build in FAMILIES.items()}
+    for count in COUNTS:
+        with report.part(f"{shape}/verify: compile, capture {count} nodes"):
+            standing = Standing(bush(count, HEADS))
+            place = place_after(prompt, Engine(backbone, drafters["medusa"], standing, compile=True))
+            calls[f"{shape}/verify", f"t_verify_{count}_ms"] = place.round, place
+    checks = {}
+    for family, drafter in drafters.items():
+        for name, tree in TREES.items():
+            case = f"{shape}/{family}/{name}"
+            with report.part(f"{case}: compile, capture"):
+                standing = place_after(prompt, Engine(backbone, drafter, Standing(tree()), compile=True))
+                whole = place_after(prompt, Engine(backbone, drafter, tree(), compile=True), drafting)
+                slow = place_after(prompt, Engine(backbone, drafter, tree()))
+                calls[case, "draft_ms"] = whole.draft, whole
+                calls[case, "verify_ms"] = standing.round, standing
+                calls[case, "round_ms"] = whole.round, whole
+                calls[case, "round_ms_eager"] = slow.round, slow
+                checks[case] = whole, slow
+    return checks
+
+
+@torch.inference_mode()
+def interleaved(calls: Calls, repeats: int) -> dict[tuple[str, str], list[float]]:
+    """Milliseconds of every call, one after the other, `repeats` times over."""
+    found: dict[tuple[str, str], list[float]] = {key: [] for key in calls}
+    for _ in range(WARM + repeats):
+        for key, (call, place) in calls.items():
+            found[key].append(1000 * timed(call)[0])
+            place.back()
+    return {key: values[WARM:] for key, values in found.items()}
+
+
+def add_times(
+    report: Report,
+    shape: str,
+    times: dict[tuple[str, str], list[float]],
+    read: int,
+    bandwidths: tuple[float, float] | None,
+) -> None:
+    """The times, and what they are in proportion to each other and to reading `read` bytes."""
+    for (case, metric), values in times.items():
+        report.add(case, **{metric: values})
+    step = times.get((f"{shape}/plain", "step_ms"))
+    if step and bandwidths:
+        measured, sheet = (1000 * read / bandwidth for bandwidth in bandwidths)  # floors in ms
+        report.add(
+            f"{shape}/plain",
+            bandwidth_floor_ms=sheet,
+            share_of_bandwidth_floor=[sheet / value for value in step],
+            share_of_measured_bandwidth=[measured / value for value in step],
+        )
+    for (case, metric), values in times.items():
+        if step and metric.startswith("t_verify"):
+            report.add(case, **{metric.replace("_ms", "_vs_plain"): ratios(values, step)})
+        if metric == "round_ms":
+            parts = [draft + verify for draft, verify in zip(times[case, "draft_ms"], times[case, "verify_ms"])]
+            report.add(case, round_vs_parts=ratios(values, parts))
+            if step:
+                report.add(case, round_vs_plain_step=ratios(values, step))
+
+
+def ratios(over: list[float], under: list[float]) -> list[float]:
+    return [a / b for a, b in zip(over, under)]
+
+
+def peak(device: torch.device) -> float:
+    """Most GiB that the device (on a CPU this process) ever held."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def measure_cache(report: Report, case: str, backbone: Backbone) -> None:
+    """What a cache of one row takes, by the formula and on the device."""
+    config = backbone.model.config
+    capacity = -(-(CONTEXT + NEW) // BUCKET) * BUCKET
+    width = config.hidden_size // config.num_attention_heads
+    formula = 2 * config.num_hidden_layers * 1 * config.num_key_value_heads * capacity * width * backbone.dtype.itemsize
+    before = torch.cuda.memory_allocated(backbone.device) if backbone.device.type == "cuda" else 0
+    cache = backbone.cache(1, capacity, BUCKET)
+    after = torch.cuda.memory_allocated(backbone.device) if backbone.device.type == "cuda" else cache.buffer.nbytes
+    report.add(case, cache_mib_formula=formula / 2**20, cache_mib_measured=(after - before) / 2**20)
+
+
+# ---- do captured rounds do the same as eager ones?
+
+
+def check_texts(report: Report, case: str, captured: Place, eager: Place, one: Place, prompt: list[int]) -> None:
+    """Decode the prompt both ways, with heads that know the text, and look where the texts part."""
+    tolerance = logit_tolerance(captured, one)
+    drafter = captured.engine.drafter
+    untrained = copy.deepcopy(drafter.state_dict())
+    expected = answer(one.engine, prompt)
+    memorise(drafter, prompt + expected.token_ids, len(prompt))
+    left, right = answer(captured.engine, prompt), answer(eager.engine, prompt)
+    drafter.load_state_dict(untrained)
+    pairs = enumerate(zip(left.token_ids, right.token_ids))
+    parted = next((at for at, (a, b) in pairs if a != b), NEW)
+    gap = 0.0 if parted == NEW else gap_after(one.engine.backbone, prompt + right.token_ids[:parted])
+    report.add(
+        case,
+        tokens_until_first_difference=parted,
+        difference_within_tolerance=gap <= tolerance,
+        logit_gap_at_first_difference=gap,
+        logit_tolerance=tolerance,
+        tokens_per_step=left.tokens_per_step,
+    )
+
+
+def answer(engine: Engine, prompt: list[int], sampling: Sampling = GREEDY, new: int = NEW):
+    """The engine's Generation for a prompt of token ids."""
+    return next(found for _, found in engine.generate_ids([prompt], new, sampling=sampling))
+
+
+def memorise(drafter: Drafter, text: list[int], start: int, steps: int = 40) -> None:
+    """Teach the heads the tokens of one text from `start` on, by heart."""
+    ids = torch.tensor([text], device=drafter.backbone.device)
+    position = torch.arange(start - 1, len(text) - 1 - drafter.heads, device=ids.device)
+    features = drafter.backbone.features(ids)
+    drafter.requires_grad_(True)
+    optimizer = torch.optim.AdamW(drafter.parameters(), lr=0.5 / drafter.backbone.width, weight_decay=0.0)
+    for _ in range(steps):
+        loss = torch.zeros((), device=ids.device)
+        for head, hidden in enumerate(drafter(features, ids, (torch.zeros_like(position), position))):
+            labels = ids[0, position + 2 + head]
+            loss = loss + chunked_cross_entropy(hidden, drafter.unembedding(head), labels).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+
+@torch.inference_mode()
+def logit_tolerance(captured: Place, one: Place) -> float:
+    """Largest difference between the logits of a tree's forward and of one-token forwards along its deepest path."""
+    engine, rows = captured.engine, captured.rows
+    tree = grown(rows)
+    logits, _ = engine.backbone.decode(tree.tokens, *rows.places(tree.ancestors, tree.depth))  # (1,N,V)
+    path = tree.paths[0, tree.depth[0].argmax()].tolist()
+    differences = []
+    for node in path:
+        one.rows.root.copy_(tree.tokens[:, node])
+        alone, _ = one.engine.backbone.decode(one.rows.root[:, None], *one.rows.places(*one.rows.alone))  # (1,1,V)
+        differences.append((alone[0, 0].float() - logits[0, node].float()).abs().max().item())
+        one.rows.cache.extend([1])
+    captured.back()
+    one.back()
+    return max(differences)
+
+
+@torch.inference_mode()
+def gap_after(backbone: Backbone, text: list[int]) -> float:
+    """How much likelier, in logits, the best next token is than the second."""
+    hidden = backbone.features(torch.tensor([text], device=backbone.device)).hidden[:, -1]
+    best, second = backbone.unembed(hidden).float().topk(2).values[0].tolist()
+    return best - second

@@ -1,0 +1,50 @@
+"""Speculate only while it pays: what rounds gained lately, against plain steps.
+
+A round gains the tokens it emits (by row) less what it cost in plain steps, by the prices that `run.py tune` measured.
+Where the recent gain falls below zero, plain steps follow: 8, then 16, ... up to 128, each time until a few rounds of
+speculation have been tried again. Everything hangs on the text alone, not on a clock, so that the same text is always
+decoded the same way.
+"""
+
+from mhc.tree import Shape, cost_of
+
+SHORTEST, LONGEST = 8, 128  # plain steps of a pause
+MEMORY = 0.75  # weight of what was before, in the mean over rounds
+
+
+class Pace:
+    """Decides round by round for a shape with prices; a shape without them always speculates."""
+
+    def __init__(self, shape: Shape):
+        self.shape = shape
+        self.gain, self.left, self.pause = 0.0, 0, SHORTEST
+        self.rounds = 0  # since the last pause
+
+    @property
+    def watches(self) -> bool:
+        """Whether anything can be decided at all."""
+        return self.shape.costs is not None and self.shape.level is not None
+
+    def pays(self) -> bool:
+        """Whether the next round should speculate."""
+        if self.left:
+            self.left -= 1
+            return False
+        return True
+
+    def learn(self, tokens: float, rows: int, nodes: int, levels: int) -> None:
+        """A round of `nodes` nodes and `levels` drafted levels has emitted so many `tokens` by row."""
+        if not self.watches:
+            return
+        self.gain = MEMORY * self.gain + (1 - MEMORY) * (tokens - self.cost(rows, nodes, levels))
+        self.rounds += 1
+        if self.rounds >= 3 and self.gain < 0:
+            self.left, self.pause = self.pause, min(2 * self.pause, LONGEST)
+            self.gain, self.rounds = 0.0, 0
+        elif self.rounds == SHORTEST:
+            self.pause = SHORTEST  # it has paid for a while
+
+    def cost(self, rows: int, nodes: int, levels: int) -> float:
+        """What such a round costs, in plain steps of as many rows."""
+        costs = self.shape.costs
+        return cost_of(costs, rows * nodes) / cost_of(costs, rows) + self.shape.level * levels
