@@ -263,7 +263,7 @@ class DynamicTree(Shape):
             share = (best.values - scores.logsumexp(dim=-1, keepdim=True)).clamp(-50.0, -1e-4)
             tokens.append(best.indices.flatten(1))  # (B,R*W)
             likely.append((beam[:, :, None] + share).flatten(1))
-            parents.append(number.expand(rows, -1).repeat_interleave(self.width, dim=1))
+            parents.append(number[:, :, None].expand(rows, -1, self.width).flatten(1))
             if deep + 1 == self.depth:
                 break
             beam, chosen = likely[-1].topk(min(self.width, likely[-1].shape[1]), dim=-1)  # (B,R)

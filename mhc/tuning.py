@@ -107,8 +107,10 @@ def measure_costs(
     rows.join(0, tuner._prefill(rows, [0])[0])
     rows.cache.select(0, 1)
     length, root = rows.cache.lengths[0], rows.root.clone()
-    grown: dict[Any, Shape] = {
-        (width, deep): DynamicTree(width, deep, 2) for width in WIDTHS for deep in range(1, depth + 1)
+    grown: dict[Any, Shape] = {  # prices of any kind, so that choosing by them is timed as well
+        (width, deep): DynamicTree(width, deep, _most(width, deep), costs=[[1, 1.0], [64, 3.0]])
+        for width in WIDTHS
+        for deep in range(1, depth + 1)
     } | {("fixed", shape.nodes): shape for shape in fixed}
     ready = {count: _Ready(_bush(count, depth), root) for count in counts}
     seconds: dict[Any, list[float]] = {}
@@ -207,6 +209,11 @@ def record(
 
 def _all_nodes(width: int, depth: int) -> DynamicTree:
     return DynamicTree(width, depth, 1 + width + (depth - 1) * width**2)
+
+
+def _most(width: int, depth: int) -> int:
+    """The largest budget that is worth a look."""
+    return min(COUNTS[-1], 1 + width + (depth - 1) * width**2)
 
 
 def _right(tree: Tree, ahead: Tensor) -> Tensor:
@@ -318,7 +325,7 @@ def search(traces: Sequence[Trace], costs: Costs, fixed: Sequence[FixedTree]) ->
         candidates.append(Candidate("fixed", shape, *replay_fixed(traces, shape, cost)))
     deepest = max(deep for _, deep in costs.draft)
     for width in WIDTHS:
-        most = min(COUNTS[-1], 1 + width + (deepest - 1) * width**2)
+        most = _most(width, deepest)
         level = round(costs.draft[width, deepest] / deepest, 4)
         for confidence in CONFIDENCES:
             price = 1.0

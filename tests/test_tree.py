@@ -236,7 +236,8 @@ def test_costs_cut_the_tree_where_the_gain_is_largest(roots, price):
         nodes = grown_slowly(tabled(9, 4).logits, root, 3, 4, 20)
         probabilities.append(sorted((math.exp(likely) for _, likely in nodes), reverse=True))
     gain = {
-        count: sum(sum(row[:count]) for row in probabilities) - price * cost_of(costs, count * len(roots))
+        count: sum(sum(row[:count]) for row in probabilities)
+        - price * len(roots) * cost_of(costs, count * len(roots)) / cost_of(costs, len(roots))
         for count in range(1, 21)
     }
     best = max(gain, key=gain.get)
