@@ -45,10 +45,10 @@ import gc
 from pathlib import Path
 
 import torch
-from gpu_common import Report, Size
-from gpu_shape import measure_shape
 
 from common import RESULTS, ROOT, save, write
+from gpu_common import Report, Size
+from gpu_shape import measure_shape
 
 
 def llama(width: int, inner: int, layers: int, heads: int, vocabulary: int, context: int) -> dict[str, int]:

@@ -10,18 +10,18 @@ from statistics import median
 from typing import Any
 
 import torch
-from gpu_common import FAMILIES, HEADS, Report, Size
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from common import timed
+from gpu_common import FAMILIES, HEADS, Report, Size
 from mhc.backbone import Backbone
 from mhc.drafters import Drafter
 from mhc.engine import BUCKET, Engine, Rows
 from mhc.losses import chunked_cross_entropy
 from mhc.sampling import GREEDY, Sampling
 from mhc.tree import DynamicTree, Shape, Tree, shape_of
-from mhc.tuning import _bush as bush
+from mhc.tuning import bush
 
 CONTEXT, NEW = 512, 64
 COUNTS = (1, 2, 4, 8, 16, 32, 64, 128)  # nodes verified

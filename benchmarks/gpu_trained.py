@@ -9,9 +9,9 @@ from typing import Any
 
 import lightning
 import torch
-from gpu_common import FAMILIES, HEADS, Report, Size
 
 from datamodules import ConversationData
+from gpu_common import FAMILIES, HEADS, Report, Size
 from mhc.backbone import Backbone
 from mhc.benchmark import compare
 from mhc.engine import Engine

@@ -82,10 +82,11 @@ def draw_tuning(path: Path, example: dict[str, Any], points: Sequence[dict[str, 
         )
     right.text(0.99, 1, "plain decoding ", fontsize=8, ha="right", va="bottom", transform=right.get_yaxis_transform())
     right.set_xscale("log", base=2)
-    right.set_xticks(ticks := sorted({point["nodes"] for point in points}), labels=map(str, ticks))
+    ticks = [2**power for power in range(1, 8) if 2**power <= max(point["nodes"] for point in points)]
+    right.set_xticks(ticks, labels=map(str, ticks))
     right.minorticks_off()
     right.set(xlabel="nodes at most", ylabel="speedup over plain decoding", title="which tree pays here")
     right.grid(alpha=0.3)
-    right.legend(frameon=False, fontsize=8)
+    right.legend(frameon=False, fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.11))
     figure.savefig(path, dpi=140)
     plt.close(figure)

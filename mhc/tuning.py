@@ -83,7 +83,7 @@ def _moved(shape: FixedTree, root: Tensor) -> tuple[Tensor, Tensor]:
     return shape.ancestors.to(root.device), shape.paths.to(root.device)
 
 
-def _bush(nodes: int, depth: int) -> FixedTree:
+def bush(nodes: int, depth: int) -> FixedTree:
     """A tree of `nodes` nodes: a chain as deep as it may be, the rest below the root."""
     chain = min(nodes - 1, depth)
     return FixedTree([*((0,) * d for d in range(1, chain + 1)), *((rank,) for rank in range(1, nodes - chain))])
@@ -112,7 +112,7 @@ def measure_costs(
         for width in WIDTHS
         for deep in range(1, depth + 1)
     } | {("fixed", shape.nodes): shape for shape in fixed}
-    ready = {count: _Ready(_bush(count, depth), root) for count in counts}
+    ready = {count: _Ready(bush(count, depth), root) for count in counts}
     seconds: dict[Any, list[float]] = {}
 
     def timed(key: Any, call: Callable[[], Any]) -> None:

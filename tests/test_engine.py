@@ -255,6 +255,25 @@ def test_cache_after_commit_is_a_plain_prefill(backbones, monkeypatch, name):
     torch.testing.assert_close(cache.buffer[..., :length, :], whole.buffer[..., :length, :], atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["llama", "gpt_neox", "gemma3_text"])
+def test_memory_is_what_the_formula_says(backbones, name):
+    """2 * layers * rows * key/value heads * capacity * head width * bytes, once and for all: decoding adds nothing."""
+    backbone = backbones(name)
+    config = backbone.model.config
+    heads = getattr(config, "num_key_value_heads", config.num_attention_heads)
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    engine = Engine(backbone, Cascade(backbone, heads=4), TREES["tree"])
+    rows = engine.rows(PROMPTS, [NEW] * len(PROMPTS), [GREEDY] * len(PROMPTS), 3, speculate=True)
+    capacity = max(map(len, PROMPTS)) + NEW + engine.tree.nodes
+    assert rows.cache.buffer.nbytes == 2 * config.num_hidden_layers * 3 * heads * capacity * width * 4
+    place = rows.cache.buffer.data_ptr()
+    rows.join(0, engine._prefill(rows, [0])[0])
+    rows.cache.select(0, 1)
+    engine._round(rows, speculate=True)
+    assert rows.cache.buffer.data_ptr() == place
+    assert all(layer.keys.untyped_storage().data_ptr() == place for layer in rows.cache.layers)
+
+
 def test_pieces_stream_in_order(backbones, references):
     """Streaming yields every token once, and rows of a batch report their own prompt."""
     engine = Engine(backbones("llama"), Cascade(backbones("llama"), heads=4), TREES["tree"])
