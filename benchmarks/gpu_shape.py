@@ -17,8 +17,9 @@ from common import timed
 from gpu_common import FAMILIES, HEADS, Report, Size
 from mhc.backbone import Backbone
 from mhc.drafters import Drafter
-from mhc.engine import BUCKET, Engine, Rows
+from mhc.engine import Engine
 from mhc.losses import chunked_cross_entropy
+from mhc.rows import BUCKET, Rows
 from mhc.sampling import GREEDY, Sampling
 from mhc.tree import DynamicTree, Shape, Tree, shape_of
 from mhc.tuning import bush

@@ -203,7 +203,8 @@ class Backbone(nn.Module):
         return mask if len(mask) > 1 else next(iter(mask.values()))
 
     def fingerprint(self) -> str:
-        """Hash of the architecture and of a few weights: tells backbones apart without reading all of them."""
+        """Hash of the architecture and of a few weights, in whatever precision they were loaded: tells backbones apart
+        without reading all of them."""
         config = self.model.config.to_diff_dict()
         kept = {
             key: value
@@ -212,7 +213,7 @@ class Backbone(nn.Module):
         }
         digest = hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode())
         weight = self.model.get_output_embeddings().weight.detach()
-        digest.update(weight[:: max(1, len(weight) // 64)].float().cpu().numpy().round(3).tobytes())
+        digest.update(weight[:: max(1, len(weight) // 64)].bfloat16().float().cpu().numpy().round(3).tobytes())
         return digest.hexdigest()[:16]
 
 

@@ -95,10 +95,9 @@ def tuned_tree(folder: Path) -> Shape | None:
         raise UserError(f"'{folder / TUNED}' is damaged ({error!r}): delete it or run `run.py tune` again") from error
 
 
-def load_drafter(
-    path: str | Path, backbone: str | Backbone | None = None, device: str = "cpu", quantize: str | None = None
-) -> tuple[Drafter, Shape]:
+def load_drafter(path: str | Path, backbone: str | Backbone | None = None, **loading: Any) -> tuple[Drafter, Shape]:
     """The heads in folder `path`, on the backbone they name or on the one given, and their tree, tuned if it was.
+    loading: how to load the backbone, as in `Backbone.load`.
 
     Raises UserError for a folder without heads, damaged files, or a backbone that does not match.
     """
@@ -115,7 +114,7 @@ def load_drafter(
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"'{folder / DESCRIPTION}' is damaged ({error!r}): train again or restore it") from error
     if not isinstance(backbone, Backbone):
-        backbone = Backbone.load(backbone or known["backbone"], device=device, quantize=quantize)
+        backbone = Backbone.load(backbone or known["backbone"], **loading)
     drafter = family(backbone, **known["arguments"])
     require_match(description, drafter, f"'{folder}'")
     try:

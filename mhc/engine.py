@@ -14,21 +14,15 @@ from typing import Any, NamedTuple
 
 import torch
 
-from mhc.attention import tree_mask
 from mhc.backbone import Backbone, Features
-from mhc.cache import TreeCache
 from mhc.chat import end_token_ids, prompt_ids
 from mhc.checkpoint import for_decoding, load_drafter
 from mhc.drafters import Drafter
 from mhc.errors import UserError
-from mhc.graphs import Graphs
-from mhc.pace import Pace
-from mhc.sampling import GREEDY, Draw, Sampler, Sampling
+from mhc.rows import Rows
+from mhc.sampling import GREEDY, Sampler, Sampling
 from mhc.tree import FixedTree, Shape, shape_of
 from mhc.verify import accept
-
-BUCKET = 256  # compiled rounds attend to a multiple of so many slots
-PREFILL_TOKENS = 8192  # prompts are read several at once, up to so many tokens, padding included
 
 
 class Piece(NamedTuple):
@@ -91,23 +85,17 @@ class Engine:
 
     @classmethod
     def from_checkpoint(
-        cls,
-        path: str,
-        backbone: str | None = None,
-        device: str = "cpu",
-        tree: Any = None,
-        compile: bool = False,
-        quantize: str | None = None,
+        cls, path: str, backbone: str | None = None, tree: Any = None, compile: bool = False, **loading: Any
     ) -> "Engine":
         """The engine of a checkpoint folder. backbone: load the model from here; tree (see `shape_of`): without, the
-        tuned one where there is one, else the checkpoint's; quantize: as in `Backbone.load`."""
+        tuned one where there is one, else the checkpoint's; loading: device, dtype, quantize as in `Backbone.load`."""
         wanted = None if tree is None else shape_of(tree)
-        drafter, kept = load_drafter(path, backbone, device, quantize)
+        drafter, kept = load_drafter(path, backbone, **loading)
         return cls(drafter.backbone, for_decoding(drafter), wanted or kept, compile)
 
     # ---- one round: everything stays on the device until `tolist`, the one host synchronisation
 
-    def _speculate(self, rows: "Rows") -> torch.Tensor:
+    def _speculate(self, rows: Rows) -> torch.Tensor:
         """Grow a tree, verify it in one forward, keep what the backbone agrees with: (D+2,B), the emitted
         tokens and in the last line how many of them hold."""
         backbone, drafter, cache = self.backbone, self.drafter, rows.cache
@@ -123,7 +111,7 @@ class Engine:
         rows.root.copy_(kept.emitted.gather(1, kept.counts[:, None] - 1)[:, 0])
         return torch.cat([kept.emitted.T, kept.counts[None]])
 
-    def _plain(self, rows: "Rows") -> torch.Tensor:
+    def _plain(self, rows: Rows) -> torch.Tensor:
         """One token a row: (2,B), the tokens and ones."""
         logits, features = self.backbone.decode(rows.root[:, None], *rows.places(*rows.alone), compiled=self.compile)
         rows.root.copy_(rows.draw(0).scores(logits, 0).argmax(dim=-1)[:, 0])
@@ -132,7 +120,7 @@ class Engine:
             self.drafter.read(rows.memory, rows.active, features, ones)
         return torch.stack([rows.root, ones])
 
-    def _round(self, rows: "Rows", speculate: bool) -> list[list[int]]:
+    def _round(self, rows: Rows, speculate: bool) -> list[list[int]]:
         """The new tokens of every row."""
         speculate = speculate and rows.pace.pays()
         *emitted, counts = rows.run(self._speculate if speculate else self._plain).tolist()
@@ -142,7 +130,7 @@ class Engine:
             rows.pace.learn(sum(counts) / len(counts), len(counts), rows.grown, len(emitted) - 1)
         return [[level[row] for level in emitted[:count]] for row, count in enumerate(counts)]
 
-    def _prefill(self, rows: "Rows", numbers: list[int]) -> list[int]:
+    def _prefill(self, rows: Rows, numbers: list[int]) -> list[int]:
         """Read these prompts into the rows behind the ones being served; the first token of each answer."""
         first, cache, device = len(rows.serving), rows.cache, self.backbone.device
         prompts = [rows.prompts[number] for number in numbers]
@@ -205,7 +193,7 @@ class Engine:
 
     def rows(
         self, prompts: Sequence[list[int]], room: list[int], sampling: list[Sampling], size: int, speculate: bool
-    ) -> "Rows":
+    ) -> Rows:
         """Buffers for these prompts; compiled rounds bring theirs along from an earlier call."""
         behind = max(self.tree.nodes, self.tree.levels_deep + 1) if speculate else 1  # slots for nodes and padded paths
         capacity = max(len(prompt) + more for prompt, more in zip(prompts, room)) + behind
@@ -222,7 +210,7 @@ class Engine:
         rows.start(prompts, room, sampling)
         return rows
 
-    def _emit(self, rows: "Rows", emitted: list[list[int]], first: int = 0) -> Iterator[Piece]:
+    def _emit(self, rows: Rows, emitted: list[list[int]], first: int = 0) -> Iterator[Piece]:
         """The pieces of rows first, first+1, ...; the last comes first, since finished rows leave."""
         for row in reversed(range(first, first + len(emitted))):
             number = rows.serving[row]
@@ -291,144 +279,3 @@ class Engine:
             prompt = [{"role": "user", "content": prompt}]
         ids = prompt_ids(self.backbone.tokenizer, prompt) if isinstance(prompt[0], dict) else prompt
         return next(answer for _, answer in self.generate_ids([ids], max_new_tokens, 1, plain, sampling))
-
-
-class Rows:
-    """The sequences being decoded together: their cache, the drafter's memory, their roots and their dice.
-
-    Everything a round reads and writes lies in buffers made once, so that a round can be captured.
-    """
-
-    def __init__(self, engine: Engine, size: int, capacity: int, speculate: bool):
-        self.engine, self.size, self.speculate = engine, size, speculate
-        self.cache = engine.backbone.cache(size, capacity, BUCKET if engine.compile else None)
-        device = engine.backbone.device
-        self.memory = engine.drafter.allocate(size, self.cache.capacity) if speculate else None
-        self._root = torch.zeros(size, dtype=torch.long, device=device)
-        self.sampler = Sampler(size, engine.backbone.vocabulary_size, device)
-        self.alone = (  # the tree of a root: ancestors and depth
-            torch.ones(1, 1, 1, dtype=torch.bool, device=device),
-            torch.zeros(1, 1, dtype=torch.long, device=device),
-        )
-        self.compiled = engine.compile
-        self.graphs = Graphs() if self.compiled and device.type == "cuda" else None
-
-    def start(self, prompts: Sequence[list[int]], room: list[int], sampling: list[Sampling]) -> None:
-        """Serve these prompts from now on; none is read yet."""
-        self.prompts, self.room, self.sampling = prompts, room, sampling
-        self.serving: list[int] = []  # prompt number of each row
-        self.left: list[int] = []  # tokens each may still emit
-        self.grown = 0  # nodes of the last tree
-        self.pace = Pace(self.engine.tree) if self.speculate else None
-        self.cache.lengths = [0] * self.size
-        self.sampler.declare(sampling)
-        self.sampler.assign(([*sampling, *[GREEDY] * self.size])[: self.size])
-
-    def run(self, round: Callable[["Rows"], torch.Tensor]) -> torch.Tensor:
-        """One round of the rows being served."""
-        key = self._key(round)
-        return self.graphs.replay(key) if self.graphs and key in self.graphs else round(self)
-
-    def _key(self, round: Callable) -> tuple:
-        return round.__name__, self.cache.extent(self.nodes), self.sampler.signature
-
-    def warm_up(self, round: Callable[["Rows"], torch.Tensor]) -> Iterator[tuple[int, int]]:
-        """Compile and capture what the prompts at hand will need; yields (done, of how many). Before any prefill."""
-        if not self.compiled or (self.speculate and not self.engine.tree.static and self.graphs):
-            return
-        least = min(len(prompt) for prompt in self.prompts)
-        most = max(len(prompt) + more for prompt, more in zip(self.prompts, self.room))
-        most = min(most, self.cache.capacity - self.nodes)
-        lengths = [*range(max(1, least // BUCKET * BUCKET), most, BUCKET), most]
-        for done, length in enumerate(lengths):
-            self.cache.lengths = [length] * self.size
-            self.cache.select(0, self.size)
-            if self.graphs is None:
-                if done < 2:  # the second length is compiled for all others as well
-                    round(self)
-            elif (key := self._key(round)) not in self.graphs:
-                self.graphs.record(key, lambda: round(self))
-            yield done + 1, len(lengths)
-        self.cache.lengths = [0] * self.size
-
-    @property
-    def steps_plainly(self) -> bool:
-        """Whether plain steps may come, if only in pauses."""
-        return self.pace is None or self.pace.watches
-
-    @property
-    def nodes(self) -> int:
-        """The most nodes that a round writes."""
-        return self.engine.tree.nodes if self.speculate else 1
-
-    @property
-    def root(self) -> torch.Tensor:
-        """(B,) tokens that are decided and not yet read; a view, to be written in place."""
-        return self._root[self.active]
-
-    @property
-    def active(self) -> slice:
-        """The rows that a round computes: those being served; in compiled rounds, whose shapes are fixed, all."""
-        return slice(0, self.size if self.compiled else len(self.serving))
-
-    def next_of(self, waiting: deque[int]) -> list[int]:
-        """As many waiting prompts as there are free rows, as far as one forward should read."""
-        numbers, longest = [], 0
-        while waiting and len(self.serving) + len(numbers) < self.size:
-            longest = max(longest, len(self.prompts[waiting[0]]))
-            if numbers and longest * (len(numbers) + 1) > PREFILL_TOKENS:
-                break
-            numbers.append(waiting.popleft())
-        return numbers
-
-    def draw(self, depth: int) -> Draw:
-        """The dice of this round, for a tree `depth` deep."""
-        start = self.cache.start
-        return self.sampler.round(start if isinstance(start, int) else start[:, None], depth)
-
-    def places(
-        self, ancestors: torch.Tensor, depth: torch.Tensor
-    ) -> tuple[torch.Tensor, TreeCache, dict[str, torch.Tensor] | None]:
-        """Positions (B,N), cache and mask for a forward over nodes of these depths (1|B,N).
-
-        Positions are kept inside the context: nodes beyond it are never emitted, but models with
-        learned positions could not even look them up.
-        """
-        cache, backbone = self.cache, self.engine.backbone
-        start = cache.start
-        rows, nodes = self.active.stop, ancestors.shape[1]
-        places = depth + (start if cache.even else start[:, None])
-        positions = places.clamp(max=backbone.context - 1).expand(rows, -1)
-        if nodes == 1 and cache.even and (backbone.window is None or cache.longest < backbone.window):
-            return positions, cache, None  # plain causal attention sees the same
-        mask = {
-            kind: tree_mask(
-                ancestors, depth, start, cache.extent(nodes), backbone.window if kind == "sliding_attention" else None
-            )
-            for kind in backbone.layer_types
-        }
-        return positions, cache, mask
-
-    def join(self, number: int, token: int) -> None:
-        """A prefilled prompt becomes the last row."""
-        self.serving.append(number)
-        self.left.append(self.room[number])
-        self._root[len(self.serving) - 1] = token
-        self._assign()
-
-    def leave(self, row: int) -> None:
-        """A finished row's place is taken by the last one."""
-        last = len(self.serving) - 1
-        if row != last:
-            self.cache.move(last, row)
-            if self.memory is not None:
-                self.engine.drafter.move(self.memory, last, row)
-            self._root[row] = self._root[last]
-            self.serving[row], self.left[row] = self.serving[last], self.left[last]
-        self.serving.pop()
-        self.left.pop()
-        self._assign()
-
-    def _assign(self) -> None:
-        settings = [self.sampling[number] for number in self.serving]
-        self.sampler.assign(settings + [GREEDY] * (self.active.stop - len(settings)))

@@ -45,6 +45,8 @@ class Pace:
             self.pause = SHORTEST  # it has paid for a while
 
     def cost(self, rows: int, nodes: int, levels: int) -> float:
-        """What such a round costs, in plain steps of as many rows."""
-        costs = self.shape.costs
-        return cost_of(costs, rows * nodes) / cost_of(costs, rows) + self.shape.level * levels
+        """What such a round costs, in plain steps of as many rows. Drafting for more rows grows dearer as verifying
+        as many nodes does."""
+        costs, growing = self.shape.costs, self.shape.growing
+        level = self.shape.level * cost_of(costs, rows * growing) / cost_of(costs, growing)
+        return (cost_of(costs, rows * nodes) + level * levels) / cost_of(costs, rows)

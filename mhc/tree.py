@@ -69,7 +69,7 @@ def lineage(parents: Tensor, depth: Tensor, deepest: int) -> tuple[Tensor, Tenso
 class Shape(ABC):
     """How trees are grown. nodes: the most that a tree can have, root included; levels_deep: its depth;
     width: the most children of a node; static: whether every tree has the same size, so that growth never waits
-    for the host.
+    for the host; growing: nodes that a level of drafting asks about, on average.
     costs, level: what verifying costs ([[nodes, plain steps], ...]) and what a drafted level does, in plain steps, as
     `run.py tune` measures them. With both, decoding pauses speculation where it does not pay (mhc.pace).
     """
@@ -78,6 +78,7 @@ class Shape(ABC):
     levels_deep: int
     width: int
     static: bool
+    growing: float
     costs: Sequence[Sequence[float]] | None = None
     level: float | None = None
 
@@ -179,6 +180,7 @@ class FixedTree(Shape):
             )
             growing = sources
         self.width = max((level.width for level in self.levels), default=0)
+        self.growing = sum(len(level.source) for level in self.levels) / max(1, len(self.levels))
 
     @classmethod
     def chain(cls, length: int) -> "FixedTree":
@@ -243,7 +245,7 @@ class DynamicTree(Shape):
         if not 0 <= confidence < 1:
             raise UserError(f"tree: confidence is {confidence}, it must be at least 0 and below 1")
         self.confidence, self.costs, self.price, self.level = confidence, _checked(costs), price, level
-        self.static = not confidence and costs is None
+        self.static, self.growing = not confidence and costs is None, width
 
     def describe(self) -> dict[str, Any]:
         kept = {"width": self.width, "depth": self.depth, "budget": self.nodes, "confidence": self.confidence}

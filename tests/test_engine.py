@@ -132,7 +132,7 @@ def test_rounds_over_fixed_buffers_give_the_same_text(name, monkeypatch):
     """What compilation and CUDA graphs run: fixed shapes, idle rows computed too, lengths read from the device."""
     backbone = tiny_backbone(name)
     monkeypatch.setattr(backbone, "compiled", lambda: backbone.model.base_model)  # the shapes without the compiler
-    monkeypatch.setattr("mhc.engine.BUCKET", 16)
+    monkeypatch.setattr("mhc.rows.BUCKET", 16)
     expected = {sampling: answers(Engine(backbone), 1, sampling=sampling) for sampling in (GREEDY, *SAMPLINGS.values())}
     for tree in ("tree", "dynamic", "dynamic_cut"):
         engine = Engine(backbone, randomised(Cascade(backbone, heads=4)), TREES[tree], compile=True)

@@ -7,19 +7,10 @@ import torch
 
 from mhc.drafters import Cascade, Medusa
 from mhc.engine import Engine
+from mhc.replay import Costs, Trace, fixed_trees, replay_dynamic, replay_fixed, search
 from mhc.sampling import GREEDY, Sampling
 from mhc.tree import DynamicTree, FixedTree
-from mhc.tuning import (
-    Costs,
-    Trace,
-    example_round,
-    fixed_trees,
-    measure_costs,
-    record,
-    replay_dynamic,
-    replay_fixed,
-    search,
-)
+from mhc.tuning import example_round, measure_costs, record
 from tests.test_engine import PROMPTS, randomised
 
 COSTS = Costs(

@@ -1,7 +1,7 @@
 """The verbs of run.py that are not Lightning's, one file each with `main(arguments) -> exit status`."""
 
 import argparse
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from mhc.errors import UserError
 
@@ -27,7 +27,16 @@ def add_backbone(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--backbone", metavar="NAME", help="load the backbone from here instead of where the heads say")
     add("--device", default="cpu", help="cpu (default), cuda, ...")
+    add("--dtype", choices=("float32", "bfloat16", "float16"), help="default: float32 on a CPU, bfloat16 on a GPU")
     add("--quantize", choices=("int8", "int4"), help="keep the backbone's weights in 8 or 4 bits (needs torchao)")
+
+
+def loading_of(options: argparse.Namespace) -> dict[str, Any]:
+    """How `Backbone.load` shall load, by these flags."""
+    import torch
+
+    dtype = options.dtype or ("float32" if options.device == "cpu" else "bfloat16")
+    return {"device": options.device, "dtype": getattr(torch, dtype), "quantize": options.quantize}
 
 
 def sampling_of(options: argparse.Namespace):

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from mhc.commands import Parser, add_backbone
+from mhc.commands import Parser, add_backbone, loading_of
 from mhc.errors import UserError
 
 WAVES = 8  # times the batch size: conversations between two writes
@@ -26,7 +26,7 @@ def main(argv: list[str]) -> int:
     from mhc.engine import Engine
 
     if options.checkpoint:
-        engine = Engine.from_checkpoint(options.checkpoint, options.backbone, options.device, quantize=options.quantize)
+        engine = Engine.from_checkpoint(options.checkpoint, options.backbone, **loading_of(options))
     else:
         engine = Engine(Backbone.load(options.backbone or "pocket", device=options.device, quantize=options.quantize))
     data = ConversationData(options.data, limit=options.limit, seed=options.seed)
@@ -39,8 +39,7 @@ def main(argv: list[str]) -> int:
         "fingerprint": engine.backbone.fingerprint(),
         "max_new_tokens": options.max_new_tokens,
     }
-    if options.quantize:
-        settings["quantize"] = options.quantize
+    settings |= {name: value for name in ("dtype", "quantize") if (value := getattr(options, name))}
     distill(engine, conversations, Path(options.out), settings, options.batch_size)
     return 0
 

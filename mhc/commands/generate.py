@@ -5,7 +5,7 @@ import sys
 from contextlib import contextmanager
 from itertools import accumulate
 
-from mhc.commands import Parser, add_backbone, add_sampling, sampling_of
+from mhc.commands import Parser, add_backbone, add_sampling, loading_of, sampling_of
 from mhc.errors import UserError
 
 
@@ -20,13 +20,17 @@ def main(argv: list[str]) -> int:
     if options.batch_size < 1:
         raise UserError(f"--batch_size is {options.batch_size}: it must be at least 1")
     engine = Engine.from_checkpoint(
-        options.checkpoint, options.backbone, options.device, options.tree, options.compile, options.quantize
+        options.checkpoint, options.backbone, options.tree, options.compile, **loading_of(options)
     )
     prompts = [sys.stdin.read() if prompt == "-" else prompt for prompt in options.prompt]
     ids = [prompt_ids(engine.backbone.tokenizer, [{"role": "user", "content": prompt}]) for prompt in prompts]
     with _warming(options.compile) as warming:
         found = dict(
             engine.generate_ids(ids, options.max_new_tokens, options.batch_size, options.plain, sampling, warming)
+        )
+    if sampling.posterior_threshold and not options.plain:
+        print(
+            "lossy: typical acceptance keeps likely guesses, not just those that plain decoding draws", file=sys.stderr
         )
     for number, prompt in enumerate(prompts):
         answer = found[number]

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from mhc.commands import Parser, add_backbone, add_sampling, sampling_of
+from mhc.commands import Parser, add_backbone, add_sampling, loading_of, sampling_of
 from mhc.errors import UserError
 
 MEASURED_BUDGETS = (2, 4, 6, 8, 12, 16, 32, 64)
@@ -32,7 +32,7 @@ def main(argv: list[str]) -> int:
     from mhc.tuning import example_round
 
     sampling = sampling_of(options)
-    engine = Engine.from_checkpoint(options.checkpoint, options.backbone, options.device, quantize=options.quantize)
+    engine = Engine.from_checkpoint(options.checkpoint, options.backbone, **loading_of(options))
     backbone = engine.backbone
     if options.data is None and backbone.name != "pocket":
         raise UserError("--data is missing: give the conversations that the heads were trained on")
@@ -57,8 +57,9 @@ def tune(engine, prompts: list[list[int]], max_new_tokens: int, sampling, progre
     """Record, time, search and measure; the winner and everything it was chosen from, as tree.json keeps it."""
     from mhc.benchmark import compare, machine, versions
     from mhc.engine import Engine
+    from mhc.replay import COUNTS, fixed_trees, search
     from mhc.tree import FixedTree
-    from mhc.tuning import COUNTS, fixed_trees, measure_costs, record, search
+    from mhc.tuning import measure_costs, record
 
     def bar(title: str):
         task = progress.add_task(title)

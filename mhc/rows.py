@@ -1,0 +1,163 @@
+"""The sequences being decoded together, and everything that one round of them reads and writes.
+
+B rows   N nodes   S slots
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from mhc.attention import tree_mask
+from mhc.cache import TreeCache
+from mhc.graphs import Graphs
+from mhc.pace import Pace
+from mhc.sampling import GREEDY, Draw, Sampler, Sampling
+
+if TYPE_CHECKING:
+    from mhc.engine import Engine
+
+BUCKET = 256  # compiled rounds attend to a multiple of so many slots
+PREFILL_TOKENS = 8192  # prompts are read several at once, up to so many tokens, padding included
+
+
+class Rows:
+    """The sequences being decoded together: their cache, the drafter's memory, their roots and their dice.
+
+    Everything a round reads and writes lies in buffers made once, so that a round can be captured.
+    """
+
+    def __init__(self, engine: "Engine", size: int, capacity: int, speculate: bool):
+        self.engine, self.size, self.speculate = engine, size, speculate
+        self.cache = engine.backbone.cache(size, capacity, BUCKET if engine.compile else None)
+        device = engine.backbone.device
+        self.memory = engine.drafter.allocate(size, self.cache.capacity) if speculate else None
+        self._root = torch.zeros(size, dtype=torch.long, device=device)
+        self.sampler = Sampler(size, engine.backbone.vocabulary_size, device)
+        self.alone = (  # the tree of a root: ancestors and depth
+            torch.ones(1, 1, 1, dtype=torch.bool, device=device),
+            torch.zeros(1, 1, dtype=torch.long, device=device),
+        )
+        self.compiled = engine.compile
+        self.graphs = Graphs() if self.compiled and device.type == "cuda" else None
+
+    def start(self, prompts: Sequence[list[int]], room: list[int], sampling: list[Sampling]) -> None:
+        """Serve these prompts from now on; none is read yet."""
+        self.prompts, self.room, self.sampling = prompts, room, sampling
+        self.serving: list[int] = []  # prompt number of each row
+        self.left: list[int] = []  # tokens each may still emit
+        self.grown = 0  # nodes of the last tree
+        self.pace = Pace(self.engine.tree) if self.speculate else None
+        self.cache.lengths = [0] * self.size
+        self.sampler.declare(sampling)
+        self.sampler.assign(([*sampling, *[GREEDY] * self.size])[: self.size])
+
+    def run(self, round: Callable[["Rows"], torch.Tensor]) -> torch.Tensor:
+        """One round of the rows being served."""
+        key = self._key(round)
+        return self.graphs.replay(key) if self.graphs and key in self.graphs else round(self)
+
+    def _key(self, round: Callable) -> tuple:
+        return round.__name__, self.cache.extent(self.nodes), self.sampler.signature
+
+    def warm_up(self, round: Callable[["Rows"], torch.Tensor]) -> Iterator[tuple[int, int]]:
+        """Compile and capture what the prompts at hand will need; yields (done, of how many). Before any prefill."""
+        if not self.compiled or (self.speculate and not self.engine.tree.static and self.graphs):
+            return
+        least = min(len(prompt) for prompt in self.prompts)
+        most = max(len(prompt) + more for prompt, more in zip(self.prompts, self.room))
+        most = min(most, self.cache.capacity - self.nodes)
+        lengths = [*range(max(1, least // BUCKET * BUCKET), most, BUCKET), most]
+        for done, length in enumerate(lengths):
+            self.cache.lengths = [length] * self.size
+            self.cache.select(0, self.size)
+            if self.graphs is None:
+                if done < 2:  # the second length is compiled for all others as well
+                    round(self)
+            elif (key := self._key(round)) not in self.graphs:
+                self.graphs.record(key, lambda: round(self))
+            yield done + 1, len(lengths)
+        self.cache.lengths = [0] * self.size
+
+    @property
+    def steps_plainly(self) -> bool:
+        """Whether plain steps may come, if only in pauses."""
+        return self.pace is None or self.pace.watches
+
+    @property
+    def nodes(self) -> int:
+        """The most nodes that a round writes."""
+        return self.engine.tree.nodes if self.speculate else 1
+
+    @property
+    def root(self) -> torch.Tensor:
+        """(B,) tokens that are decided and not yet read; a view, to be written in place."""
+        return self._root[self.active]
+
+    @property
+    def active(self) -> slice:
+        """The rows that a round computes: those being served; in compiled rounds, whose shapes are fixed, all."""
+        return slice(0, self.size if self.compiled else len(self.serving))
+
+    def next_of(self, waiting: deque[int]) -> list[int]:
+        """As many waiting prompts as there are free rows, as far as one forward should read."""
+        numbers, longest = [], 0
+        while waiting and len(self.serving) + len(numbers) < self.size:
+            longest = max(longest, len(self.prompts[waiting[0]]))
+            if numbers and longest * (len(numbers) + 1) > PREFILL_TOKENS:
+                break
+            numbers.append(waiting.popleft())
+        return numbers
+
+    def draw(self, depth: int) -> Draw:
+        """The dice of this round, for a tree `depth` deep."""
+        start = self.cache.start
+        return self.sampler.round(start if isinstance(start, int) else start[:, None], depth)
+
+    def places(
+        self, ancestors: torch.Tensor, depth: torch.Tensor
+    ) -> tuple[torch.Tensor, TreeCache, dict[str, torch.Tensor] | None]:
+        """Positions (B,N), cache and mask for a forward over nodes of these depths (1|B,N).
+
+        Positions are kept inside the context: nodes beyond it are never emitted, but models with
+        learned positions could not even look them up.
+        """
+        cache, backbone = self.cache, self.engine.backbone
+        start = cache.start
+        rows, nodes = self.active.stop, ancestors.shape[1]
+        places = depth + (start if cache.even else start[:, None])
+        positions = places.clamp(max=backbone.context - 1).expand(rows, -1)
+        if nodes == 1 and cache.even and (backbone.window is None or cache.longest < backbone.window):
+            return positions, cache, None  # plain causal attention sees the same
+        mask = {
+            kind: tree_mask(
+                ancestors, depth, start, cache.extent(nodes), backbone.window if kind == "sliding_attention" else None
+            )
+            for kind in backbone.layer_types
+        }
+        return positions, cache, mask
+
+    def join(self, number: int, token: int) -> None:
+        """A prefilled prompt becomes the last row."""
+        self.serving.append(number)
+        self.left.append(self.room[number])
+        self._root[len(self.serving) - 1] = token
+        self._assign()
+
+    def leave(self, row: int) -> None:
+        """A finished row's place is taken by the last one."""
+        last = len(self.serving) - 1
+        if row != last:
+            self.cache.move(last, row)
+            if self.memory is not None:
+                self.engine.drafter.move(self.memory, last, row)
+            self._root[row] = self._root[last]
+            self.serving[row], self.left[row] = self.serving[last], self.left[last]
+        self.serving.pop()
+        self.left.pop()
+        self._assign()
+
+    def _assign(self) -> None:
+        settings = [self.sampling[number] for number in self.serving]
+        self.sampler.assign(settings + [GREEDY] * (self.active.stop - len(settings)))
