@@ -1,14 +1,15 @@
 """Speculate only while it pays: what rounds gained lately, against plain steps.
 
 A round gains the tokens it emits (by row) less what it cost in plain steps, by the prices that `run.py tune` measured.
-Where the recent gain falls below zero, plain steps follow: 8, then 16, ... up to 128, each time until a few rounds of
-speculation have been tried again. Everything hangs on the text alone, not on a clock, so that the same text is always
+Where the recent gain falls below zero, plain steps follow: 8, then 16, ... up to 128, each time until speculation
+has been tried again, three rounds of one row or one of several. Everything hangs on the text alone, not on a clock, so that the same text is always
 decoded the same way.
 """
 
 from mhc.tree import Shape, cost_of
 
 SHORTEST, LONGEST = 8, 128  # plain steps of a pause
+TRIAL = 3  # rows' rounds that it takes to judge
 MEMORY = 0.75  # weight of what was before, in the mean over rounds
 
 
@@ -18,7 +19,7 @@ class Pace:
     def __init__(self, shape: Shape):
         self.shape = shape
         self.gain, self.left, self.pause = 0.0, 0, SHORTEST
-        self.rounds = 0  # since the last pause
+        self.seen = 0  # rows' rounds since the last pause
 
     @property
     def watches(self) -> bool:
@@ -37,11 +38,11 @@ class Pace:
         if not self.watches:
             return
         self.gain = MEMORY * self.gain + (1 - MEMORY) * (tokens - self.cost(rows, nodes, levels))
-        self.rounds += 1
-        if self.rounds >= 3 and self.gain < 0:
+        self.seen += rows
+        if self.seen >= TRIAL and self.gain < 0:
             self.left, self.pause = self.pause, min(2 * self.pause, LONGEST)
-            self.gain, self.rounds = 0.0, 0
-        elif self.rounds == SHORTEST:
+            self.gain, self.seen = 0.0, 0
+        elif self.seen >= SHORTEST:
             self.pause = SHORTEST  # it has paid for a while
 
     def cost(self, rows: int, nodes: int, levels: int) -> float:

@@ -17,7 +17,7 @@ from torch import Tensor
 from mhc.engine import Engine
 from mhc.replay import COUNTS, RANKS, WIDTHS, Costs, Trace, most_nodes
 from mhc.rows import Rows
-from mhc.sampling import Sampling
+from mhc.sampling import GREEDY, Sampling
 from mhc.tree import DynamicTree, FixedTree, Shape, Tree
 
 
@@ -52,6 +52,7 @@ def measure_costs(
     engine: Engine,
     prompt: list[int],
     fixed: Sequence[FixedTree],
+    sampling: Sampling = GREEDY,
     repeats: int = 15,
     progress: Callable[[int, int], None] | None = None,
 ) -> Costs:
@@ -61,7 +62,7 @@ def measure_costs(
     counts = [count for count in COUNTS if count < engine.backbone.context - len(prompt)]
     tuner = Engine(engine.backbone, drafter, FixedTree.chain(depth))
     tuner.tree.nodes = counts[-1]  # room in the buffers
-    rows = tuner.rows([prompt], [1], [Sampling()], 1, speculate=True)
+    rows = tuner.rows([prompt], [1], [sampling], 1, speculate=True)
     rows.join(0, tuner._prefill(rows, [0])[0])
     rows.cache.select(0, 1)
     length, root = rows.cache.lengths[0], rows.root.clone()

@@ -69,7 +69,7 @@ def tune(engine, prompts: list[list[int]], max_new_tokens: int, sampling, progre
     if not traces:
         raise UserError("every answer ended at its first token: there is nothing to guess")
     fixed = fixed_trees(traces, COUNTS)
-    costs = measure_costs(engine, prompts[0], fixed, progress=bar("what a round costs"))
+    costs = measure_costs(engine, prompts[0], fixed, sampling, progress=bar("what a round costs"))
     candidates = search(traces, costs, fixed)
     chosen = _to_measure(candidates)
     points, update = [], bar("measuring the most promising trees")
