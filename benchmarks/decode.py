@@ -185,6 +185,7 @@ def parts(engine: Engine, prompt: list[int], repeats: int = 30) -> dict[str, flo
         rows.cache.select(0, 1)
         rows.root.copy_(root)
         rows.memory.copy_(memory)
+        rows.pace.left = 0  # every round speculates here, whether it pays or not
 
     def grow():
         draw = rows.draw(engine.tree.levels_deep)
