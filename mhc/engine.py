@@ -255,7 +255,14 @@ class Engine:
         started: dict[int, float] = {}
         answers: dict[int, Generation] = {}
         last = time.perf_counter()
-        for number, tokens, reason in self.stream(prompts, max_new_tokens, batch_size, plain, sampling, warming):
+
+        def warmed(done: int, total: int) -> None:
+            nonlocal last  # compilation is no part of an answer's time
+            last = time.perf_counter()
+            if warming:
+                warming(done, total)
+
+        for number, tokens, reason in self.stream(prompts, max_new_tokens, batch_size, plain, sampling, warmed):
             started.setdefault(number, last)
             answer = answers.setdefault(number, Generation())
             answer.token_ids += tokens
