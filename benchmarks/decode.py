@@ -123,6 +123,8 @@ def one_by_one(plain, engines, prompts, topics, label, sampling, repeats, by_top
     results = []
     if sampling is GREEDY:
         results.append(result("plain/T=0/batch=1", "speedup_vs_transformers", by_prompt(ratios["transformers"]), True))
+        layout = by_prompt(ratios["same_layout"])
+        results.append(result("plain/T=0/batch=1", "speedup_vs_transformers_same_layout", layout, True))
         results.append(
             result("prompt_lookup/T=0/batch=1", "speedup_vs_plain", by_prompt(ratios["prompt_lookup"]), True)
         )
