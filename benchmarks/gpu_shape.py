@@ -18,7 +18,7 @@ from gpu_common import FAMILIES, HEADS, Report, Size
 from mhc.backbone import Backbone
 from mhc.drafters import Drafter
 from mhc.engine import Engine
-from mhc.losses import chunked_cross_entropy
+from mhc.losses import chunked_loss
 from mhc.rows import BUCKET, Rows
 from mhc.sampling import GREEDY, Sampling
 from mhc.tree import DynamicTree, Shape, Tree, shape_of
@@ -290,14 +290,14 @@ def memorise(drafter: Drafter, text: list[int], start: int, steps: int = 40) -> 
     """Teach the heads the tokens of one text from `start` on, by heart."""
     ids = torch.tensor([text], device=drafter.backbone.device)
     position = torch.arange(start - 1, len(text) - 1 - drafter.heads, device=ids.device)
-    features = drafter.backbone.features(ids)
+    features = drafter.backbone.features(ids, drafter.taps)
     drafter.requires_grad_(True)
     optimizer = torch.optim.AdamW(drafter.parameters(), lr=0.5 / drafter.backbone.width, weight_decay=0.0)
     for _ in range(steps):
         loss = torch.zeros((), device=ids.device)
-        for head, hidden in enumerate(drafter(features, ids, (torch.zeros_like(position), position))):
+        for head, (hidden, _) in enumerate(drafter(features, ids, (torch.zeros_like(position), position))):
             labels = ids[0, position + 2 + head]
-            loss = loss + chunked_cross_entropy(hidden, drafter.unembedding(head), labels).loss
+            loss = loss + chunked_loss(hidden, drafter.unembedding(head), labels).loss
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -17,7 +17,7 @@ from datamodules import ConversationData
 from mhc.backbone import Backbone
 from mhc.engine import Engine
 from mhc.lm.corpus import fingerprint
-from mhc.losses import chunked_cross_entropy
+from mhc.losses import chunked_loss
 
 CORPUS = {"count": 150_000, "seed": 0}  # as in configs/lm/pocket.yaml
 
@@ -35,7 +35,7 @@ def validation_losses(backbone: Backbone, data: ConversationData) -> list[float]
     for batch in data.val_dataloader():
         hidden, valid = backbone.features(batch["ids"]).hidden[:, :-1], batch["mask"][:, 1:]
         weight = backbone.model.get_output_embeddings().weight
-        losses.append(float(chunked_cross_entropy(hidden[valid], weight, batch["ids"][:, 1:][valid]).loss))
+        losses.append(float(chunked_loss(hidden[valid], (weight,), batch["ids"][:, 1:][valid]).loss))
     return losses
 
 

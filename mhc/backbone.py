@@ -20,16 +20,21 @@ import mhc.attention  # noqa: F401  (registers the attention named "mhc")
 from mhc.cache import TreeCache
 from mhc.errors import UserError
 from mhc.layout import lay_out_for_few_rows, quantize_weights, unpack
+from mhc.losses import capped
 
 POCKET = Path(__file__).parent / "lm" / "pocket"
 
 
 class Features(NamedTuple):
     """What a drafter may read. hidden (B,T,D): last layer after the final norm.
-    taps (B,T,n*D): the inputs of chosen layers side by side, or None."""
+    taps (B,T,n*D): the inputs of n chosen layers side by side, or None."""
 
     hidden: Tensor
     taps: Tensor | None = None
+
+    def at(self, row: Tensor, position: Tensor) -> "Features":
+        """The features at these places of the first two dimensions."""
+        return Features(self.hidden[row, position], None if self.taps is None else self.taps[row, position])
 
 
 def resolve(name: str) -> str:
@@ -77,10 +82,10 @@ class Backbone(nn.Module):
         self.tokenizer, self.name = tokenizer, name or model.config._name_or_path
         config = model.config.get_text_config(decoder=True)
         self.width, self.layers = config.hidden_size, config.num_hidden_layers
-        self.vocabulary_size = model.get_output_embeddings().weight.shape[0]
+        self.vocabulary_size = self.unembedding.shape[0]
         self.context = getattr(config, "max_position_embeddings", None) or 1 << 30
         self.window, self.layer_types = _windows(config)
-        self._softcap = getattr(config, "final_logit_softcapping", None)
+        self.softcap = getattr(config, "final_logit_softcapping", None)
         if model.config._attn_implementation == "sdpa":
             model.set_attn_implementation("mhc")
         self._eager = model.config._attn_implementation == "eager"
@@ -145,10 +150,9 @@ class Backbone(nn.Module):
         return self._compiled[0]
 
     @torch.no_grad()
-    def features(self, ids: Tensor) -> Features:
-        """Hidden states of whole rows (B,T), causal, right padding harmless."""
-        hidden = self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
-        return Features(hidden)
+    def features(self, ids: Tensor, taps: tuple[int, ...] = ()) -> Features:
+        """Hidden states of whole rows (B,T), causal, right padding harmless; and the inputs of layers `taps`."""
+        return _features(self.model.base_model(input_ids=ids, use_cache=False, **_tapping(taps)), taps)
 
     def embed(self, ids: Tensor) -> Tensor:
         """Input embeddings of any shape of ids: (...) -> (...,D)."""
@@ -156,8 +160,16 @@ class Backbone(nn.Module):
 
     def unembed(self, hidden: Tensor) -> Tensor:
         """Logits of last-layer hidden states: (...,D) -> (...,V)."""
-        logits = self.model.get_output_embeddings()(hidden)
-        return logits if self._softcap is None else self._softcap * torch.tanh(logits / self._softcap)
+        return self.cap(self.model.get_output_embeddings()(hidden))
+
+    @property
+    def unembedding(self) -> Tensor:
+        """The matrix (V,D) behind `unembed`."""
+        return self.model.get_output_embeddings().weight
+
+    def cap(self, logits: Tensor) -> Tensor:
+        """Logits as the model squashes them, where it does (Gemma 2)."""
+        return capped(logits, self.softcap)
 
     def cache(self, rows: int, capacity: int, bucket: int | None = None) -> TreeCache:
         """Empty buffers for `rows` sequences of `capacity` positions; `bucket` as in TreeCache."""
@@ -171,8 +183,9 @@ class Backbone(nn.Module):
         mask: dict[str, Tensor] | None,
         at: Tensor | None = None,
         compiled: bool = False,
+        taps: tuple[int, ...] = (),
     ) -> tuple[Tensor, Features]:
-        """One cached forward of ids (B,N) at positions (B,N) -> logits (B,N,V), Features.
+        """One cached forward of ids (B,N) at positions (B,N) -> logits (B,N,V), Features with the inputs of layers `taps`.
 
         mask: one (1|B,1,N,S) bool per layer type, see `tree_mask`; None means plain causal attention.
         at: unembed only node at[b] (B,) of each row -> logits (B,1,V). compiled: run the fused forward.
@@ -185,10 +198,11 @@ class Backbone(nn.Module):
             past_key_values=cache,
             attention_mask=self._attention_mask(mask),
             use_cache=True,
+            **_tapping(taps),
         )
         hidden = mixture.last_hidden_state
         wanted = hidden if at is None else hidden[torch.arange(len(at), device=at.device), at][:, None]
-        return self.unembed(wanted), Features(hidden)
+        return self.unembed(wanted), _features(mixture, taps)
 
     def _attention_mask(self, mask: dict[str, Tensor] | None):
         """What the model takes: one 4-D mask, or one by layer type; additive floats for eager attention."""
@@ -212,9 +226,20 @@ class Backbone(nn.Module):
             if not key.startswith("_") and key not in ("dtype", "torch_dtype", "transformers_version")
         }
         digest = hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode())
-        weight = self.model.get_output_embeddings().weight.detach()
+        weight = self.unembedding.detach()
         digest.update(weight[:: max(1, len(weight) // 64)].bfloat16().float().cpu().numpy().round(3).tobytes())
         return digest.hexdigest()[:16]
+
+
+def _tapping(taps: tuple[int, ...]) -> dict[str, list[int]]:
+    """The argument with which a model keeps the inputs of just these layers."""
+    return {"output_hidden_states": sorted(set(taps))} if taps else {}
+
+
+def _features(output, taps: tuple[int, ...]) -> Features:
+    """Entry i of a model's hidden states is the input of layer i."""
+    side_by_side = torch.cat([output.hidden_states[layer] for layer in taps], dim=-1) if taps else None
+    return Features(output.last_hidden_state, side_by_side)
 
 
 def _windows(config) -> tuple[int | None, list[str]]:

@@ -7,6 +7,7 @@ Loading executes nothing from a file.
 """
 
 import hashlib
+import inspect
 import json
 import os
 from pathlib import Path
@@ -48,16 +49,17 @@ def require_match(description: dict[str, Any] | None, drafter: Drafter, where: s
             f"{where} belongs to backbone '{description['backbone']}' ({description['fingerprint']}), not to "
             f"'{here['backbone']}' ({here['fingerprint']}): train heads for this backbone, or load that one"
         )
-    if (description["drafter"], _shape(description)) != (here["drafter"], _shape(here)):
-        raise UserError(
-            f"{where} holds {description['drafter']}({_shape(description)}), the configuration asks for "
-            f"{here['drafter']}({_shape(here)}): use the arguments it was trained with"
-        )
+    before, now = (_built(one, drafter) for one in (description, here))
+    if before != now:
+        raise UserError(f"{where} holds {before}, the configuration asks for {now}: use the arguments it was trained with")
 
 
-def _shape(description: dict[str, Any]) -> str:
-    """The arguments that decide tensor shapes (the rest may change between runs)."""
-    return ", ".join(f"{key}={value}" for key, value in description["arguments"].items() if key != "rollout")
+def _built(description: dict[str, Any], drafter: Drafter) -> str:
+    """The class and the arguments that decide tensor shapes; what an older version did not know has its default."""
+    known = inspect.signature(type(drafter)).parameters
+    arguments = {name: known[name].default for name in drafter.arguments} | description["arguments"]
+    shown = ", ".join(f"{key}={value}" for key, value in arguments.items() if key not in drafter.free_arguments)
+    return f"{description['drafter']}({shown})"
 
 
 def write_atomically(path: Path, write) -> None:
@@ -78,7 +80,10 @@ def write_json(path: Path, value: Any) -> None:
 def save_drafter(folder: Path, drafter: Drafter, tree: Shape, metrics: dict[str, float] | None = None) -> None:
     """Write the heads to `folder`; `metrics` are kept beside them for the reader. A tree tuned for other heads goes."""
     (folder / TUNED).unlink(missing_ok=True)
-    weights = {name: tensor.detach().float().cpu().contiguous() for name, tensor in drafter.state_dict().items()}
+    weights = {
+        name: (tensor.float() if tensor.is_floating_point() else tensor).detach().cpu().contiguous()
+        for name, tensor in drafter.state_dict().items()
+    }
     write_atomically(folder / WEIGHTS, lambda at: save_file(weights, at))
     digest = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
     extra = {"tree": tree.describe(), "sha256": digest, "metrics": metrics or {}}

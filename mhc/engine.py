@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from mhc.backbone import Backbone, Features
+from mhc.backbone import Backbone
 from mhc.chat import end_token_ids, prompt_ids
 from mhc.checkpoint import for_decoding, load_drafter
 from mhc.drafters import Drafter
@@ -102,22 +102,25 @@ class Engine:
         draw = rows.draw(self.tree.levels_deep)
         tree = self.tree.grow(drafter, drafter.begin(rows.memory, rows.active), rows.root, draw)
         rows.grown = tree.tokens.shape[1]
-        logits, features = backbone.decode(tree.tokens, *rows.places(tree.ancestors, tree.depth), compiled=self.compile)
+        places = rows.places(tree.ancestors, tree.depth)
+        logits, features = backbone.decode(tree.tokens, *places, compiled=self.compile, taps=rows.taps)
         choices = draw.scores(logits, tree.depth).argmax(dim=-1)
         kept = accept(tree, choices, draw.typical(logits, tree.tokens, tree.parents))
         cache.commit(kept.path)
         every = torch.arange(len(choices), device=choices.device)[:, None]
-        drafter.read(rows.memory, rows.active, Features(features.hidden[every, kept.path]), kept.counts)
+        accepted = features.at(every, kept.path)
+        drafter.read(rows.memory, rows.active, accepted, kept.emitted, cache.start, kept.counts)
         rows.root.copy_(kept.emitted.gather(1, kept.counts[:, None] - 1)[:, 0])
         return torch.cat([kept.emitted.T, kept.counts[None]])
 
     def _plain(self, rows: Rows) -> torch.Tensor:
         """One token a row: (2,B), the tokens and ones."""
-        logits, features = self.backbone.decode(rows.root[:, None], *rows.places(*rows.alone), compiled=self.compile)
+        places = rows.places(*rows.alone)
+        logits, features = self.backbone.decode(rows.root[:, None], *places, compiled=self.compile, taps=rows.taps)
         rows.root.copy_(rows.draw(0).scores(logits, 0).argmax(dim=-1)[:, 0])
         ones = torch.ones_like(rows.root)
         if rows.memory is not None:
-            self.drafter.read(rows.memory, rows.active, features, ones)
+            self.drafter.read(rows.memory, rows.active, features, rows.root[:, None], rows.cache.start, ones)
         return torch.stack([rows.root, ones])
 
     def _round(self, rows: Rows, speculate: bool) -> list[list[int]]:
@@ -142,12 +145,14 @@ class Engine:
         ids = torch.tensor([prompt + prompt[-1:] * (max(lengths) - len(prompt)) for prompt in prompts], device=device)
         positions = torch.arange(max(lengths), device=device).expand(len(prompts), -1)
         counts = torch.tensor(lengths, device=device)
-        logits, features = self.backbone.decode(ids, positions, cache, None, at=counts - 1)
-        if rows.memory is not None:
-            self.drafter.read(rows.memory, slice(first, first + len(prompts)), features, counts)
-        cache.extend(lengths)
+        logits, features = self.backbone.decode(ids, positions, cache, None, at=counts - 1, taps=rows.taps)
         sampler = Sampler.of([rows.sampling[number] for number in numbers], self.backbone.vocabulary_size, device)
-        return sampler.round(counts[:, None] - 1, 0).scores(logits, 0).argmax(dim=-1)[:, 0].tolist()
+        roots = sampler.round(counts[:, None] - 1, 0).scores(logits, 0).argmax(dim=-1)  # (B,1)
+        if rows.memory is not None:
+            following = torch.cat([ids[:, 1:], roots], dim=1).scatter(1, counts[:, None] - 1, roots)
+            self.drafter.read(rows.memory, slice(first, first + len(prompts)), features, following, 0, counts)
+        cache.extend(lengths)
+        return roots[:, 0].tolist()
 
     @torch.inference_mode()
     def stream(

@@ -1,73 +1,167 @@
-"""Chunked cross-entropy through an unembedding: logits of all positions never exist at once.
+"""Chunked losses through an unembedding: logits of all positions never exist at once.
 
-    A anchors (supervised positions)   D width   V vocabulary   C anchors in a chunk
+    A anchors (supervised positions)   D width   V vocabulary (or the draft's part of it)   C anchors in a chunk
 
-The gradient towards the hidden states is made in the forward, chunk by chunk, so the backward has
-nothing to recompute; the unembedding gets a gradient only where it is trained.
+Three objectives, each a mean over the anchors. q is the head's distribution, p the backbone's at the same place:
+
+    ce   -log q(label)                         the text itself; needs no p
+    kl   sum_v p_v (log p_v - log q_v)         the backbone's distribution, at a temperature if wanted
+    lk   -log sum_v min(p_v, q_v)              acceptance itself: the chance that a guess drawn from q is kept
+                                               (LK losses, arXiv 2602.23881)
+
+Gradients towards hidden states and trained matrices are made in the forward, chunk by chunk, so the backward has
+nothing to recompute.
 """
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 CHUNK = 512  # C: small enough for a CPU's cache (5x the speed of one piece), 64 MB at V = 32k
+OBJECTIVES = ("ce", "kl", "lk")
 
 
 class HeadLoss(NamedTuple):
-    """loss: mean cross-entropy over the anchors (scalar, differentiable); rank (A,): how many tokens
-    are likelier than the label, so `rank < 5` is top-5."""
+    """loss: mean over the anchors (scalar, differentiable); rank (A,): how many tokens are likelier than the label
+    (`rank < 5` is top-5), V where the label cannot be proposed; acceptance (A,): sum_v min(p_v, q_v), or None without p.
+    """
 
     loss: Tensor
     rank: Tensor
+    acceptance: Tensor | None = None
 
 
-class _ChunkedCrossEntropy(torch.autograd.Function):
+@dataclass
+class Teacher:
+    """The backbone's own distribution: softmax(cap(hidden (A,D) @ weight.T (V,D)) / temperature)."""
+
+    hidden: Tensor
+    weight: Tensor
+    temperature: float = 1.0
+
+
+def capped(logits: Tensor, softcap: float | None) -> Tensor:
+    """softcap * tanh(logits / softcap), as Gemma 2 squashes its logits; None leaves them alone."""
+    return logits if softcap is None else softcap * torch.tanh(logits / softcap)
+
+
+class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden: Tensor, weight: Tensor, labels: Tensor, dtype: torch.dtype, softcap: float | None):
-        trained = weight.requires_grad
-        matrix = weight.detach().to(dtype)
+    def forward(ctx, hidden, labels, objective, anchor_weight, teacher, vocabulary, softcap, dtype, *matrices):
+        columns = [matrix.shape[1] for matrix in matrices]
+        casts = [matrix.detach().to(dtype) for matrix in matrices]
+        gradients = [torch.zeros_like(matrix) if matrix.requires_grad else None for matrix in matrices]
+        d_hidden = torch.empty_like(hidden)
         loss = torch.zeros((), device=hidden.device)
         rank = torch.empty_like(labels)
-        d_hidden = torch.empty_like(hidden)
-        d_weight = torch.zeros_like(weight) if trained else None
-        for chunk in range(0, len(labels), CHUNK):
-            part = slice(chunk, chunk + CHUNK)
-            x, label = hidden[part].to(dtype), labels[part, None]
-            logits = (x @ matrix.T).float()  # (C,V)
-            if softcap is not None:
-                squashed = torch.tanh(logits / softcap)
-                logits = softcap * squashed
-            at_label = logits.gather(1, label)
-            rank[part] = (logits > at_label).sum(dim=1)
+        acceptance = torch.empty(len(labels) if teacher else 0, device=hidden.device)
+        index = _draft_index(vocabulary, labels)
+        for start in range(0, len(labels), CHUNK):
+            part = slice(start, start + CHUNK)
+            inputs = hidden[part].to(dtype).split(columns, dim=1)
+            logits = capped(_product(inputs, casts), softcap)  # (C,V)
+            squash = None if softcap is None else 1 - (logits / softcap) ** 2
+            label = index[part, None]
+            known = label >= 0
+            at_label = logits.gather(1, label.clamp(min=0))
+            rank[part] = torch.where(known, (logits > at_label).sum(dim=1, keepdim=True), logits.shape[1])[:, 0]
             log_sum = logits.logsumexp(dim=1, keepdim=True)
-            loss += (log_sum - at_label).sum()
-            d_logits = logits.sub_(log_sum).exp_()  # softmax, in place
-            d_logits.scatter_add_(1, label, torch.full_like(at_label, -1.0))
-            if softcap is not None:
-                d_logits *= 1 - squashed**2
+            p, best = _taught(teacher, part, vocabulary, softcap, dtype) if teacher else (None, None)
+            if objective == "ce":
+                each = log_sum - at_label
+                q = logits.sub_(log_sum).exp_()
+                if p is not None:
+                    acceptance[part] = torch.minimum(p, q).sum(dim=1)
+                d_logits = q.scatter_add_(1, label.clamp(min=0), torch.full_like(at_label, -1.0))
+            else:
+                log_q = logits.sub_(log_sum)
+                q = log_q.exp()
+                shared = torch.minimum(p, q).sum(dim=1, keepdim=True)
+                acceptance[part] = shared[:, 0]
+                if objective == "kl":
+                    each = (torch.special.xlogy(p, p) - p * log_q).sum(dim=1, keepdim=True)
+                    d_logits = q.sub_(p)
+                else:
+                    below = q * (q < p)  # where q rises, acceptance does
+                    shared = shared.clamp(min=torch.finfo(torch.float).tiny)
+                    each = -shared.log()
+                    d_logits = (q * below.sum(dim=1, keepdim=True) - below) / shared
+                known = (best if vocabulary is None else _draft_index(vocabulary, best))[:, None] >= 0
+            if anchor_weight is not None:
+                known = known * anchor_weight[part, None]
+            if anchor_weight is not None or vocabulary is not None:
+                each, d_logits = each * known, d_logits.mul_(known)
+            loss += each.sum()
+            if squash is not None:
+                d_logits *= squash
             d_logits = d_logits.to(dtype)
-            d_hidden[part] = (d_logits @ matrix).to(hidden.dtype)
-            if trained:
-                d_weight += (d_logits.T @ x).to(weight.dtype)
-        ctx.save_for_backward(d_hidden, d_weight)
+            at = 0
+            for x, matrix, gradient in zip(inputs, casts, gradients):
+                d_hidden[part, at : at + matrix.shape[1]] = (d_logits @ matrix).to(hidden.dtype)
+                at += matrix.shape[1]
+                if gradient is not None:
+                    gradient += (d_logits.T @ x).to(gradient.dtype)
+        ctx.save_for_backward(d_hidden, *gradients)
         ctx.count = max(1, len(labels))
-        ctx.mark_non_differentiable(rank)
-        return loss / ctx.count, rank
+        ctx.mark_non_differentiable(rank, acceptance)
+        return loss / ctx.count, rank, acceptance
 
     @staticmethod
     def backward(ctx, d_loss: Tensor, *_):
-        d_hidden, d_weight = ctx.saved_tensors
+        d_hidden, *gradients = ctx.saved_tensors
         scale = d_loss / ctx.count
-        return d_hidden * scale, None if d_weight is None else d_weight * scale, None, None, None
+        found = [None if gradient is None else gradient * scale for gradient in gradients]
+        return (d_hidden * scale, *[None] * 7, *found)
 
 
-def chunked_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, softcap: float | None = None) -> HeadLoss:
-    """Mean cross-entropy of hidden (A,D) @ weight.T (V,D) against labels (A,).
+def _product(inputs, matrices) -> Tensor:
+    """The sum of x @ matrix.T, in fp32 at least."""
+    logits = inputs[0] @ matrices[0].T
+    for x, matrix in zip(inputs[1:], matrices[1:]):
+        logits = logits + x @ matrix.T
+    return logits.to(torch.promote_types(logits.dtype, torch.float))
 
-    The products run in autocast's precision where that is on; sums are fp32. `softcap` c squashes
-    the logits to c*tanh(logits/c) (Gemma 2). No anchors give a loss of 0.
+
+def _taught(teacher: Teacher, part: slice, vocabulary, softcap, dtype) -> tuple[Tensor, Tensor]:
+    """p (C,V), renormalised over the draft's vocabulary, and the likeliest of all tokens (C,)."""
+    logits = capped(_product([teacher.hidden[part].to(dtype)], [teacher.weight.detach().to(dtype)]), softcap)
+    best = logits.argmax(dim=1)
+    if vocabulary is not None:
+        logits = logits.index_select(1, vocabulary)
+    return (logits / teacher.temperature).softmax(dim=1), best
+
+
+def _draft_index(vocabulary: Tensor | None, tokens: Tensor) -> Tensor:
+    """Where `tokens` stand in a draft vocabulary (V,) of ascending ids, -1 for those outside."""
+    if vocabulary is None:
+        return tokens
+    at = torch.searchsorted(vocabulary, tokens).clamp(max=len(vocabulary) - 1)
+    return torch.where(vocabulary[at] == tokens, at, -1)
+
+
+def chunked_loss(
+    hidden: Tensor,
+    matrices: tuple[Tensor, ...],
+    labels: Tensor,
+    objective: str = "ce",
+    weight: Tensor | None = None,
+    teacher: Teacher | None = None,
+    vocabulary: Tensor | None = None,
+    softcap: float | None = None,
+) -> HeadLoss:
+    """The loss of one head at A anchors, whose logits are sum_i hidden[:, columns i] @ matrices[i].T.
+
+    hidden (A, sum of D_i); matrices (V,D_i), each trained or frozen; labels (A,) token ids. weight (A,): what an anchor
+    counts (all count in the mean's denominator). teacher: needed by kl and lk. vocabulary (V,): the ascending token
+    ids behind the columns of the logits, where a draft has not all of them; then anchors whose token (ce) or whose
+    backbone's favourite (kl, lk) is not among them count 0. Products run in autocast's precision where that is on, sums
+    in fp32. No anchors give a loss of 0.
     """
     kind = hidden.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
-    return HeadLoss(*_ChunkedCrossEntropy.apply(hidden, weight, labels, dtype, softcap))
+    loss, rank, acceptance = _ChunkedLoss.apply(
+        hidden, labels, objective, weight, teacher, vocabulary, softcap, dtype, *matrices
+    )
+    return HeadLoss(loss, rank, acceptance if teacher else None)

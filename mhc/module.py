@@ -6,7 +6,7 @@ Index convention: the backbone at t predicts token t+1, head k (from 0) predicts
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning import LightningModule
@@ -17,10 +17,10 @@ from torchmetrics import MeanMetric
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.optimization import get_cosine_schedule_with_warmup
 
-from mhc.backbone import Backbone, load_tokenizer
+from mhc.backbone import Backbone, Features, load_tokenizer
 from mhc.drafters import Drafter
 from mhc.errors import UserError
-from mhc.losses import chunked_cross_entropy
+from mhc.losses import OBJECTIVES, Teacher, chunked_loss
 
 
 def optimize(
@@ -51,12 +51,14 @@ class DraftModule(LightningModule):
     """Trains draft heads on a frozen backbone.
 
     drafter: the heads, as a class_path whose sizes come from the backbone. backbone: 'pocket', a
-    directory or a hub name. head_weight: head k's loss counts head_weight**k. learning_rate,
-    weight_decay, warmup (share of the steps): AdamW with a cosine schedule. dtype: precision in
+    directory or a hub name. objective: 'ce' learns the text, 'kl' the backbone's distribution (softened by
+    distillation_temperature), 'lk' acceptance itself; see mhc.losses. head_weight: head k's loss counts head_weight**k.
+    learning_rate, weight_decay, warmup (share of the steps): AdamW with a cosine schedule. dtype: precision in
     which the frozen backbone is held. quantize: 'int8' or 'int4', its linear weights (needs torchao).
 
-    Logs head{k}_loss, head{k}_top1, head{k}_top5 and, in validation, tokens_per_step as the heads'
-    teacher-forced accuracies let expect for a chain (bonus counted).
+    Logs head{k}_loss, head{k}_top1, head{k}_top5, with 'kl' and 'lk' head{k}_acceptance (how much of the backbone's
+    distribution the head's covers), and expected_tokens_per_step: what a chain would emit a step (bonus counted) if it
+    started from every position alike. What it emits in truth is measured by callbacks.Acceptance.
     """
 
     def __init__(
@@ -66,19 +68,26 @@ class DraftModule(LightningModule):
         learning_rate: float = 1e-3,
         weight_decay: float = 0.0,
         warmup: float = 0.05,
+        objective: Literal["ce", "kl", "lk"] = "ce",
+        distillation_temperature: float = 1.0,
         head_weight: float = 0.8,
         dtype: str = "float32",
         quantize: str | None = None,
     ):
         super().__init__()
+        if objective not in OBJECTIVES:
+            raise UserError(f"objective '{objective}': choose {', '.join(OBJECTIVES)}")
+        if distillation_temperature <= 0:
+            raise UserError(f"distillation_temperature is {distillation_temperature}: it must be above 0")
         self.strict_loading = False  # the backbone is in no checkpoint
         self.learning_rate, self.weight_decay, self.warmup = learning_rate, weight_decay, warmup
+        self.objective, self.distillation_temperature = objective, distillation_temperature
         self.head_weight = head_weight
         self.backbone = Backbone.load(backbone, dtype=getattr(torch, dtype), decoding=False, quantize=quantize)
         self.drafter = drafter(self.backbone)
-        kinds = ("loss", "top1", "top5")
+        kinds = ("loss", "top1", "top5", "acceptance")
         names = [f"head{head}_{kind}" for head in range(self.drafter.heads) for kind in kinds]
-        self.means = nn.ModuleDict({name: MeanMetric() for name in [*names, "loss", "tokens_per_step"]})
+        self.means = nn.ModuleDict({name: MeanMetric() for name in [*names, "loss", "expected_tokens_per_step"]})
 
     @property
     def tokenizer(self):
@@ -88,31 +97,65 @@ class DraftModule(LightningModule):
     def vocabulary_size(self) -> int:
         return self.backbone.vocabulary_size
 
+    def on_fit_start(self) -> None:
+        """Show the drafter how often each token is learned from; a run that goes on has its answer in the checkpoint."""
+        data = self.trainer.datamodule
+        if data is not None and not self.trainer.ckpt_path:
+            frequencies = torch.zeros(self.vocabulary_size, dtype=torch.long)
+            for ids, mask in data.rows("train"):
+                frequencies += torch.bincount(torch.from_numpy(ids[mask]), minlength=len(frequencies))
+            if told := self.drafter.prepare(frequencies):
+                self.print(told)
+
+    def on_train_batch_start(self, batch: Any, index: int) -> None:
+        self.drafter.progress = self.trainer.global_step / max(1, self.trainer.estimated_stepping_batches)
+
+    def taught(self, features: Features, row: Tensor, position: Tensor) -> Teacher | None:
+        """What the backbone itself says about the tokens after these positions, where the objective asks."""
+        if self.objective == "ce":
+            return None
+        weight = self.backbone.unembedding
+        return Teacher(features.hidden[row, position], weight, self.distillation_temperature)
+
     def losses(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, dict[str, tuple[Tensor, int]]]:
         """Weighted loss over the heads, and every figure with the number of anchors behind it."""
-        features = self.backbone.features(ids)
+        drafter = self.drafter
+        features = self.backbone.features(ids, drafter.taps)
         anchors = row, position = find_anchors(mask)
         total = torch.zeros((), device=ids.device)
         figures: dict[str, tuple[Tensor, int]] = {}
         reached = torch.ones_like(row, dtype=torch.bool)  # where every head so far was right
         expected = torch.ones_like(row, dtype=torch.float)  # tokens a chain would emit: one bonus, and
-        for head, hidden in enumerate(self.drafter(features, ids, anchors)):
+        for head, (hidden, weight) in enumerate(drafter(features, ids, anchors)):
             target = position + 2 + head
             valid = (target < ids.shape[1]) & mask[row, target.clamp(max=ids.shape[1] - 1)]
-            loss, rank = chunked_cross_entropy(
-                hidden[valid], self.drafter.unembedding(head), ids[row[valid], target[valid]]
+            places = row[valid], target[valid]
+            loss, rank, acceptance = chunked_loss(
+                hidden[valid],
+                drafter.unembedding(head),
+                ids[places],
+                self.objective,
+                None if weight is None else weight[valid],
+                self.taught(features, places[0], places[1] - 1),
+                drafter.vocabulary,
+                self.backbone.softcap,
             )
             total = total + self.head_weight**head * loss
             hits = torch.zeros_like(reached)
             hits[valid] = rank < 1
             reached &= hits
             expected += reached  # ... each guess up to the first wrong one
+            if weight is not None:  # a figure is about what was guessed, not about what was shown
+                asked = weight[valid] > 0
+                rank, acceptance = rank[asked], None if acceptance is None else acceptance[asked]
             count = len(rank)
             figures[f"head{head}_loss"] = loss.detach(), count
             figures[f"head{head}_top1"] = (rank < 1).float().mean(), count
             figures[f"head{head}_top5"] = (rank < 5).float().mean(), count
+            if acceptance is not None:
+                figures[f"head{head}_acceptance"] = acceptance.mean(), count
         figures["loss"] = total.detach(), len(row)
-        figures["tokens_per_step"] = expected.mean(), len(row)
+        figures["expected_tokens_per_step"] = expected.mean(), len(row)
         return total, {name: figure for name, figure in figures.items() if figure[1]}
 
     def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor | None:
@@ -211,7 +254,7 @@ class LMModule(LightningModule):
         hidden = run(input_ids=ids, use_cache=False).last_hidden_state
         valid = mask[:, 1:]
         weight = self.model.get_output_embeddings().weight
-        return chunked_cross_entropy(hidden[:, :-1][valid], weight, ids[:, 1:][valid]).loss
+        return chunked_loss(hidden[:, :-1][valid], (weight,), ids[:, 1:][valid]).loss
 
     def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
         loss = self.loss(batch["ids"], batch["mask"])

@@ -86,6 +86,11 @@ class Rows:
         return self.pace is None or self.pace.watches
 
     @property
+    def taps(self) -> tuple[int, ...]:
+        """Layers whose inputs the drafter wants to read."""
+        return () if self.memory is None else self.engine.drafter.taps
+
+    @property
     def nodes(self) -> int:
         """The most nodes that a round writes."""
         return self.engine.tree.nodes if self.speculate else 1

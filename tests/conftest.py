@@ -92,11 +92,10 @@ class Scripted(Drafter):
     def allocate(self, rows, capacity):
         return [(0, 0)] * rows  # (length of the prompt, positions read) of each row
 
-    def read(self, memory, rows, accepted, counts):
-        for row, count in zip(range(rows.start, rows.stop), counts.tolist()):
-            prompt, done = memory[row]
-            prefill = count in self.texts and accepted.hidden.shape[1] > self.heads + 1  # longer than any path
-            memory[row] = (count, count) if prefill else (prompt, done + count)
+    def read(self, memory, rows, accepted, following, start, counts):
+        starts = start.tolist() if isinstance(start, torch.Tensor) else [start] * len(counts)
+        for row, first, count in zip(range(rows.start, rows.stop), starts, counts.tolist()):
+            memory[row] = (memory[row][0] if first else count, first + count)
 
     def move(self, memory, source, target):
         memory[target] = memory[source]

@@ -7,7 +7,7 @@ import torch
 
 from mhc.backbone import Backbone, Features
 from mhc.checkpoint import for_decoding, load_drafter, save_drafter
-from mhc.drafters import Cascade, Medusa
+from mhc.drafters import Cascade, Diffusion, Eagle3, Medusa
 from mhc.engine import Engine
 from mhc.errors import UserError
 from mhc.tree import DynamicTree, FixedTree
@@ -19,6 +19,15 @@ FAMILIES = {
     "cascade": lambda backbone: Cascade(backbone, HEADS, blocks=2),
     "cascade_own": lambda backbone: Cascade(backbone, HEADS, own_lm_head=True),
     "cascade_unconditioned": lambda backbone: Cascade(backbone, HEADS, condition_first=False),
+    "cascade_tied": lambda backbone: Cascade(backbone, HEADS, tied=True),
+    "cascade_speculator": lambda backbone: Cascade(backbone, HEADS, cell="speculator"),
+    "cascade_low_rank": lambda backbone: Cascade(backbone, HEADS, cell="low_rank", rank=5),
+    "cascade_low_rank_own": lambda backbone: Cascade(backbone, HEADS, cell="low_rank", rank=5, own_lm_head=True),
+    "diffusion": lambda backbone: Diffusion(backbone, HEADS),
+    "diffusion_own": lambda backbone: Diffusion(backbone, HEADS, layers=2, own_lm_head=True),
+    "eagle3": lambda backbone: Eagle3(backbone, HEADS),
+    "eagle3_short_sighted": lambda backbone: Eagle3(backbone, HEADS, context=5),
+    "eagle3_few_words": lambda backbone: Eagle3(backbone, HEADS, draft_vocabulary=40),
 }
 
 
@@ -37,15 +46,18 @@ def test_training_and_decoding_agree(backbones, family):
     backbone = backbones("llama")
     drafter = shaken(FAMILIES[family](backbone))
     ids = torch.randint(0, backbone.vocabulary_size, (2, 20))
-    features = backbone.features(ids)
+    features = backbone.features(ids, drafter.taps)
     for row in range(2):
         for t in (0, 7, 20 - HEADS - 2):
             anchors = torch.tensor([row]), torch.tensor([t])
             with torch.no_grad():
-                trained = [drafter.unembed(k, g) for k, g in enumerate(drafter(features, ids, anchors))]
+                trained = [drafter.unembed(k, guess.hidden) for k, guess in enumerate(drafter(features, ids, anchors))]
                 memory = drafter.allocate(1, 32)
-                prefix = Features(features.hidden[row : row + 1, : t + 1])
-                drafter.read(memory, slice(0, 1), prefix, torch.tensor([t + 1]))
+                for first, last in ((0, t // 2), (t // 2, t + 1)):  # read in two goes, as prefill and round
+                    if last > first:
+                        new = features.at(torch.tensor([[row]]), torch.arange(first, last)[None])
+                        following = ids[row : row + 1, first + 1 : last + 1]
+                        drafter.read(memory, slice(0, 1), new, following, first, torch.tensor([last - first]))
                 state = drafter.begin(memory, slice(0, 1))
                 for head in range(HEADS):
                     # the true token among wrong siblings, as in a tree; row 1 of the state is the true one
@@ -69,7 +81,7 @@ def test_medusa_ignores_its_parent_and_the_cascade_does_not(backbones):
     for family, differs in ((Medusa, False), (Cascade, True)):
         drafter = shaken(family(backbone, HEADS))
         memory = drafter.allocate(1, 8)
-        drafter.read(memory, slice(0, 1), Features(hidden), torch.tensor([1]))
+        drafter.read(memory, slice(0, 1), Features(hidden), torch.tensor([[3]]), 0, torch.tensor([1]))
         with torch.no_grad():
             first, _ = drafter.step(drafter.begin(memory, slice(0, 1)), torch.tensor([[3]]), torch.tensor([0]))
             second, _ = drafter.step(drafter.begin(memory, slice(0, 1)), torch.tensor([[4]]), torch.tensor([0]))

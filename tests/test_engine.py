@@ -5,7 +5,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from mhc.backbone import Backbone
-from mhc.drafters import Cascade, Medusa
+from mhc.drafters import Cascade, Diffusion, Eagle3, Medusa
 from mhc.engine import Engine
 from mhc.errors import UserError
 from mhc.sampling import GREEDY, Sampling
@@ -20,6 +20,7 @@ TREES = {
     "cut": DynamicTree(width=3, depth=4, budget=12, confidence=0.3),
     "paced": FixedTree([[0], [1], [0, 0], [0, 0, 0]], costs=[[1, 1.0], [8, 1.4]], level=0.3),
 }
+FAMILIES = [Medusa, Cascade, Diffusion, Eagle3]
 PROMPTS = [[5, 9, 3, 8, 4, 4], [7] * 11, [1, 2, 3, 4, 5, 6, 7], [60, 0, 59, 1, 58, 2, 57, 3]]  # all of other lengths
 NEW = 24
 
@@ -65,7 +66,7 @@ def test_plain_is_what_transformers_generates(backbones, references, name, batch
 
 @pytest.mark.parametrize("batch_size", [1, 3])
 @pytest.mark.parametrize("tree", TREES)
-@pytest.mark.parametrize("family", [Medusa, Cascade])
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_heads_change_nothing(backbones, references, name, family, tree, batch_size):
     for drafter in (family(backbones(name), heads=4), randomised(family(backbones(name), heads=4))):

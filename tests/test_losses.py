@@ -5,7 +5,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 import mhc.losses
-from mhc.losses import chunked_cross_entropy
+from mhc.losses import chunked_loss
 from mhc.module import find_anchors
 
 
@@ -17,7 +17,7 @@ def test_equals_the_straightforward_loss(monkeypatch, count, softcap):
     hidden = torch.randn(count, 16, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(50, 16, dtype=torch.float64, requires_grad=True)
     labels = torch.randint(0, 50, (count,))
-    found = chunked_cross_entropy(hidden, weight, labels, softcap)
+    found = chunked_loss(hidden, (weight,), labels, softcap=softcap)
     (2 * found.loss).backward()
     chunked = hidden.grad.clone(), weight.grad.clone()
     hidden.grad = weight.grad = None
@@ -32,7 +32,7 @@ def test_equals_the_straightforward_loss(monkeypatch, count, softcap):
 
 
 def test_nothing_supervised_is_no_loss():
-    found = chunked_cross_entropy(torch.zeros(0, 4), torch.zeros(9, 4), torch.zeros(0, dtype=torch.long))
+    found = chunked_loss(torch.zeros(0, 4), (torch.zeros(9, 4),), torch.zeros(0, dtype=torch.long))
     assert found.loss == 0 and len(found.rank) == 0
 
 

@@ -81,7 +81,7 @@ def test_expected_tokens_per_step_counts_guesses_up_to_the_first_wrong_one(modul
     train(built, 60)
     _, figures = built.losses(**a_batch())
     top1 = [float(figures[f"head{head}_top1"][0]) for head in range(3)]
-    tokens = float(figures["tokens_per_step"][0])
+    tokens = float(figures["expected_tokens_per_step"][0])
     assert 1 + top1[0] * 0.5 < tokens <= 1 + sum(top1) + 1e-6
 
 

@@ -9,7 +9,7 @@ token t+2+k. So the heads at t start from the *known next token* t+1, the root o
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,12 +17,26 @@ from torch import Tensor, nn
 from mhc.backbone import Backbone, Features
 
 
+class Guess(NamedTuple):
+    """One head's output while training. hidden (A,D): what its unembedding takes. weight (A,): what each anchor counts
+    in the loss, or None where all count 1."""
+
+    hidden: Tensor
+    weight: Tensor | None = None
+
+
 class Drafter(nn.Module, ABC):
     """Heads on a borrowed backbone. Only the drafter's own weights are its parameters.
 
     heads: K, how many tokens beyond the known next one it guesses. `arguments` are the constructor's
-    (without the backbone), as a checkpoint keeps them.
+    (without the backbone), as a checkpoint keeps them. taps: layers of the backbone whose inputs it reads beside the
+    last hidden state. progress: how much of training is over, 0 to 1, for what follows a schedule. free_arguments: those
+    that decide no tensor's shape, so that they may differ between a checkpoint and the run that goes on from it.
     """
+
+    taps: tuple[int, ...] = ()
+    progress: float = 1.0
+    free_arguments: frozenset[str] = frozenset()
 
     def __init__(self, backbone: Backbone, heads: int, **arguments: Any):
         super().__init__()
@@ -34,10 +48,18 @@ class Drafter(nn.Module, ABC):
     def backbone(self) -> Backbone:
         return self._borrowed[0]
 
+    @property
+    def vocabulary(self) -> Tensor | None:
+        """The ascending ids of the tokens that it can propose, or None for all."""
+        return None
+
     # ---- training
 
+    def prepare(self, frequencies: Tensor) -> str | None:
+        """Look at how often each token (V,) is learned from, once before training; a line to print, if any."""
+
     @abstractmethod
-    def forward(self, features: Features, ids: Tensor, anchors: tuple[Tensor, Tensor]) -> Iterator[Tensor]:
+    def forward(self, features: Features, ids: Tensor, anchors: tuple[Tensor, Tensor]) -> Iterator[Guess]:
         """Head by head, the hidden states (A,D) from which token t+2+k is unembedded.
 
         ids (B,T); anchors (row (A,), position t (A,)). Tokens beyond a row's end read as its last.
@@ -45,11 +67,11 @@ class Drafter(nn.Module, ABC):
 
     @abstractmethod
     def unembed(self, head: int, hidden: Tensor) -> Tensor:
-        """Logits of one head: (...,D) -> (...,V)."""
+        """Logits of one head over all tokens: (...,D) -> (...,V), -inf for those it cannot propose."""
 
     @abstractmethod
-    def unembedding(self, head: int) -> Tensor:
-        """The matrix (V,D) behind `unembed`, for the chunked losses."""
+    def unembedding(self, head: int) -> tuple[Tensor, ...]:
+        """The matrices behind `unembed`, one for each range of hidden's columns, as the chunked losses take them."""
 
     # ---- decoding: memory lasts as long as its rows, state as long as one tree
 
@@ -58,9 +80,12 @@ class Drafter(nn.Module, ABC):
         """Memory for `rows` sequences of at most `capacity` positions."""
 
     @abstractmethod
-    def read(self, memory: Any, rows: slice, accepted: Features, counts: Tensor) -> None:
-        """Take note of what was accepted since the last round (after a prefill: the prompt):
-        hidden (B,P,D) for the rows named, of which the first counts[b] positions hold."""
+    def read(
+        self, memory: Any, rows: slice, accepted: Features, following: Tensor, start: int | Tensor, counts: Tensor
+    ) -> None:
+        """Take note of what was accepted since the last round (after a prefill: the prompt), for the rows named:
+        features (B,P,...) at positions start (of all, or (B,)), start+1, ... and the token after each, following (B,P).
+        The first counts[b] hold, and the last following token of those is the root of the next tree."""
 
     @abstractmethod
     def move(self, memory: Any, source: int, target: int) -> None:
@@ -86,13 +111,15 @@ class HiddenStateDrafter(Drafter):
     def unembed(self, head: int, hidden: Tensor) -> Tensor:
         return self.unembeddings(head, hidden)
 
-    def unembedding(self, head: int) -> Tensor:
-        return self.unembeddings.weight(head)
+    def unembedding(self, head: int) -> tuple[Tensor, ...]:
+        return (self.unembeddings.weight(head),)
 
     def allocate(self, rows: int, capacity: int) -> Tensor:
         return torch.zeros(rows, self.backbone.width, dtype=self.backbone.dtype, device=self.backbone.device)
 
-    def read(self, memory: Tensor, rows: slice, accepted: Features, counts: Tensor) -> None:
+    def read(
+        self, memory: Tensor, rows: slice, accepted: Features, following: Tensor, start: int | Tensor, counts: Tensor
+    ) -> None:
         every = torch.arange(len(counts), device=counts.device)
         memory[rows] = accepted.hidden[every, counts - 1]
 
@@ -128,21 +155,28 @@ class Unembeddings(nn.Module):
         self._borrowed = (backbone,)
         self.own = nn.ParameterList()
         if own:
-            weight = backbone.model.get_output_embeddings().weight
-            self.own.extend(nn.Parameter(weight.detach().clone().float()) for _ in range(heads))
+            self.own.extend(nn.Parameter(backbone.unembedding.detach().clone().float()) for _ in range(heads))
 
     def weight(self, head: int) -> Tensor:
         """(V,D)"""
-        return self.own[head] if self.own else self._borrowed[0].model.get_output_embeddings().weight
+        return self.own[head] if self.own else self._borrowed[0].unembedding
 
-    def forward(self, head: int, hidden: Tensor) -> Tensor:
-        """(...,D) -> (...,V)"""
-        if not self.own:
-            return self._borrowed[0].unembed(hidden)
-        return torch.nn.functional.linear(hidden, self.own[head].to(hidden.dtype))
+    def forward(self, head: int, hidden: Tensor, correction: Tensor | None = None) -> Tensor:
+        """(...,D) -> (...,V), plus a correction (...,V) where there is one."""
+        backbone = self._borrowed[0]
+        if self.own:
+            logits = torch.nn.functional.linear(hidden, self.own[head].to(hidden.dtype))
+        else:
+            logits = backbone.model.get_output_embeddings()(hidden)
+        return backbone.cap(logits if correction is None else logits + correction)
 
 
 def shifted(ids: Tensor, anchors: tuple[Tensor, Tensor], offset: int) -> Tensor:
     """Tokens at position t+offset of each anchor (A,), the last token where the row ends before."""
     row, position = anchors
     return ids[row, (position + offset).clamp(max=ids.shape[1] - 1)]
+
+
+def unit_scale(embedded: Tensor) -> Tensor:
+    """Embeddings (...,D) scaled to unit root mean square, whatever the backbone's own scale."""
+    return torch.nn.functional.rms_norm(embedded.float(), embedded.shape[-1:]).to(embedded.dtype)

@@ -9,13 +9,14 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import rms_norm
+from torch.nn.functional import gelu, linear
 
 from mhc.backbone import Backbone, Features
-from mhc.drafters.base import HiddenStateDrafter, ResBlock, inherit, shifted
+from mhc.drafters.base import Guess, HiddenStateDrafter, ResBlock, inherit, shifted, unit_scale
+from mhc.errors import UserError
 
 
-class CausalHead(nn.Module):
+class ResidualCell(nn.Module):
     """project[g; e] followed by ResBlocks; begins as the identity on g."""
 
     def __init__(self, width: int, blocks: int, sees_token: bool):
@@ -28,21 +29,64 @@ class CausalHead(nn.Module):
             nn.init.zeros_(self.project.bias)
         self.blocks = nn.Sequential(*(ResBlock(width) for _ in range(blocks)))
 
-    def forward(self, before: Tensor, token: Tensor) -> Tensor:
-        """(...,D) the previous head's g, (...,D) the embedding of the token it led to -> (...,D)."""
+    def forward(self, before: Tensor, token: Tensor) -> tuple[Tensor, Tensor]:
+        """(...,D) the previous head's g, (...,D) the embedding of the token it led to -> (...,D) what is unembedded,
+        (...,D) what the next head sees: both are this head's g."""
         if self.project is not None:
             before = self.project(torch.cat([before, token], dim=-1))
-        return self.blocks(before)
+        g = self.blocks(before)
+        return g, g
+
+
+class SpeculatorCell(nn.Module):
+    """IBM's MLP speculator (arXiv 2404.19124): s' = GELU(LN(P s + (w_e / w_s) E token)), where w_s = 0.5^(1/2n) and
+    w_e = sqrt((1 - w_s^2) inner / 2) keep the hidden state's share of n steps' states at a half. What is unembedded is
+    s' led back to the width of the backbone's own states, as a change of h."""
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.ratio = speculator_scale(heads, width)
+        self.proj, self.emb = nn.Linear(width, width, bias=False), nn.Linear(width, width, bias=False)
+        nn.init.normal_(self.emb.weight, std=1 / width)  # tokens of unit scale become rows of scale 1/sqrt(inner)
+        self.ln = nn.LayerNorm(width)
+        self.head = nn.Linear(width, width)
+
+    def forward(self, before: Tensor, token: Tensor) -> tuple[Tensor, Tensor]:
+        state = gelu(self.ln(torch.add(self.proj(before), self.emb(token), alpha=self.ratio)))
+        return self.head(state), state
+
+
+def speculator_scale(heads: int, inner: int) -> float:
+    """w_e / w_s of an MLP speculator that predicts `heads` tokens."""
+    state = 0.5 ** (1 / (2 * heads))
+    return ((1 - state**2) * inner / 2) ** 0.5 / state
+
+
+class LowRankCell(nn.Module):
+    """ResBlocks on h alone, and beside them the token before, squeezed to `rank` numbers that correct the logits:
+    logits += W2 W1 embed(token) (as DSpark corrects a parallel drafter). h itself is what the next head sees."""
+
+    def __init__(self, width: int, blocks: int, rank: int):
+        super().__init__()
+        self.blocks = nn.Sequential(*(ResBlock(width) for _ in range(blocks)))
+        self.squeeze = nn.Linear(width, rank, bias=False)
+
+    def forward(self, before: Tensor, token: Tensor) -> tuple[Tensor, Tensor]:
+        """(...,D), (...,D) -> (...,D+rank), (...,D)"""
+        return torch.cat([self.blocks(before), self.squeeze(token)], dim=-1), before
 
 
 class Cascade(HiddenStateDrafter):
     """K heads in a row, trained with the true tokens or with their own guesses between them.
 
-    heads: K. blocks: ResBlocks a head. own_lm_head: a trained lm_head copy per head in place of the
-    frozen shared one. condition_first: the first head sees the known next token (Hydra); without,
-    it sees h alone (the seed's drawing). rollout: share of anchors whose heads are fed their own
-    top-1 guesses while training in place of the true tokens (0 is teacher forcing).
+    heads: K. blocks: ResBlocks a head. own_lm_head: a trained lm_head copy per head in place of the frozen shared one.
+    condition_first: the first head sees the known next token (Hydra); without, it sees h alone (the seed's drawing).
+    cell: how a head works: 'residual', 'speculator' (IBM's) or 'low_rank' (the token corrects logits through `rank`
+    numbers). tied: all heads share one cell. rollout: share of anchors whose heads are fed their own top-1 guesses in
+    place of the true tokens; it grows from 0 to this over the training (0 is teacher forcing).
     """
+
+    free_arguments = frozenset({"rollout"})
 
     def __init__(
         self,
@@ -51,36 +95,62 @@ class Cascade(HiddenStateDrafter):
         blocks: int = 1,
         own_lm_head: bool = False,
         condition_first: bool = True,
+        cell: str = "residual",
+        rank: int = 64,
+        tied: bool = False,
         rollout: float = 0.0,
     ):
-        super().__init__(backbone, heads, own_lm_head, blocks=blocks, condition_first=condition_first, rollout=rollout)
-        self.rollout = rollout
-        self.cells = nn.ModuleList(
-            CausalHead(backbone.width, blocks, sees_token=condition_first or head > 0) for head in range(heads)
-        )
+        named = {"blocks": blocks, "condition_first": condition_first, "cell": cell, "rank": rank, "tied": tied}
+        super().__init__(backbone, heads, own_lm_head, **named, rollout=rollout)
+        width = backbone.width
+        cells = {
+            "residual": lambda head: ResidualCell(width, blocks, sees_token=condition_first or head > 0),
+            "speculator": lambda head: SpeculatorCell(width, heads),
+            "low_rank": lambda head: LowRankCell(width, blocks, rank),
+        }
+        if cell not in cells:
+            raise UserError(f"cascade cell '{cell}': choose {', '.join(cells)}")
+        if not condition_first and (tied or cell != "residual"):
+            raise UserError("condition_first: false is for residual cells of their own: leave it true here")
+        if not 0 <= rollout <= 1:
+            raise UserError(f"rollout is {rollout}: it must be between 0 and 1")
+        self.rollout, self.tied = rollout, tied
+        self.cells = nn.ModuleList(cells[cell](head) for head in range(1 if tied else heads))
+        self.correction = nn.Parameter(torch.zeros(backbone.vocabulary_size, rank)) if cell == "low_rank" else None
 
-    def token_features(self, tokens: Tensor) -> Tensor:
-        """Embeddings scaled to unit root mean square, whatever the backbone's own scale: (...,D)."""
-        embedded = self.backbone.embed(tokens)
-        return rms_norm(embedded.float(), embedded.shape[-1:]).to(embedded.dtype)
+    def advance(self, head: int, before: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Head k on what it sees (...,D) and the tokens (...): what is unembedded, and what the next head sees."""
+        cell = self.cells[0 if self.tied else head]
+        return cell(before, unit_scale(self.backbone.embed(tokens)))
 
-    def forward(self, features: Features, ids: Tensor, anchors: tuple[Tensor, Tensor]) -> Iterator[Tensor]:
-        g = features.hidden[anchors]  # (A,D)
+    def unembed(self, head: int, hidden: Tensor) -> Tensor:
+        if self.correction is None:
+            return self.unembeddings(head, hidden)
+        hidden, squeezed = hidden.split([self.backbone.width, self.correction.shape[1]], dim=-1)
+        return self.unembeddings(head, hidden, linear(squeezed, self.correction))
+
+    def unembedding(self, head: int) -> tuple[Tensor, ...]:
+        own = super().unembedding(head)
+        return own if self.correction is None else (*own, self.correction)
+
+    def forward(self, features: Features, ids: Tensor, anchors: tuple[Tensor, Tensor]) -> Iterator[Guess]:
+        state = features.hidden[anchors]  # (A,D)
         tokens = shifted(ids, anchors, 1)  # the known next token
-        rolled = torch.rand(len(g), device=g.device) < self.rollout if self.training and self.rollout else None
-        for head, cell in enumerate(self.cells):
-            g = cell(g, self.token_features(tokens))
-            yield g
+        share = self.rollout * self.progress if self.training else 0.0
+        rolled = torch.rand(len(state), device=state.device) < share if share else None
+        for head in range(self.heads):
+            hidden, state = self.advance(head, state, tokens)
+            yield Guess(hidden)
             if head + 1 < self.heads:
                 tokens = shifted(ids, anchors, head + 2)
-                if rolled is not None and rolled.any():
+                if rolled is not None:
                     with torch.no_grad():
-                        tokens = torch.where(rolled, self.unembed(head, g).argmax(dim=-1), tokens)
+                        tokens = torch.where(rolled, self.unembed(head, hidden).argmax(dim=-1), tokens)
 
     def begin(self, memory: Tensor, rows: slice):
-        return 0, memory[rows, None]  # the head to come, g (B,1,D)
+        return 0, memory[rows, None]  # the head to come, what it sees (B,1,D)
 
     def step(self, state, tokens: Tensor, parents: Tensor):
-        head, g = state
-        g = self.cells[head](inherit(g, parents), self.token_features(tokens))  # (B,R,D)
-        return self.unembed(head, g), (head + 1, g)
+        head, seen = state
+        hidden, seen = self.advance(head, inherit(seen, parents), tokens)  # (B,R,D)
+        return self.unembed(head, hidden), (head + 1, seen)

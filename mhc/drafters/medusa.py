@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from torch import Tensor, nn
 
 from mhc.backbone import Backbone, Features
-from mhc.drafters.base import HiddenStateDrafter, ResBlock
+from mhc.drafters.base import Guess, HiddenStateDrafter, ResBlock
 
 
 class Medusa(HiddenStateDrafter):
@@ -21,10 +21,10 @@ class Medusa(HiddenStateDrafter):
             nn.Sequential(*(ResBlock(backbone.width) for _ in range(blocks))) for _ in range(heads)
         )
 
-    def forward(self, features: Features, ids: Tensor, anchors: tuple[Tensor, Tensor]) -> Iterator[Tensor]:
+    def forward(self, features: Features, ids: Tensor, anchors: tuple[Tensor, Tensor]) -> Iterator[Guess]:
         hidden = features.hidden[anchors]  # (A,D)
         for stack in self.stacks:
-            yield stack(hidden)
+            yield Guess(stack(hidden))
 
     def begin(self, memory: Tensor, rows: slice):
         return 0, memory[rows]  # the head to come, h (B,D)

@@ -1,0 +1,136 @@
+"""The diffusion head: a masked block of tokens, unmasked in parallel from the hidden state.
+
+    B rows   A anchors   L slots (= K heads)   D width   V vocabulary
+
+The block behind anchor t holds tokens t+2 ... t+1+L; slot k is what elsewhere is head k. Some of its tokens are masked
+and a small bidirectional transformer over [hidden state; known next token; block] predicts those (masked discrete
+diffusion: MDLM, arXiv 2406.07524; LLaDA, 2502.09992). Drafting starts from all masks. MASK is a vector of the head's
+own, no token, so it can never be predicted; revealed tokens are copied.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+from mhc.backbone import Backbone, Features
+from mhc.drafters import schedules
+from mhc.drafters.base import Guess, HiddenStateDrafter, shifted, unit_scale
+from mhc.drafters.layers import Attention, FeedForward, sizes
+from mhc.errors import UserError
+
+
+class Layer(nn.Module):
+    """A pre-norm transformer layer in which every place of a block sees every other: (...,T,D) -> (...,T,D)."""
+
+    def __init__(self, width: int, heads: int, inner: int):
+        super().__init__()
+        self.input_layernorm, self.post_attention_layernorm = nn.RMSNorm(width), nn.RMSNorm(width)
+        self.self_attn, self.mlp = Attention(width, width, heads), FeedForward(width, inner)
+
+    def forward(self, places: Tensor) -> Tensor:
+        attention, normed = self.self_attn, self.input_layernorm(places)
+        query, key, value = (
+            attention.split(project(normed)) for project in (attention.q_proj, attention.k_proj, attention.v_proj)
+        )
+        places = places + attention.join(scaled_dot_product_attention(query, key, value))
+        return places + self.mlp(self.post_attention_layernorm(places))
+
+
+class Diffusion(HiddenStateDrafter):
+    """Masked diffusion over the next K tokens (slots).
+
+    heads: K, the block's length (4 to 8 is usual). layers of the transformer. own_lm_head: a trained lm_head copy for
+    every slot. schedule: 'linear' or 'kappa', see schedules.py; weighting: 'scheduler' weighs an anchor's loss by the
+    schedule (the likelihood bound), 'ones' not at all. passes: denoising passes while drafting; after each, the slots
+    it is surest of are revealed to the next. Trees see one distribution a slot, whatever stands in the slots before it.
+    """
+
+    free_arguments = frozenset({"schedule", "weighting", "passes"})
+    EARLIEST = 1e-3  # smallest time sampled: the linear weight is 1/t
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        heads: int = 5,
+        layers: int = 1,
+        own_lm_head: bool = False,
+        schedule: str = "linear",
+        weighting: str = "ones",
+        passes: int = 1,
+    ):
+        named = {"layers": layers, "schedule": schedule, "weighting": weighting, "passes": passes}
+        super().__init__(backbone, heads, own_lm_head, **named)
+        if schedule not in schedules.COEFFICIENTS:
+            raise UserError(f"diffusion schedule '{schedule}': choose {' or '.join(schedules.COEFFICIENTS)}")
+        if weighting not in ("scheduler", "ones"):
+            raise UserError(f"diffusion weighting '{weighting}': choose scheduler or ones")
+        if not 1 <= passes <= heads:
+            raise UserError(f"diffusion passes is {passes}: it must be between 1 and the {heads} heads")
+        self.schedule, self.weighting, self.passes = schedule, weighting, passes
+        width = backbone.width
+        self.condition = nn.Linear(width, width)
+        self.mask = nn.Parameter(torch.zeros(width))
+        self.places = nn.Parameter(torch.randn(2 + heads, width) * 0.1)
+        self.layers = nn.ModuleList(Layer(width, *sizes(backbone.model.config)) for _ in range(layers))
+        self.norm = nn.RMSNorm(width)
+        self.out = nn.Linear(width, width)
+        nn.init.zeros_(self.out.weight)  # so that every slot begins as the hidden state itself
+        nn.init.zeros_(self.out.bias)
+
+    def denoise(self, hidden: Tensor, known: Tensor, block: Tensor, masked: Tensor) -> Tensor:
+        """The slots' hidden states (A,L,D) from hidden (A,D), the known next token (A,), the block (A,L) and which of
+        it is masked (A,L)."""
+        tokens = unit_scale(self.backbone.embed(torch.cat([known[:, None], block], dim=1)))  # (A,1+L,D)
+        tokens[:, 1:] = torch.where(masked[..., None], self.mask.to(tokens.dtype), tokens[:, 1:])
+        places = torch.cat([self.condition(hidden)[:, None], tokens], dim=1) + self.places
+        for layer in self.layers:
+            places = layer(places)
+        return hidden[:, None] + self.out(self.norm(places[:, 2:]))
+
+    def corrupt(self, anchors: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Which slots are masked (A,L), at a time of each anchor's own, and what its masked slots weigh (A,)."""
+        t = self.EARLIEST + (1 - self.EARLIEST) * torch.rand(anchors, device=device)
+        masked = torch.rand(anchors, self.heads, device=device) >= schedules.alpha(self.schedule, t)[:, None]
+        return masked, schedules.weight(self.schedule, t) if self.weighting == "scheduler" else torch.ones_like(t)
+
+    def forward(self, features: Features, ids: Tensor, anchors: tuple[Tensor, Tensor]) -> Iterator[Guess]:
+        """While training slots are masked at random and only those count; otherwise all are, as when drafting."""
+        hidden, (_, position) = features.hidden[anchors], anchors
+        block = torch.stack([shifted(ids, anchors, 2 + slot) for slot in range(self.heads)], dim=1)  # (A,L)
+        masked, weight = torch.ones_like(block, dtype=torch.bool), None
+        if self.training:
+            masked, weight = self.corrupt(len(hidden), hidden.device)
+            beyond = position[:, None] + 2 + torch.arange(self.heads, device=ids.device) >= ids.shape[1]
+            masked = masked | beyond  # what is not there cannot be revealed
+        slots = self.denoise(hidden, shifted(ids, anchors, 1), block, masked)
+        for slot in range(self.heads):
+            yield Guess(slots[:, slot], None if weight is None else weight * masked[:, slot])
+
+    def begin(self, memory: Tensor, rows: slice):
+        return 0, memory[rows]  # the slot to come, h (B,D)
+
+    def step(self, state, tokens: Tensor, parents: Tensor):
+        """All slots are filled at the root; every node of a level gets its slot's logits."""
+        slot, found = state
+        if slot == 0:
+            found = self.draft(found, tokens[:, 0])
+        return found[:, slot, None].expand(-1, tokens.shape[1], -1), (slot + 1, found)
+
+    def draft(self, hidden: Tensor, known: Tensor) -> Tensor:
+        """Logits (B,L,V) of all slots: each from the pass before which it was still masked."""
+        block = known[:, None].repeat(1, self.heads)
+        masked = torch.ones_like(block, dtype=torch.bool)
+        logits = None
+        for left in range(self.passes, 0, -1):
+            slots = self.denoise(hidden, known, block, masked)
+            new = torch.stack([self.unembed(slot, slots[:, slot]) for slot in range(self.heads)], dim=1)
+            logits = new if logits is None else torch.where(masked[..., None], new, logits)
+            if left > 1:  # reveal the surest of the slots that are still masked, as many a pass as it takes
+                share, best = logits.softmax(dim=-1).max(dim=-1)  # (B,L)
+                count = -(-self.heads // self.passes)
+                sure = share.masked_fill(~masked, -1.0).topk(min(count, self.heads), dim=1).indices
+                revealed = torch.zeros_like(masked).scatter_(1, sure, True) & masked
+                block, masked = torch.where(revealed, best, block), masked & ~revealed
+        return logits

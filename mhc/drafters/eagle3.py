@@ -1,0 +1,266 @@
+"""EAGLE-3: one decoder layer over fused features of the backbone, run on its own outputs (arXiv 2503.01840).
+
+    B rows   T time   A anchors   K heads (unrolled steps)   R nodes   M nodes of the tree so far
+    D width   H heads of attention   E their width   S slots of its cache   V_d draft vocabulary
+
+Position t joins the features g_t = fc([three tapped layers]) with the known next token t+1. The layer's output there
+predicts token t+2 and is, in place of g, the input of the step that follows: with token t+2, at position t+1. So a guess
+attends to all real positions up to t and to the guesses above it. Training unrolls the same K steps with the true
+tokens (training-time test): at step k the mask is step 0's causal block and one diagonal for each step since.
+
+Modules carry the names of published EAGLE-3 checkpoints.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from mhc.backbone import Backbone, Features
+from mhc.drafters.base import Drafter, Guess, inherit
+from mhc.drafters.layers import Attention, FeedForward, rotary, sizes
+from mhc.errors import UserError
+
+THETA = 10_000.0
+
+
+@dataclass
+class Memory:
+    """keys and values (rows,H,S,E) of the real positions, turned by their own; length (rows,) of them; last (rows,D):
+    the layer's output at the latest one."""
+
+    keys: Tensor
+    values: Tensor
+    length: Tensor
+    last: Tensor
+
+
+@dataclass
+class Growth:
+    """The state of one tree: output (B,R,D) of the nodes that may grow; keys and values (B,H,M,E) of all nodes so far
+    and which of them each of the R sees, seen (B,R,M); memory of the rows below it."""
+
+    level: int
+    output: Tensor
+    memory: Memory
+    keys: Tensor | None = None
+    values: Tensor | None = None
+    seen: Tensor | None = None
+
+
+class MidLayer(nn.Module):
+    """A Llama layer whose queries, keys and values come from [embedding; state], with the state as residual."""
+
+    def __init__(self, width: int, heads: int, inner: int):
+        super().__init__()
+        self.input_layernorm, self.hidden_norm = nn.RMSNorm(width, eps=1e-6), nn.RMSNorm(width, eps=1e-6)
+        self.post_attention_layernorm = nn.RMSNorm(width, eps=1e-6)
+        self.self_attn, self.mlp = Attention(2 * width, width, heads), FeedForward(width, inner)
+
+    def join(self, embedded: Tensor, state: Tensor) -> Tensor:
+        """(...,D), (...,D) -> (...,2D)"""
+        return torch.cat([self.input_layernorm(embedded), self.hidden_norm(state)], dim=-1)
+
+    def queries(self, joined: Tensor, positions: Tensor) -> Tensor:
+        """(B,T,2D), (B,T) -> (B,H,T,E)"""
+        attention = self.self_attn
+        return rotary(attention.split(attention.q_proj(joined)), positions, THETA)
+
+    def keys_values(self, joined: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """(B,T,2D), (B,T) -> two of (B,H,T,E)"""
+        attention = self.self_attn
+        keys = rotary(attention.split(attention.k_proj(joined)), positions, THETA)
+        return keys, attention.split(attention.v_proj(joined))
+
+    def finish(self, mixed: Tensor, state: Tensor) -> Tensor:
+        """What attention mixed (B,H,T,E) and the state (B,T,D) -> the layer's output (B,T,D)."""
+        state = state + self.self_attn.join(mixed)
+        return state + self.mlp(self.post_attention_layernorm(state))
+
+
+class Eagle3(Drafter):
+    """EAGLE-3 draft layer.
+
+    heads: K, steps unrolled in training and levels of a tree. layers: the three layers whose inputs are fused; default
+    2, N/2 and N-3 of N, or N/4, N/2 and N-1 where those collide. draft_vocabulary: propose only so many tokens, the
+    most frequent ones of the training answers (default: all). context: how far back the layer looks; beyond that its
+    positions, which are relative, never get larger than in training. In training rows are at most data.max_length long.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        heads: int = 7,
+        layers: list[int] | None = None,
+        draft_vocabulary: int | None = None,
+        context: int = 2048,
+    ):
+        super().__init__(backbone, heads, layers=layers, draft_vocabulary=draft_vocabulary, context=context)
+        if context < heads:
+            raise UserError(f"EAGLE-3's context is {context}: it must be at least its {heads} heads")
+        if draft_vocabulary is not None and not 1 <= draft_vocabulary <= backbone.vocabulary_size:
+            raise UserError(
+                f"draft_vocabulary is {draft_vocabulary}: it must be between 1 and the backbone's {backbone.vocabulary_size}"
+            )
+        self.taps = tuple(layers) if layers is not None else default_taps(backbone.layers)
+        if len(self.taps) != 3 or not all(0 <= layer < backbone.layers for layer in self.taps):
+            raise UserError(f"EAGLE-3's layers are {list(self.taps)}: give three of 0 to {backbone.layers - 1}")
+        self.context, width = context, backbone.width
+        self.fc = nn.Linear(3 * width, width, bias=False)
+        self.midlayer = MidLayer(width, *sizes(backbone.model.config))
+        self.norm = nn.RMSNorm(width, eps=1e-6)
+        size = draft_vocabulary or backbone.vocabulary_size
+        self.lm_head = nn.Linear(width, size, bias=False)
+        self.register_buffer("d2t", torch.zeros(size, dtype=torch.long))  # d2t[j] = id of draft token j, less j
+        self.register_buffer("t2d", torch.zeros(backbone.vocabulary_size, dtype=torch.bool))
+        self._choose(torch.arange(size))
+
+    # ---- the draft vocabulary
+
+    @property
+    def vocabulary(self) -> Tensor | None:
+        if len(self.d2t) == len(self.t2d):
+            return None
+        return self.d2t + torch.arange(len(self.d2t), device=self.d2t.device)
+
+    def prepare(self, frequencies: Tensor) -> str | None:
+        """Take the most frequent tokens as the draft vocabulary and report how much of the text they cover."""
+        if self.vocabulary is None:
+            return None
+        # ties go to the lower id, so that the same data give the same vocabulary
+        order = torch.argsort(frequencies, descending=True, stable=True)
+        chosen = order[: len(self.d2t)].sort().values
+        self._choose(chosen.to(self.d2t.device))
+        coverage = float(frequencies[chosen].sum() / frequencies.sum().clamp(min=1))
+        return f"draft vocabulary: {len(chosen):,} of {len(frequencies):,} tokens cover {coverage:.2%} of what is learned"
+
+    def _choose(self, ids: Tensor) -> None:
+        """Propose these tokens (ascending), starting from the backbone's own rows for them."""
+        self.d2t.copy_(ids - torch.arange(len(ids), device=ids.device))
+        self.t2d.zero_()[ids] = True
+        with torch.no_grad():
+            rows = self.backbone.unembedding.detach().float().to(ids.device)[ids]
+            self.lm_head.weight.copy_(rows)
+
+    def unembed(self, head: int, hidden: Tensor) -> Tensor:
+        logits = self.backbone.cap(self.lm_head(hidden))
+        ids = self.vocabulary
+        if ids is None:
+            return logits
+        whole = logits.new_full((*logits.shape[:-1], len(self.t2d)), float("-inf"))
+        return whole.index_copy_(-1, ids, logits)
+
+    def unembedding(self, head: int) -> tuple[Tensor, ...]:
+        return (self.lm_head.weight,)
+
+    # ---- training
+
+    def forward(self, features: Features, ids: Tensor, anchors: tuple[Tensor, Tensor]) -> Iterator[Guess]:
+        """Training-time test: K steps over whole rows, each on the outputs of the one before."""
+        layer, (rows, length) = self.midlayer, ids.shape
+        place = torch.arange(length, device=ids.device)
+        state = self.fc(features.taps.to(self.fc.weight.dtype))  # (B,T,D)
+        keys, values = [], []
+        for head in range(self.heads):
+            following = ids[:, (place + 1 + head).clamp(max=length - 1)]
+            joined = layer.join(self.backbone.embed(following), state)
+            positions = (place + head).expand(rows, -1)
+            query = layer.queries(joined, positions)
+            key, value = layer.keys_values(joined, positions)
+            keys.append(key)
+            values.append(value)
+            mixed = self.unrolled_attention(query, keys, values)
+            state = layer.finish(mixed, state)
+            yield Guess(self.norm(state[anchors]))
+
+    def unrolled_attention(self, query: Tensor, keys: list[Tensor], values: list[Tensor]) -> Tensor:
+        """Step k = len(keys)-1: queries (B,H,T,E) see step 0's keys causally and, of each later step, their own place."""
+        step, length = len(keys) - 1, query.shape[2]
+        place = torch.arange(length, device=query.device)
+        distance = place[:, None] + step - place  # from the query's position t+k to those of step 0
+        causal = (distance >= step) & (distance < self.context)
+        scores = [(query @ keys[0].transpose(-1, -2)).masked_fill(~causal, float("-inf"))]  # (B,H,T,T)
+        scores += [(query * key).sum(dim=-1, keepdim=True) for key in keys[1:]]  # (B,H,T,1) each
+        weight = (torch.cat(scores, dim=-1) * query.shape[-1] ** -0.5).softmax(dim=-1)
+        mixed = weight[..., :length] @ values[0]
+        for number, value in enumerate(values[1:]):
+            mixed = mixed + weight[..., length + number, None] * value
+        return mixed
+
+    # ---- decoding
+
+    def allocate(self, rows: int, capacity: int) -> Memory:
+        make = {"dtype": self.backbone.dtype, "device": self.backbone.device}
+        heads, width = self.midlayer.self_attn.heads, self.backbone.width
+        keys, values = (torch.zeros(rows, heads, capacity, width // heads, **make) for _ in range(2))
+        length = torch.zeros(rows, dtype=torch.long, device=self.backbone.device)
+        return Memory(keys, values, length, torch.zeros(rows, width, **make))
+
+    def read(
+        self, memory: Memory, rows: slice, accepted: Features, following: Tensor, start: int | Tensor, counts: Tensor
+    ) -> None:
+        """Keys and values of all new positions, and the layer's output at the last: what the root's children hang on."""
+        layer, here = self.midlayer, _rows_of(memory, rows)
+        state = self.fc(accepted.taps)  # (B,P,D)
+        joined = layer.join(self.backbone.embed(following), state)
+        first = start if isinstance(start, Tensor) else torch.full_like(counts, start)
+        positions = first[:, None] + torch.arange(following.shape[1], device=counts.device)  # (B,P)
+        slots = positions.clamp(max=here.keys.shape[2] - 1)  # beyond it only what does not hold
+        every, heads = (torch.arange(size, device=counts.device) for size in here.keys.shape[:2])
+        place = every[:, None, None], heads[None, :, None], slots[:, None]
+        for buffer, new in zip((here.keys, here.values), layer.keys_values(joined, positions)):
+            buffer.index_put_(place, new)
+        here.length.copy_(first + counts)
+        at = every[:, None], counts[:, None] - 1
+        mixed = self._attend(layer.queries(joined[at], positions[at]), here, here.length - 1)
+        here.last.copy_(layer.finish(mixed, state[at])[:, 0])
+
+    def _attend(self, query: Tensor, memory: Memory, position: Tensor, growth: Growth | None = None) -> Tensor:
+        """Queries (B,H,R,E), which stand at `position` (B,), over the real positions in reach, and over a tree's nodes."""
+        slot = torch.arange(memory.keys.shape[2], device=query.device)
+        near = (slot < memory.length[:, None]) & (position[:, None] - slot < self.context)  # (B,S)
+        scores = (query @ memory.keys.transpose(-1, -2)).masked_fill(~near[:, None, None], float("-inf"))
+        if growth is not None:
+            inside = (query @ growth.keys.transpose(-1, -2)).masked_fill(~growth.seen[:, None], float("-inf"))
+            scores = torch.cat([scores, inside], dim=-1)
+        weight = (scores * query.shape[-1] ** -0.5).softmax(dim=-1)
+        mixed = weight[..., : len(slot)] @ memory.values
+        return mixed if growth is None else mixed + weight[..., len(slot) :] @ growth.values
+
+    def move(self, memory: Memory, source: int, target: int) -> None:
+        for part in (memory.keys, memory.values, memory.length, memory.last):
+            part[target] = part[source]
+
+    def begin(self, memory: Memory, rows: slice) -> Growth:
+        here = _rows_of(memory, rows)
+        return Growth(0, here.last[:, None], here)
+
+    def step(self, state: Growth, tokens: Tensor, parents: Tensor) -> tuple[Tensor, Growth]:
+        """The root was read with its position; deeper nodes run the layer on their parents' outputs."""
+        level, output, memory = state.level, state.output, state.memory
+        if level == 0:
+            return self.unembed(0, self.norm(output)), Growth(1, output, memory)
+        layer, before = self.midlayer, inherit(output, parents)  # (B,R,D)
+        joined = layer.join(self.backbone.embed(tokens), before)
+        position = memory.length + level - 1  # (B,)
+        positions = position[:, None].expand(tokens.shape)
+        keys, values = layer.keys_values(joined, positions)
+        seen = torch.eye(tokens.shape[1], dtype=torch.bool, device=tokens.device).expand(len(tokens), -1, -1)
+        if state.keys is not None:
+            keys, values = torch.cat([state.keys, keys], dim=2), torch.cat([state.values, values], dim=2)
+            seen = torch.cat([inherit(state.seen, parents), seen], dim=2)
+        grown = Growth(level + 1, output, memory, keys, values, seen)
+        grown.output = layer.finish(self._attend(layer.queries(joined, positions), memory, position, grown), before)
+        return self.unembed(level, self.norm(grown.output)), grown
+
+
+def default_taps(layers: int) -> tuple[int, int, int]:
+    """The layers of a backbone of so many whose inputs EAGLE-3 fuses."""
+    published = 2, layers // 2, layers - 3
+    return published if published[0] < published[1] < published[2] else (layers // 4, layers // 2, layers - 1)
+
+
+def _rows_of(memory: Memory, rows: slice) -> Memory:
+    """A view of these rows."""
+    return Memory(memory.keys[rows], memory.values[rows], memory.length[rows], memory.last[rows])

@@ -1,0 +1,56 @@
+"""Pieces of a transformer layer that drafters are built from, named as Llama's are, so that exports need no renaming."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import silu
+
+
+class Attention(nn.Module):
+    """Projections of inputs (...,T,width_in) to heads (...,H,T,E), and of their mixture back to (...,T,D).
+    Keys and values have as many heads as queries: one layer's cache is small."""
+
+    def __init__(self, width_in: int, width: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.q_proj, self.k_proj, self.v_proj = (nn.Linear(width_in, width, bias=False) for _ in range(3))
+        self.o_proj = nn.Linear(width, width, bias=False)
+
+    def split(self, projected: Tensor) -> Tensor:
+        """(...,T,D) -> (...,H,T,E)"""
+        return projected.unflatten(-1, (self.heads, -1)).transpose(-2, -3)
+
+    def join(self, mixed: Tensor) -> Tensor:
+        """(...,H,T,E) -> (...,T,D), projected."""
+        return self.o_proj(mixed.transpose(-2, -3).flatten(-2))
+
+
+class FeedForward(nn.Module):
+    """SwiGLU: down(silu(gate(x)) * up(x))."""
+
+    def __init__(self, width: int, inner: int):
+        super().__init__()
+        self.gate_proj, self.up_proj = (nn.Linear(width, inner, bias=False) for _ in range(2))
+        self.down_proj = nn.Linear(inner, width, bias=False)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.down_proj(silu(self.gate_proj(hidden)) * self.up_proj(hidden))
+
+
+def rotary(states: Tensor, positions: Tensor, theta: float) -> Tensor:
+    """Rotary position embedding (RoFormer, arXiv 2104.09864; halves as Llama lays them): states (B,H,T,E) turned by
+    positions (B,T), which may be any whole numbers: only differences matter to attention."""
+    half = states.shape[-1] // 2
+    frequencies = theta ** (-torch.arange(half, device=states.device, dtype=torch.float) / half)
+    angles = positions[:, None, :, None] * frequencies  # (B,1,T,E/2)
+    cos, sin = angles.cos().to(states.dtype), angles.sin().to(states.dtype)
+    first, second = states[..., :half], states[..., half:]
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+
+
+def sizes(config) -> tuple[int, int]:
+    """Attention heads and inner width that suit a layer beside this backbone's own (GPT-NeoX and the like name none)."""
+    text = config.get_text_config(decoder=True)
+    heads = text.num_attention_heads
+    while text.hidden_size % (2 * heads):  # a backbone's heads may be wider than its hidden size divided by them
+        heads -= 1
+    return heads, getattr(text, "intermediate_size", None) or 4 * text.hidden_size
