@@ -32,6 +32,7 @@ from common import result, timed, write
 from datamodules import ConversationData
 from mhc.attention import tree_attention
 from mhc.backbone import resolve
+from mhc.benchmark import round_parts
 from mhc.checkpoint import DESCRIPTION, TUNED, for_decoding, load_drafter, tuned_tree
 from mhc.engine import Engine
 from mhc.sampling import GREEDY, Sampling
@@ -63,7 +64,7 @@ def main() -> None:
             results += together(plain, engines, ids, label, sampling, rows, options.repeats + 1)
     for name, engine in engines.items():
         if name.endswith("/tuned"):
-            shares = [parts(engine, prompt) for prompt in ids[:6]]
+            shares = [round_parts(engine, prompt) for prompt in ids[:6]]
             results += [
                 result(f"{name}/T=0/batch=1", metric, [share[metric] for share in shares]) for metric in shares[0]
             ]
@@ -170,44 +171,6 @@ def transformers_generate(model, prompt: list[int], **options) -> list[int]:
     ids = torch.tensor([prompt])
     out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=NEW, do_sample=False, **options)
     return out[0, len(prompt) :].tolist()
-
-
-@torch.inference_mode()
-def parts(engine: Engine, prompt: list[int], repeats: int = 30) -> dict[str, float]:
-    """Medians in milliseconds of a plain step, of growing the tree, of the verifying forward and of a whole round, at
-    one place in the text, interleaved; and the round over growing plus verifying: its host overhead."""
-    backbone, drafter = engine.backbone, engine.drafter
-    rows = engine.rows([prompt], [NEW], [GREEDY], 1, speculate=True)
-    rows.join(0, engine._prefill(rows, [0])[0])
-    rows.cache.select(0, 1)
-    length, root, memory = rows.cache.lengths[0], rows.root.clone(), rows.memory.clone()
-
-    def rewind() -> None:
-        rows.cache.lengths[0] = length
-        rows.cache.select(0, 1)
-        rows.root.copy_(root)
-        rows.memory.copy_(memory)
-        rows.pace.left = 0  # every round speculates here, whether it pays or not
-
-    def grow():
-        draw = rows.draw(engine.tree.levels_deep)
-        return engine.tree.grow(drafter, drafter.begin(rows.memory, rows.active), rows.root, draw)
-
-    tree = grow()
-    steps = {
-        "plain_ms": lambda: engine._round(rows, speculate=False),
-        "draft_ms": grow,
-        "verify_ms": lambda: backbone.decode(tree.tokens, *rows.places(tree.ancestors, tree.depth)),
-        "round_ms": lambda: engine._round(rows, speculate=True),
-    }
-    found: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(repeats):
-        for name, step in steps.items():
-            found[name].append(1000 * timed(step)[0])
-            rewind()
-    milliseconds = {name: median(values[3:]) for name, values in found.items()}
-    whole = [r / (d + v) for r, d, v in zip(*(found[name][3:] for name in ("round_ms", "draft_ms", "verify_ms")))]
-    return {**milliseconds, "round_vs_parts": median(whole), "nodes": float(tree.tokens.shape[1])}
 
 
 @torch.inference_mode()

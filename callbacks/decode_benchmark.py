@@ -19,49 +19,33 @@ RESULT = "decode_benchmark.json"
 
 
 class DecodeBenchmark(Callback):
-    """`test` (and every `every_n_epochs` epochs of `fit`, 0 for never) decodes `prompts` held-out
-    prompts both ways, prints a table and writes decode_benchmark.json into default_root_dir.
-
-    The tree is the one that `run.py tune` found, or the DrafterCheckpoint's, or a chain of all heads. Inside `fit` the figures are logged
-    as val/decode_tokens_per_step and val/decode_speedup, so that either can choose the best checkpoint.
+    """`test` decodes `prompts` held-out prompts both ways, prints a table and writes decode_benchmark.json into
+    default_root_dir. The tree is the one that `run.py tune` found, or the DrafterCheckpoint's, or a chain of all heads.
     """
 
-    def __init__(
-        self,
-        prompts: int = 20,
-        max_new_tokens: int = 128,
-        every_n_epochs: int = 0,
-    ):
+    def __init__(self, prompts: int = 20, max_new_tokens: int = 128):
         self.prompts, self.max_new_tokens = prompts, max_new_tokens
-        self.every_n_epochs = every_n_epochs
 
-    def measure(self, trainer: Trainer, module: LightningModule, split: str) -> dict[str, Any]:
-        """One comparison over held-out prompts of `split`."""
-        prompts = [prompt.ids for prompt in trainer.datamodule.prompts(split, self.prompts)]
+    def measure(self, trainer: Trainer, module: LightningModule) -> dict[str, Any]:
+        """One comparison over held-out prompts."""
+        prompts = [prompt.ids for prompt in trainer.datamodule.prompts("test", self.prompts)]
         if not prompts:
-            raise UserError(f"the data has no {split} prompts to decode: give it more conversations")
+            raise UserError("the data has no test prompts to decode: give it more conversations")
         shapes = [c.shape(module.drafter) for c in trainer.callbacks if isinstance(c, DrafterCheckpoint)]
-        tuned = tuned_tree(Path(trainer.default_root_dir)) if split == "test" else None
+        tuned = tuned_tree(Path(trainer.default_root_dir))
         engine = Engine(module.backbone, for_decoding(module.drafter), tuned or next(iter(shapes), None))
         with Progress(transient=True) as progress:
             task = progress.add_task(
-                f"decoding {len(prompts)} {split} prompts, plain and with heads", total=len(prompts)
+                f"decoding {len(prompts)} prompts, plain and with heads", total=len(prompts)
             )
             figures = compare(
                 engine, prompts, self.max_new_tokens, lambda done, _: progress.update(task, completed=done)
             )
         return figures
 
-    def on_validation_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
-        due = self.every_n_epochs and (trainer.current_epoch + 1) % self.every_n_epochs == 0
-        if due and not trainer.sanity_checking and trainer.state.fn == "fit":
-            figures = self.measure(trainer, module, "validation")
-            module.log("val/decode_tokens_per_step", figures["tokens_per_step"])
-            module.log("val/decode_speedup", figures["speedup"])
-
     def on_test_end(self, trainer: Trainer, module: LightningModule) -> None:
         module.backbone.lay_out()
-        figures = self.measure(trainer, module, "test")
+        figures = self.measure(trainer, module)
         measured = trainer.callback_metrics
         accuracy = [
             {kind: round(float(measured[f"test/head{head}_{kind}"]), 4) for kind in ("top1", "top5")}

@@ -32,7 +32,7 @@ SPLITS = ("train", "validation", "test")
 
 @dataclass(frozen=True)
 class Prompt:
-    """The turns before the first answer; `ids` ends where the assistant starts to speak."""
+    """The turns before an answer; `ids` ends where the assistant starts to speak."""
 
     id: str
     messages: Messages
@@ -157,13 +157,14 @@ class ConversationData(LightningDataModule):
         return found, Report("pocket", {"generated": len(found)}, len(found), len(found))
 
     def prompts(self, split: str, count: int) -> list[Prompt]:
-        """At most `count` different prompts of a split, shorter than max_length, ordered by their hash."""
+        """At most `count` different prompts of a split, shorter than max_length, ordered by their hash. Of a
+        conversation with several answers one is asked for, chosen by the same hash."""
         tokenizer, found, seen = self._tokenizer(), [], set()
         for conversation in sorted(self.conversations(split), key=lambda c: (prompt_hash(c.prompt), c.id)):
             if len(found) == count:
                 break
-            first = [m["role"] for m in conversation.messages].index("assistant")
-            messages = conversation.messages[:first]
+            turns = [at for at, m in enumerate(conversation.messages) if m["role"] == "assistant"]
+            messages = conversation.messages[: turns[int(prompt_hash(conversation.prompt), 16) % len(turns)]]
             ids = prompt_ids(tokenizer, messages)
             if len(ids) < self.max_length and tuple(ids) not in seen:
                 seen.add(tuple(ids))

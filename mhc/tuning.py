@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mhc.benchmark import wait
 from mhc.engine import Engine
 from mhc.replay import COUNTS, RANKS, WIDTHS, Costs, Trace, most_nodes
 from mhc.rows import Rows
@@ -75,10 +76,10 @@ def measure_costs(
     seconds: dict[Any, list[float]] = {}
 
     def timed(key: Any, call: Callable[[], Any]) -> None:
-        _wait(root.device)
+        wait(root.device)
         started = time.perf_counter()
         call()
-        _wait(root.device)
+        wait(root.device)
         seconds.setdefault(key, []).append(time.perf_counter() - started)
         rows.cache.lengths[0] = length
         rows.root.copy_(root)
@@ -220,8 +221,3 @@ def example_round(engine: Engine, prompt: list[int], sampling: Sampling, rounds:
         "strong": strong,
         "title": f"one round of an answer: {len(tokens)} nodes verified, {count - 1} guesses right (green), and the bonus token",
     }
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -5,18 +5,15 @@ held-out prompts with both, and say what came of it. Every stage is one of the c
 """
 
 import json
-import shlex
-import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 from mhc.commands import Parser
+from mhc.commands.stages import TRAINERS, best_trainer, distilling, run_stage, training
 
 DRAFTERS = ("medusa", "cascade")
-ROOT = Path(__file__).parents[2]
-RUN, CONFIGS = ROOT / "run.py", ROOT / "configs"
 
 
 def main(argv: list[str]) -> int:
@@ -26,14 +23,14 @@ def main(argv: list[str]) -> int:
     from rich.console import Console
 
     from callbacks.decode_benchmark import RESULT, show
-    from mhc.checkpoint import write_json
+    from mhc.checkpoint import DESCRIPTION, write_json
 
     console, out, started = Console(), Path(options.out), time.perf_counter()
-    stages = list(_stages(out, options.conversations, options.trainer or _best_trainer()))
+    stages = list(_stages(out, options.conversations, options.trainer or best_trainer()))
     for number, (what, command) in enumerate(stages, 1):
-        console.rule(f"{number}/{len(stages)} {what}", align="left")
-        console.print(f"python run.py {shlex.join(command)}", style="dim", soft_wrap=True, highlight=False)
-        status = _run(command)
+        if command[0] == "fit":
+            (Path(command[-1]) / DESCRIPTION).unlink(missing_ok=True)  # heads of an earlier quickstart make way
+        status = run_stage(console, f"{number}/{len(stages)} {what}", command)
         if status:
             return status
     drafters = {name: json.loads((out / name / RESULT).read_text()) for name in DRAFTERS}
@@ -51,61 +48,18 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _best_trainer() -> str:
-    """The file of configs/trainer that makes the most of this machine."""
-    import torch
-
-    if torch.cuda.is_available():
-        return "gpu"
-    return "cpu-bf16" if torch.cpu._is_avx512_bf16_supported() else "cpu"
-
-
 def _stages(out: Path, conversations: int, trainer: str):
     """(title, arguments of run.py) of every stage, in order."""
     answers = str(out / "answers.jsonl")
-    yield (
-        "the backbone answers prompts itself",
-        [
-            *(
-                "distill",
-                "--data",
-                "pocket",
-                "--out",
-                answers,
-                "--limit",
-                str(conversations),
-                "--batch_size",
-                "64",
-            ),
-        ],
-    )
+    yield "the backbone answers prompts itself", distilling("pocket", answers, conversations)
     for name in DRAFTERS:
-        common = [
-            *(
-                "--config",
-                str(CONFIGS / "quickstart.yaml"),
-                "--config",
-                str(CONFIGS / "trainer" / f"{trainer}.yaml"),
-            ),
-            *("--config", str(CONFIGS / "drafter" / f"{name}.yaml")),
-            *("--data.path", answers, "--trainer.default_root_dir", str(out / name)),
-        ]
+        common = training(name, trainer, answers, out / name)
         yield f"train {name} heads on the answers", ["fit", *common]
         yield (
             f"find the tree that is fastest with {name} heads here",
             ["tune", "--data", answers, "--prompts", "12", "--checkpoint", str(out / name)],
         )
         yield f"decode held-out prompts with {name} heads and plainly", ["test", *common]
-
-
-def _run(command: list[str]) -> int:
-    """One stage in a process of its own, just as a user would run it (what a Lightning run leaves behind in
-    a process slows the decoding measured after it); heads of an earlier quickstart make way."""
-    from mhc.checkpoint import DESCRIPTION
-
-    if command[0] == "fit":
-        (Path(command[-1]) / DESCRIPTION).unlink(missing_ok=True)
-    return subprocess.run([sys.executable, str(RUN), *command]).returncode
 
 
 def draw_accuracy(drafters: dict[str, dict[str, Any]], path: Path) -> None:
@@ -150,7 +104,7 @@ def _parser() -> Parser:
     add("--conversations", type=int, default=4000, metavar="N", help="prompts to distil (default 4000)")
     add(
         "--trainer",
-        choices=("cpu", "cpu-bf16", "gpu"),
+        choices=TRAINERS,
         help="a file of configs/trainer (default: what the machine can do)",
     )
     return parser

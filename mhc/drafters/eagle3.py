@@ -160,7 +160,7 @@ class Eagle3(Drafter):
         """Training-time test: K steps over whole rows, each on the outputs of the one before."""
         layer, (rows, length) = self.midlayer, ids.shape
         place = torch.arange(length, device=ids.device)
-        state = self.fc(features.taps.to(self.fc.weight.dtype))  # (B,T,D)
+        state = self.fc(features.taps.to(self.norm.weight.dtype))  # (B,T,D)
         keys, values = [], []
         for head in range(self.heads):
             following = ids[:, (place + 1 + head).clamp(max=length - 1)]

@@ -1,0 +1,41 @@
+"""What `quickstart` and `compare` share: stages, each one of the commands a user would type, in a process of its own.
+
+(In one process, what a Lightning run leaves behind slows the decoding that is measured after it.)
+"""
+
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+RUN, CONFIGS = ROOT / "run.py", ROOT / "configs"
+TRAINERS = ("cpu", "cpu-bf16", "gpu")
+
+
+def run_stage(console, title: str, command: list[str]) -> int:
+    """Print and run one stage; its exit status."""
+    console.rule(title, align="left")
+    console.print(f"python run.py {shlex.join(command)}", style="dim", soft_wrap=True, highlight=False)
+    return subprocess.run([sys.executable, str(RUN), *command]).returncode
+
+
+def best_trainer() -> str:
+    """The file of configs/trainer that makes the most of this machine."""
+    import torch
+
+    if torch.cuda.is_available():
+        return "gpu"
+    return "cpu-bf16" if torch.cpu._is_avx512_bf16_supported() else "cpu"
+
+
+def training(family: str, trainer: str, data: str, folder: Path, *more: str) -> list[str]:
+    """The arguments common to fit, validate and test of one family of heads."""
+    configs = (CONFIGS / "quickstart.yaml", CONFIGS / "trainer" / f"{trainer}.yaml", CONFIGS / "drafter" / f"{family}.yaml")
+    chosen = [part for config in configs for part in ("--config", str(config))]
+    return [*chosen, "--data.path", data, "--trainer.default_root_dir", str(folder), *more]
+
+
+def distilling(data: str, out: str, conversations: int, *more: str) -> list[str]:
+    """The arguments that let the backbone answer so many prompts."""
+    return ["distill", "--data", data, "--out", out, "--limit", str(conversations), "--batch_size", "64", *more]
