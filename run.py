@@ -6,6 +6,7 @@
   python run.py test     --config ...   decode held-out prompts plain and with heads, and compare
 
   python run.py quickstart              the whole road on the embedded model, in minutes
+  python run.py compare                 train every family of heads alike: which one pays here
   python run.py generate                answer a prompt with trained heads
   python run.py tune                    find the tree with which trained heads are fastest on this machine
   python run.py distill                 let the backbone answer prompts: the data heads learn best from
@@ -20,7 +21,7 @@ import os
 import sys
 
 LIGHTNING = ("fit", "validate", "test")
-COMMANDS = ("distill", "generate", "inspect", "quickstart", "tune")
+COMMANDS = ("compare", "distill", "generate", "inspect", "quickstart", "tune")
 
 
 def main(arguments: list[str]) -> int:

@@ -54,9 +54,10 @@ class _ChunkedLoss(torch.autograd.Function):
         casts = [matrix.detach().to(dtype) for matrix in matrices]
         gradients = [torch.zeros_like(matrix) if matrix.requires_grad else None for matrix in matrices]
         d_hidden = torch.empty_like(hidden)
-        loss = torch.zeros((), device=hidden.device)
+        precise = {"dtype": torch.promote_types(dtype, torch.float), "device": hidden.device}
+        loss = torch.zeros((), **precise)
         rank = torch.empty_like(labels)
-        acceptance = torch.empty(len(labels) if teacher else 0, device=hidden.device)
+        acceptance = torch.empty(len(labels) if teacher else 0, **precise)
         index = _draft_index(vocabulary, labels)
         for start in range(0, len(labels), CHUNK):
             part = slice(start, start + CHUNK)
@@ -85,7 +86,7 @@ class _ChunkedLoss(torch.autograd.Function):
                     d_logits = q.sub_(p)
                 else:
                     below = q * (q < p)  # where q rises, acceptance does
-                    shared = shared.clamp(min=torch.finfo(torch.float).tiny)
+                    shared = shared.clamp(min=torch.finfo(torch.float).tiny)  # 0 where the two do not meet at all
                     each = -shared.log()
                     d_logits = (q * below.sum(dim=1, keepdim=True) - below) / shared
                 known = (best if vocabulary is None else _draft_index(vocabulary, best))[:, None] >= 0

@@ -10,6 +10,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 GREEN, GREY, BLUE = "#2ca02c", "#9a9a9a", "#1f77b4"
+FAMILY_COLOURS = ("#7f7f7f", "#1f77b4", "#2ca02c", "#d62728", "#9467bd", "#8c564b")
 
 
 def draw_tree(axis: Any, parents: Sequence[int], labels: Sequence[str], strong: Sequence[bool], title: str) -> None:
@@ -88,5 +89,49 @@ def draw_tuning(path: Path, example: dict[str, Any], points: Sequence[dict[str, 
     right.set(xlabel="nodes at most", ylabel="speedup over plain decoding", title="which tree pays here")
     right.grid(alpha=0.3)
     right.legend(frameon=False, fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.11))
+    figure.savefig(path, dpi=140)
+    plt.close(figure)
+
+
+def draw_comparison(path: Path, comparison: dict[str, Any]) -> None:
+    """What `mhc.comparison` found: accuracy by head, tokens per step against the time of a round, speedups; a PNG."""
+    families = comparison["families"]
+    colours = dict(zip(families, FAMILY_COLOURS))
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(14, 4.4), layout="constrained")
+    for name, found in families.items():
+        left.plot([head["top1"] for head in found["head_accuracy"]], "o-", color=colours[name], label=name, markersize=4)
+    left.set(xlabel="head k (guesses token t+2+k)", ylabel="top-1 on held-out answers", ylim=(0, 1))
+    left.set_title("how often each head is right", fontsize=11)
+    left.set_xticks(range(max(len(found["head_accuracy"]) for found in families.values())))
+    left.legend(frameon=False)
+    for name, found in families.items():
+        for kind, mark in (("chain", "o"), ("tuned", "D")):
+            if f"{kind}_ms" in found:
+                parts = found[f"{kind}_ms"]
+                middle.scatter(
+                    parts["round_ms"] / parts["plain_ms"], found[f"{kind}/T=0"]["tokens_per_step"], color=colours[name], marker=mark
+                )
+    reach = max(1.0, middle.get_xlim()[1], *(found["chain/T=0"]["tokens_per_step"] for found in families.values()))
+    for speed in (1.0, 1.5, 2.0):
+        middle.plot([1, reach], [speed, speed * reach], color=GREY, linewidth=0.7, linestyle=":")
+        middle.annotate(f"{speed:g}x", (reach, speed * reach), fontsize=8, color=GREY, annotation_clip=True)
+    middle.set(xlabel="a round in plain steps", ylabel="tokens per step, T=0", xlim=(1, None))
+    middle.set_ylim(1, 1.15 * max(found[f"{kind}/T=0"]["tokens_per_step"] for found in families.values() for kind in ("chain", "tuned")))
+    middle.set_title("what a round brings and costs (o chain, \u25c6 tuned tree)", fontsize=11)
+    bars = [f"{kind}/{label}" for label in ("T=0", "T=1") for kind in ("chain", "tuned")]
+    wide = 0.8 / len(families)
+    for number, (name, found) in enumerate(families.items()):
+        values = [found[bar]["speedup"] for bar in bars]
+        spread = [
+            [found[bar]["speedup"] - found[bar]["speedup_q1"] for bar in bars],
+            [found[bar]["speedup_q3"] - found[bar]["speedup"] for bar in bars],
+        ]
+        places = [at + (number - (len(families) - 1) / 2) * wide for at in range(len(bars))]
+        right.bar(places, values, wide, yerr=spread, color=colours[name], capsize=2, error_kw={"linewidth": 0.8})
+    right.axhline(1, color="black", linewidth=0.8, linestyle=":")
+    right.set_xticks(range(len(bars)), labels=[bar.replace("/", "\n") for bar in bars])
+    right.set(ylabel="speedup over plain decoding", title="speed (medians, quartiles)")
+    for axis in (left, middle, right):
+        axis.grid(alpha=0.3)
     figure.savefig(path, dpi=140)
     plt.close(figure)

@@ -1,0 +1,213 @@
+"""`run.py compare`: train every family of draft heads alike and see which one pays on this backbone and this machine.
+
+Every family gets the same backbone, data, number of heads and budget (steps, or minutes of training); then trees are
+tuned, and all of them decode the same held-out prompts in turn. What was done is not done again: a stopped comparison
+goes on where it was.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from mhc.commands import Parser
+from mhc.commands.stages import TRAINERS, best_trainer, distilling, run_stage, training
+from mhc.errors import UserError
+
+FAMILIES = ("medusa", "cascade", "diffusion", "eagle3")
+STEPS = 375  # three epochs of 4,000 conversations
+VALIDATIONS = 5  # over a training; the best of them is kept
+TRIAL = 20  # steps that tell how long one takes
+RESULT, SETTINGS = "comparison.json", "settings.json"
+
+
+def main(argv: list[str]) -> int:
+    """Train, tune and measure into --out; returns the exit status."""
+    options = _parser().parse_args(argv)
+    for name in ("steps", "minutes", "heads", "prompts", "conversations", "max_new_tokens"):
+        if getattr(options, name) is not None and getattr(options, name) <= 0:
+            raise UserError(f"--{name} is {getattr(options, name)}: it must be above 0")
+    if options.steps is None and options.minutes is None:
+        options.steps = STEPS
+    if options.data is None and options.backbone != "pocket":
+        raise UserError("--data is missing: give answers of this backbone (python run.py distill makes them)")
+    if options.data is not None and not Path(options.data).exists():
+        raise UserError(f"--data '{options.data}' does not exist: give answers of the backbone (run.py distill)")
+
+    from rich.console import Console
+
+    console, out = Console(), Path(options.out)
+    settings = {name: getattr(options, name) for name in ("backbone", "data", "limit", "heads", "steps", "minutes")}
+    _remember(out, settings)
+    answers, trainer = options.data or str(out / "answers.jsonl"), options.trainer or best_trainer()
+    if options.data is None:
+        made = distilling("pocket", answers, options.conversations)
+        if status := run_stage(console, "the backbone answers prompts itself", made):
+            return status
+    for family in options.families:
+        if status := _train(console, family, trainer, answers, out / family, options):
+            return status
+    comparison = compare(out, options.families, answers, options.prompts, options.max_new_tokens) | settings
+    write_results(out, comparison)
+    console.print(f"-> {out / RESULT}, comparison.md and comparison.png", highlight=False)
+    return 0
+
+
+def compare(out: Path, families: list[str], data: str, prompts: int, max_new_tokens: int) -> dict[str, Any]:
+    """Tune and measure the heads that stand in out/<family>, all on one backbone."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from callbacks.training_cost import RESULT as COST
+    from datamodules import ConversationData
+    from mhc.benchmark import machine, versions
+    from mhc.checkpoint import for_decoding, load_drafter
+    from mhc.comparison import measure
+
+    drafters, tuned, backbone = {}, {}, None
+    for family in families:
+        loaded, _ = load_drafter(out / family, backbone)
+        drafters[family], backbone = for_decoding(loaded), loaded.backbone
+    source = ConversationData(data)
+    source.tokenizer = backbone.tokenizer
+    held_out = {split: [prompt.ids for prompt in source.prompts(split, prompts)] for split in ("validation", "test")}
+    if min(map(len, held_out.values())) < 2:
+        raise UserError(f"'{data}' holds out fewer than two prompts: give more conversations")
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        for family, drafter in drafters.items():
+            tuned[family] = _tuned(out / family, drafter, held_out["validation"][:12], max_new_tokens, progress)
+        tasks: dict[str, Any] = {}
+
+        def update(title: str, done: int, total: int) -> None:
+            if title not in tasks:
+                tasks[title] = progress.add_task(title)
+            progress.update(tasks[title], completed=done, total=total)
+
+        found = measure(drafters, tuned, held_out["test"], max_new_tokens, update)
+    for family in families:
+        cost = json.loads((out / family / COST).read_text())
+        found[family] |= {
+            "parameters": sum(parameter.numel() for parameter in load_drafter(out / family, backbone)[0].parameters()),
+            "steps": cost["steps"],
+            "training_seconds": cost["seconds"],
+            "peak_memory_mib": cost["peak_memory_mib"],
+        }
+    return {
+        "backbone_parameters": sum(parameter.numel() for parameter in backbone.model.parameters()),
+        "prompts": len(held_out["test"]),
+        "max_new_tokens": max_new_tokens,
+        "machine": machine(),
+        "versions": versions(),
+        "families": found,
+    }
+
+
+def write_results(out: Path, comparison: dict[str, Any]) -> None:
+    """comparison.json, .md and .png, and the table on the terminal."""
+    from rich.console import Console
+    from rich.markdown import Markdown
+
+    from mhc.checkpoint import write_json
+    from mhc.comparison import as_markdown, explain
+    from mhc.pictures import draw_comparison
+
+    write_json(out / RESULT, comparison)
+    table = as_markdown(comparison)
+    (out / "comparison.md").write_text(f"{table}\n{explain(comparison)}\n")
+    draw_comparison(out / "comparison.png", comparison)
+    Console().print(Markdown(table))
+    Console().print(explain(comparison), highlight=False)
+
+
+def _tuned(folder: Path, drafter, prompts: list[list[int]], max_new_tokens: int, progress) -> dict[str, Any]:
+    """The fastest tree of these heads at each temperature; what was found stays beside the heads."""
+    from mhc.checkpoint import TUNED, write_json
+    from mhc.commands.tune import tune
+    from mhc.comparison import SAMPLINGS
+    from mhc.engine import Engine
+    from mhc.tree import shape_of
+
+    trees = {}
+    for label, sampling in SAMPLINGS.items():
+        path = folder / (TUNED if label == "T=0" else f"tree.{label}.json")
+        if not path.exists():
+            write_json(path, tune(Engine(drafter.backbone, drafter), prompts, max_new_tokens, sampling, progress))
+        trees[label] = shape_of(json.loads(path.read_text())["tree"])
+    return trees
+
+
+def _train(console, family: str, trainer: str, data: str, folder: Path, options) -> int:
+    """Train one family for the budget, or go on with it, or leave it if it is done; the exit status."""
+    from callbacks.training_cost import RESULT as COST
+
+    heads = ("--model.init_args.drafter.init_args.heads", str(options.heads))
+    common = [*heads, "--model.backbone", options.backbone, "--trainer.max_epochs", "-1"]
+    common += ["--data.limit", str(options.limit)] if options.limit else []
+    if (folder / COST).exists():
+        console.rule(f"{family} heads are trained", align="left")
+        return 0
+    steps = options.steps
+    if options.minutes:
+        steps = _steps_in(console, family, trainer, data, folder, common, options.minutes)
+        if steps is None:
+            return 1
+    every = max(1, steps // VALIDATIONS)
+    budget = ["--trainer.max_steps", str(every * (steps // every)), "--trainer.val_check_interval", str(every)]
+    budget += ["--trainer.check_val_every_n_epoch", "null"]
+    resumed = ["--ckpt_path", "last"] if (folder / "last.ckpt").exists() else []
+    command = ["fit", *training(family, trainer, data, folder, *common, *budget, *resumed)]
+    return run_stage(console, f"train {family} heads", command)
+
+
+def _steps_in(console, family, trainer, data, folder, common, minutes: float) -> int | None:
+    """How many steps fit into so many minutes, by a short trial (kept, so that a resumed run has the same schedule)."""
+    from callbacks.training_cost import RESULT as COST
+
+    trial = folder / "trial"
+    if not (trial / COST).exists():
+        short = ["--trainer.max_steps", str(TRIAL), "--trainer.limit_val_batches", "0"]
+        command = ["fit", *training(family, trainer, data, trial, *common, *short)]
+        if run_stage(console, f"how long a step with {family} heads takes", command):
+            return None
+    cost = json.loads((trial / COST).read_text())
+    return max(VALIDATIONS, int(60 * minutes / (cost["seconds"] / cost["steps"])))
+
+
+def _remember(out: Path, settings: dict[str, Any]) -> None:
+    """Refuse to go on with a comparison that was begun with other settings."""
+    from mhc.checkpoint import write_json
+
+    path = out / SETTINGS
+    if not path.exists():
+        write_json(path, settings)
+        return
+    made_with = json.loads(path.read_text())
+    changed = [f"{name}: {made_with.get(name)}" for name, value in settings.items() if made_with.get(name) != value]
+    if changed:
+        raise UserError(f"'{out}' holds a comparison with other settings ({', '.join(changed)}): choose another --out")
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="run.py compare",
+        description="Train Medusa, MHC, diffusion and EAGLE-3 heads with the same backbone, data and budget, tune a tree "
+        "for each and decode the same held-out prompts: one table and one picture. A stopped comparison goes on.",
+    )
+    add = parser.add_argument
+    add("--backbone", default="pocket", metavar="NAME", help="a directory, a hub name or pocket (default)")
+    add(
+        "--data",
+        metavar="PATH",
+        help="the backbone's own answers, as `run.py distill` writes them (default for pocket: made here)",
+    )
+    add("--out", default="runs/compare", metavar="DIR", help="where results go (default runs/compare)")
+    add("--families", nargs="+", choices=FAMILIES, default=list(FAMILIES), help="default: all four")
+    add("--heads", type=int, default=5, metavar="K", help="heads of every family (default 5)")
+    budget = parser.add_mutually_exclusive_group()
+    budget.add_argument("--steps", type=int, metavar="N", help="training steps of every family (default 375)")
+    budget.add_argument("--minutes", type=float, metavar="M", help="minutes of training for every family instead")
+    add("--limit", type=int, metavar="N", help="at most N conversations of each split")
+    add("--conversations", type=int, default=4000, metavar="N", help="prompts to distil where --data is not given")
+    add("--prompts", type=int, default=40, metavar="N", help="held-out prompts to decode (default 40)")
+    add("--max_new_tokens", type=int, default=128, metavar="N", help="tokens of an answer (default 128)")
+    add("--trainer", choices=TRAINERS, help="a file of configs/trainer (default: what the machine can do)")
+    return parser
