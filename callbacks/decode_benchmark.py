@@ -10,24 +10,25 @@ from rich.progress import Progress
 from rich.table import Table
 
 from callbacks.drafter_checkpoint import DrafterCheckpoint
-from mhc.benchmark import compare
+from mhc.acceptance import foretell, save_guesses
+from mhc.benchmark import race
 from mhc.checkpoint import for_decoding, tuned_tree, write_json
 from mhc.engine import Engine
 from mhc.errors import UserError
 
-RESULT = "decode_benchmark.json"
+RESULT, GUESSES = "decode_benchmark.json", "guesses.csv"
 
 
 class DecodeBenchmark(Callback):
     """`test` decodes `prompts` held-out prompts both ways, prints a table and writes decode_benchmark.json into
-    default_root_dir. The tree is the one that `run.py tune` found, or the DrafterCheckpoint's, or a chain of all heads.
+    default_root_dir, and guesses.csv with every guess of every head over the answers. The tree is the one that `run.py tune` found, or the DrafterCheckpoint's, or a chain of all heads.
     """
 
     def __init__(self, prompts: int = 20, max_new_tokens: int = 128):
         self.prompts, self.max_new_tokens = prompts, max_new_tokens
 
     def measure(self, trainer: Trainer, module: LightningModule) -> dict[str, Any]:
-        """One comparison over held-out prompts."""
+        """One comparison over held-out prompts; keeps every guess."""
         prompts = [prompt.ids for prompt in trainer.datamodule.prompts("test", self.prompts)]
         if not prompts:
             raise UserError("the data has no test prompts to decode: give it more conversations")
@@ -38,10 +39,14 @@ class DecodeBenchmark(Callback):
             task = progress.add_task(
                 f"decoding {len(prompts)} prompts, plain and with heads", total=len(prompts)
             )
-            figures = compare(
-                engine, prompts, self.max_new_tokens, lambda done, _: progress.update(task, completed=done)
+            figures, plain = race(
+                {"": engine}, prompts, self.max_new_tokens, lambda done, _: progress.update(task, completed=done)
             )
-        return figures
+        if trainer.is_global_zero:
+            told = [(prompt, answer.token_ids) for prompt, answer in zip(prompts, plain) if len(answer.token_ids) > 1]
+            guesses = [foretell(engine.drafter, *pair) for pair in told]
+            save_guesses(Path(trainer.default_root_dir) / GUESSES, guesses, module.tokenizer)
+        return figures[""]
 
     def on_test_end(self, trainer: Trainer, module: LightningModule) -> None:
         module.backbone.lay_out()

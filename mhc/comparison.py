@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from statistics import median
 from typing import Any
 
-from mhc.acceptance import accuracy_by_head, simulated_tokens_per_step, trace_of
+from mhc.acceptance import Foretold, accuracy_by_head, foretell, simulated_tokens_per_step
 from mhc.benchmark import race, round_parts
 from mhc.drafters import Drafter
 from mhc.engine import Engine
@@ -33,10 +33,12 @@ def measure(
     prompts: Sequence[list[int]],
     max_new_tokens: int,
     progress: Callable[[str, int, int], None],
-) -> dict[str, dict[str, Any]]:
+) -> tuple[dict[str, dict[str, Any]], dict[str, list[Foretold]]]:
     """Decode the prompts with every family, by chain and by tuned tree (tuned[family]["T=0" or "T=1"]), at both
-    temperatures, interleaved. Raises AssertionError where a text is not plain decoding's, in full precision."""
+    temperatures, interleaved. Returns the families' figures and what their heads guessed at T=0. Raises AssertionError
+    where a text is not plain decoding's, in full precision."""
     found: dict[str, dict[str, Any]] = {name: {} for name in drafters}
+    guesses: dict[str, list[Foretold]] = {}
     for label, sampling in SAMPLINGS.items():
         engines = {}
         for name, drafter in drafters.items():
@@ -53,11 +55,11 @@ def measure(
         if sampling is GREEDY:
             answers = [(prompt, answer.token_ids) for prompt, answer in zip(prompts, plain) if len(answer.token_ids) > 1]
             for number, (name, drafter) in enumerate(drafters.items()):
-                traces = [trace_of(drafter, *pair) for pair in answers]
-                found[name]["head_accuracy"] = accuracy_by_head(traces)
-                found[name]["simulated"] = round(simulated_tokens_per_step(traces, drafter.heads), 4)
+                guesses[name] = [foretell(drafter, *pair) for pair in answers]
+                found[name]["head_accuracy"] = accuracy_by_head(guesses[name])
+                found[name]["simulated"] = round(simulated_tokens_per_step(guesses[name], drafter.heads), 4)
                 progress("foretelling", number + 1, len(drafters))
-    return found
+    return found, guesses
 
 
 def as_markdown(comparison: dict[str, Any]) -> str:

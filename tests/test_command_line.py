@@ -17,6 +17,10 @@ CASCADE = ["--config", str(ROOT / "configs/drafter/cascade.yaml")]
 
 @pytest.fixture
 def conversations(tmp_path):
+    return sums(tmp_path)
+
+
+def sums(folder: Path) -> Path:
     """A small file of conversations about sums."""
     rows = [
         {
@@ -28,7 +32,7 @@ def conversations(tmp_path):
         for a in range(8)
         for b in range(8)
     ]
-    path = tmp_path / "sums.jsonl"
+    path = folder / "sums.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
@@ -41,7 +45,7 @@ def small(folder, path) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("drafter", ["medusa", "cascade"])
+@pytest.mark.parametrize("drafter", ["medusa", "cascade", "diffusion", "eagle3"])
 def test_fit_validate_test_generate(conversations, tmp_path, capsys, drafter):
     out = tmp_path / "run"
     chosen = [*COMMON, "--config", str(ROOT / f"configs/drafter/{drafter}.yaml"), *small(out, conversations)]
@@ -52,7 +56,7 @@ def test_fit_validate_test_generate(conversations, tmp_path, capsys, drafter):
     assert run.main(["test", *chosen]) == 0
     figures = json.loads((out / "decode_benchmark.json").read_text())
     assert figures["identical"] == figures["prompts"] == 2
-    assert figures["tokens_per_step"] >= 1 and len(figures["head_accuracy"]) == 5
+    assert figures["tokens_per_step"] >= 1 and len(figures["head_accuracy"]) == (7 if drafter == "eagle3" else 5)
     capsys.readouterr()
     told = {}
     for plain in ([], ["--plain"]):
@@ -113,6 +117,12 @@ def mistakes(tmp_path: Path) -> dict[str, tuple[list[str], str]]:
         "tune without heads": (["tune", "--checkpoint", str(tmp_path)], "drafter.json"),
         "temperature below 0": (["tune", "--checkpoint", str(tmp_path), "--temperature", "-1"], "temperature"),
         "top_p above 1": (["generate", "--checkpoint", "x", "--prompt", "hi", "--top_p", "1.5"], "top_p"),
+        "compare nothing": (["compare", "--data", str(tmp_path / "absent.jsonl")], "absent.jsonl"),
+        "compare for no steps": (["compare", "--steps", "0"], "--steps"),
+        "compare another backbone without its answers": (["compare", "--backbone", "somewhere/else"], "--data"),
+        "unknown family": (["compare", "--families", "hydra"], "hydra"),
+        "unknown objective": ([*fit, "--model.init_args.objective", "mse"], "objective"),
+        "unknown cell": ([*fit, "--model.init_args.drafter.init_args.cell", "lstm"], "residual"),
         "no rows": (["generate", "--checkpoint", "x", "--prompt", "hi", "--batch_size", "0"], "batch_size"),
         "distill without data": (
             ["distill", "--data", str(tmp_path / "x.json"), "--out", str(tmp_path / "o")],

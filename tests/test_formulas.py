@@ -84,7 +84,7 @@ def test_several_passes_reveal_the_surest_first(backbones):
     nn.init.normal_(drafter.out.weight, std=0.5)
     hidden, known = torch.randn(1, backbone.width), torch.tensor([3])
     with torch.no_grad():
-        found = drafter.draft(hidden, known)[0]
+        found = drafter.logits(drafter.draft(hidden, known))[0]
         blank = torch.full((1, 4), 3)
         first = torch.stack([drafter.unembed(k, drafter.denoise(hidden, known, blank, blank > 0)[:, k])[0] for k in range(4)])
         sure = first.softmax(dim=1).max(dim=1).values.argsort(descending=True)[:2].tolist()

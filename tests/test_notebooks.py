@@ -1,5 +1,6 @@
-"""The notebooks run from top to bottom on what a real (tiny) run leaves behind."""
+"""The notebooks run from top to bottom on what real (tiny) runs leave behind."""
 
+import json
 from pathlib import Path
 
 import nbformat
@@ -7,26 +8,59 @@ import pytest
 from nbclient import NotebookClient
 
 import run
-from tests.test_command_line import COMMON, ROOT, conversations, small
+from tests.test_command_line import COMMON, ROOT, sums
 
-__all__ = ["conversations"]
+pytestmark = pytest.mark.filterwarnings("ignore")
 
 
-@pytest.mark.filterwarnings("ignore")
-def test_head_accuracy(conversations, tmp_path, monkeypatch):
-    for drafter in ("medusa", "cascade"):
-        chosen = [*COMMON, "--config", str(ROOT / f"configs/drafter/{drafter}.yaml")]
-        chosen += [*small(tmp_path / drafter, conversations), "--trainer.log_every_n_steps", "1"]
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory) -> Path:
+    """A folder that a small comparison of three families left."""
+    folder = tmp_path_factory.mktemp("compare")
+    command = ["compare", "--data", str(sums(folder)), "--out", str(folder / "out"), "--steps", "3", "--heads", "2"]
+    command += ["--families", "medusa", "cascade", "eagle3", "--prompts", "2", "--max_new_tokens", "8", "--trainer", "cpu"]
+    assert run.main([*command, "--", "--data.batch_size", "4"]) == 0
+    assert run.main([*command, "--", "--data.batch_size", "4"]) == 0  # nothing is done twice
+    return folder / "out"
+
+
+def test_a_comparison_leaves_all_its_figures(compared):
+    found = json.loads((compared / "comparison.json").read_text())
+    assert {"machine", "versions", "backbone", "data", "steps", "heads"} <= set(found)
+    assert list(found["families"]) == ["medusa", "cascade", "eagle3"]
+    for figures in found["families"].values():
+        assert figures["steps"] == 3 and len(figures["head_accuracy"]) == 2
+        chain = figures["chain/T=0"]
+        assert figures["simulated"] == pytest.approx(chain["tokens_per_step"], abs=1e-3)
+        assert all(figures[f"{k}/T={t}"]["identical"] == 2 for k in ("chain", "tuned") for t in (0, 1))
+        assert figures["chain_ms"]["draft_ms"] > 0
+    assert (compared / "comparison.png").stat().st_size > 10_000
+    assert "eagle3" in (compared / "comparison.md").read_text()
+
+
+def pictures_of(name: str, folder: Path, monkeypatch) -> int:
+    """Run notebooks/<name>.ipynb on a folder of runs; how many pictures it drew."""
+    monkeypatch.setenv("MHC_RUN", str(folder))
+    notebook = nbformat.read(ROOT / f"notebooks/{name}.ipynb", as_version=4)
+    NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(ROOT / "notebooks")}}).execute()
+    outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+    return sum("image/png" in output.get("data", {}) for output in outputs)
+
+
+def test_head_accuracy(tmp_path, monkeypatch):
+    for drafter in ("medusa", "diffusion"):
+        chosen = [*COMMON, "--config", str(ROOT / f"configs/drafter/{drafter}.yaml"), "--data.path", str(sums(tmp_path))]
+        chosen += ["--trainer.default_root_dir", str(tmp_path / drafter), "--trainer.max_epochs", "1"]
+        chosen += ["--data.batch_size", "16", "--trainer.callbacks.prompts", "2", "--trainer.callbacks.max_new_tokens", "8"]
+        chosen += ["--trainer.log_every_n_steps", "1"]
         assert run.main(["fit", *chosen]) == 0
         assert run.main(["test", *chosen]) == 0
-    monkeypatch.setenv("MHC_RUN", str(tmp_path))
-    notebook = nbformat.read(Path(ROOT) / "notebooks/head_accuracy.ipynb", as_version=4)
-    NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(ROOT / "notebooks")}}).execute()
-    pictures = [
-        output
-        for cell in notebook.cells
-        if cell.cell_type == "code"
-        for output in cell.outputs
-        if "image/png" in output.get("data", {})
-    ]
-    assert len(pictures) == 3
+    assert pictures_of("head_accuracy", tmp_path, monkeypatch) == 6
+
+
+def test_trees(compared, monkeypatch):
+    assert pictures_of("trees", compared, monkeypatch) == 3
+
+
+def test_drafters(compared, monkeypatch):
+    assert pictures_of("drafters", compared, monkeypatch) == 4

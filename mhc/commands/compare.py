@@ -17,6 +17,7 @@ FAMILIES = ("medusa", "cascade", "diffusion", "eagle3")
 STEPS = 375  # three epochs of 4,000 conversations
 VALIDATIONS = 5  # over a training; the best of them is kept
 TRIAL = 20  # steps that tell how long one takes
+TUNED_ON = 12  # validation prompts
 RESULT, SETTINGS = "comparison.json", "settings.json"
 
 
@@ -36,7 +37,7 @@ def main(argv: list[str]) -> int:
     from rich.console import Console
 
     console, out = Console(), Path(options.out)
-    settings = {name: getattr(options, name) for name in ("backbone", "data", "limit", "heads", "steps", "minutes")}
+    settings = {name: getattr(options, name) for name in ("backbone", "data", "limit", "heads", "steps", "minutes", "more")}
     _remember(out, settings)
     answers, trainer = options.data or str(out / "answers.jsonl"), options.trainer or best_trainer()
     if options.data is None:
@@ -57,16 +58,19 @@ def compare(out: Path, families: list[str], data: str, prompts: int, max_new_tok
     from rich.console import Console
     from rich.progress import Progress
 
+    from callbacks.decode_benchmark import GUESSES
     from callbacks.training_cost import RESULT as COST
     from datamodules import ConversationData
+    from mhc.acceptance import save_guesses
     from mhc.benchmark import machine, versions
     from mhc.checkpoint import for_decoding, load_drafter
     from mhc.comparison import measure
 
-    drafters, tuned, backbone = {}, {}, None
+    drafters, tuned, parameters, backbone = {}, {}, {}, None
     for family in families:
         loaded, _ = load_drafter(out / family, backbone)
         drafters[family], backbone = for_decoding(loaded), loaded.backbone
+        parameters[family] = sum(parameter.numel() for parameter in loaded.parameters())
     source = ConversationData(data)
     source.tokenizer = backbone.tokenizer
     held_out = {split: [prompt.ids for prompt in source.prompts(split, prompts)] for split in ("validation", "test")}
@@ -74,7 +78,7 @@ def compare(out: Path, families: list[str], data: str, prompts: int, max_new_tok
         raise UserError(f"'{data}' holds out fewer than two prompts: give more conversations")
     with Progress(console=Console(stderr=True), transient=True) as progress:
         for family, drafter in drafters.items():
-            tuned[family] = _tuned(out / family, drafter, held_out["validation"][:12], max_new_tokens, progress)
+            tuned[family] = _tuned(out / family, drafter, held_out["validation"][:TUNED_ON], max_new_tokens, progress)
         tasks: dict[str, Any] = {}
 
         def update(title: str, done: int, total: int) -> None:
@@ -82,11 +86,12 @@ def compare(out: Path, families: list[str], data: str, prompts: int, max_new_tok
                 tasks[title] = progress.add_task(title)
             progress.update(tasks[title], completed=done, total=total)
 
-        found = measure(drafters, tuned, held_out["test"], max_new_tokens, update)
+        found, guesses = measure(drafters, tuned, held_out["test"], max_new_tokens, update)
     for family in families:
+        save_guesses(out / family / GUESSES, guesses[family], backbone.tokenizer)
         cost = json.loads((out / family / COST).read_text())
         found[family] |= {
-            "parameters": sum(parameter.numel() for parameter in load_drafter(out / family, backbone)[0].parameters()),
+            "parameters": parameters[family],
             "steps": cost["steps"],
             "training_seconds": cost["seconds"],
             "peak_memory_mib": cost["peak_memory_mib"],
@@ -142,6 +147,7 @@ def _train(console, family: str, trainer: str, data: str, folder: Path, options)
     heads = ("--model.init_args.drafter.init_args.heads", str(options.heads))
     common = [*heads, "--model.backbone", options.backbone, "--trainer.max_epochs", "-1"]
     common += ["--data.limit", str(options.limit)] if options.limit else []
+    common += options.more
     if (folder / COST).exists():
         console.rule(f"{family} heads are trained", align="left")
         return 0
@@ -210,4 +216,5 @@ def _parser() -> Parser:
     add("--prompts", type=int, default=40, metavar="N", help="held-out prompts to decode (default 40)")
     add("--max_new_tokens", type=int, default=128, metavar="N", help="tokens of an answer (default 128)")
     add("--trainer", choices=TRAINERS, help="a file of configs/trainer (default: what the machine can do)")
+    add("more", nargs="*", metavar="-- FLAGS", help="flags for every `run.py fit`, e.g. -- --data.batch_size 8")
     return parser

@@ -28,8 +28,6 @@ def main(argv: list[str]) -> int:
     from mhc.checkpoint import TUNED, write_json
     from mhc.engine import Engine
     from mhc.pictures import draw_tuning
-    from mhc.tree import shape_of
-    from mhc.tuning import example_round
 
     sampling = sampling_of(options)
     engine = Engine.from_checkpoint(options.checkpoint, options.backbone, **loading_of(options))
@@ -46,8 +44,7 @@ def main(argv: list[str]) -> int:
         found = tune(engine, prompts, options.max_new_tokens, sampling, progress)
     folder = Path(options.checkpoint)
     write_json(folder / TUNED, found)
-    tuned = Engine(backbone, engine.drafter, shape_of(found["tree"]))
-    draw_tuning(folder / "tree.png", example_round(tuned, prompts[0], sampling), found["points"])
+    draw_tuning(folder / "tree.png", found["example"], found["points"])
     show(found)
     console.print(f"-> {Path(options.checkpoint) / 'tree.json'} and tree.png; every command uses the tree from now on")
     return 0
@@ -58,8 +55,8 @@ def tune(engine, prompts: list[list[int]], max_new_tokens: int, sampling, progre
     from mhc.benchmark import compare, machine, versions
     from mhc.engine import Engine
     from mhc.replay import COUNTS, fixed_trees, search
-    from mhc.tree import FixedTree
-    from mhc.tuning import measure_costs, record
+    from mhc.tree import FixedTree, shape_of
+    from mhc.tuning import example_round, measure_costs, record
 
     def bar(title: str):
         task = progress.add_task(title)
@@ -99,6 +96,7 @@ def tune(engine, prompts: list[list[int]], max_new_tokens: int, sampling, progre
     tree = best["tree"] if best["measured"] > 1 else FixedTree.chain(0).describe()
     return {
         "tree": tree,
+        "example": example_round(Engine(engine.backbone, engine.drafter, shape_of(tree)), prompts[0], sampling),
         "speedup": max(1.0, best["measured"]),
         "tokens_per_step": best["tokens_per_step"] if best["measured"] > 1 else 1.0,
         "prompts": len(prompts),

@@ -96,41 +96,44 @@ class Diffusion(HiddenStateDrafter):
         return masked, schedules.weight(self.schedule, t) if self.weighting == "scheduler" else torch.ones_like(t)
 
     def forward(self, features: Features, ids: Tensor, anchors: tuple[Tensor, Tensor]) -> Iterator[Guess]:
-        """While training slots are masked at random and only those count; otherwise all are, as when drafting."""
-        hidden, (_, position) = features.hidden[anchors], anchors
+        """While training slots are masked at random and only those count; otherwise the block is drafted."""
+        hidden, known, (_, position) = features.hidden[anchors], shifted(ids, anchors, 1), anchors
+        if not self.training:
+            yield from (Guess(slot) for slot in self.draft(hidden, known).unbind(dim=1))
+            return
         block = torch.stack([shifted(ids, anchors, 2 + slot) for slot in range(self.heads)], dim=1)  # (A,L)
-        masked, weight = torch.ones_like(block, dtype=torch.bool), None
-        if self.training:
-            masked, weight = self.corrupt(len(hidden), hidden.device)
-            beyond = position[:, None] + 2 + torch.arange(self.heads, device=ids.device) >= ids.shape[1]
-            masked = masked | beyond  # what is not there cannot be revealed
-        slots = self.denoise(hidden, shifted(ids, anchors, 1), block, masked)
+        masked, weight = self.corrupt(len(hidden), hidden.device)
+        beyond = position[:, None] + 2 + torch.arange(self.heads, device=ids.device) >= ids.shape[1]
+        masked = masked | beyond  # what is not there cannot be revealed
+        slots = self.denoise(hidden, known, block, masked)
         for slot in range(self.heads):
-            yield Guess(slots[:, slot], None if weight is None else weight * masked[:, slot])
+            yield Guess(slots[:, slot], weight * masked[:, slot])
+
+    def draft(self, hidden: Tensor, known: Tensor) -> Tensor:
+        """The slots' hidden states (B,L,D) from all masks: each from the pass before which it was still masked."""
+        block = known[:, None].repeat(1, self.heads)
+        masked = torch.ones_like(block, dtype=torch.bool)
+        slots = self.denoise(hidden, known, block, masked)
+        count = -(-self.heads // self.passes)
+        for _ in range(1, self.passes):  # reveal the surest of the slots that are still masked, and look again
+            share, best = self.logits(slots).softmax(dim=-1).max(dim=-1)  # (B,L)
+            sure = share.masked_fill(~masked, -1.0).topk(count, dim=1).indices
+            revealed = torch.zeros_like(masked).scatter_(1, sure, True) & masked
+            block, masked = torch.where(revealed, best, block), masked & ~revealed
+            slots = torch.where(masked[..., None], self.denoise(hidden, known, block, masked), slots)
+        return slots
+
+    def logits(self, slots: Tensor) -> Tensor:
+        """(B,L,D) -> (B,L,V)"""
+        return torch.stack([self.unembed(slot, one) for slot, one in enumerate(slots.unbind(dim=1))], dim=1)
 
     def begin(self, memory: Tensor, rows: slice):
         return 0, memory[rows]  # the slot to come, h (B,D)
 
     def step(self, state, tokens: Tensor, parents: Tensor):
         """All slots are filled at the root; every node of a level gets its slot's logits."""
-        slot, found = state
+        slot, slots = state
         if slot == 0:
-            found = self.draft(found, tokens[:, 0])
-        return found[:, slot, None].expand(-1, tokens.shape[1], -1), (slot + 1, found)
-
-    def draft(self, hidden: Tensor, known: Tensor) -> Tensor:
-        """Logits (B,L,V) of all slots: each from the pass before which it was still masked."""
-        block = known[:, None].repeat(1, self.heads)
-        masked = torch.ones_like(block, dtype=torch.bool)
-        logits = None
-        for left in range(self.passes, 0, -1):
-            slots = self.denoise(hidden, known, block, masked)
-            new = torch.stack([self.unembed(slot, slots[:, slot]) for slot in range(self.heads)], dim=1)
-            logits = new if logits is None else torch.where(masked[..., None], new, logits)
-            if left > 1:  # reveal the surest of the slots that are still masked, as many a pass as it takes
-                share, best = logits.softmax(dim=-1).max(dim=-1)  # (B,L)
-                count = -(-self.heads // self.passes)
-                sure = share.masked_fill(~masked, -1.0).topk(min(count, self.heads), dim=1).indices
-                revealed = torch.zeros_like(masked).scatter_(1, sure, True) & masked
-                block, masked = torch.where(revealed, best, block), masked & ~revealed
-        return logits
+            slots = self.draft(slots, tokens[:, 0])
+        logits = self.unembed(slot, slots[:, slot])  # (B,V)
+        return logits[:, None].expand(-1, tokens.shape[1], -1), (slot + 1, slots)

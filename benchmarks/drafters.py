@@ -1,0 +1,109 @@
+"""The four families on the same backbone, data and budget: what `run.py compare` trained, measured anew.
+
+    python run.py compare --data answers.jsonl --out runs/compare            (once for every backbone)
+    python benchmarks/drafters.py [--comparisons runs/compare runs/compare-sgd] [--scaling 500 2000 8000 all]
+
+Writes benchmarks/results/drafters.json. A case is a family; on a second, third ... backbone <family>/<folder's name>:
+
+    tokens_per_step            a chain of all heads at T=0, bonus counted
+    tokens_per_step_vs_medusa  over Medusa's
+    simulated_vs_real          what the training forward foretells over what decoding gave, on the same prompts
+    draft_ms                   growing the chain and reading what was accepted
+    speedup_vs_plain           the tuned tree at T=0: median over prompts of paired ratios, low and high their quartiles
+    tokens_per_step_T1, speedup_vs_plain_T1, training_seconds, parameters
+
+With --scaling also <family>/samples=<n>, tokens_per_step: heads trained for as many steps on so many conversations of the
+first comparison's data (runs that stand in <comparison>/scaling are not trained again). The whole comparisons are kept in
+the file as well.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from common import result, write
+from datamodules import ConversationData
+from mhc.checkpoint import DESCRIPTION, for_decoding, load_drafter
+from mhc.commands.compare import RESULT, SETTINGS, compare
+from mhc.commands.stages import best_trainer, run_stage, training
+from mhc.engine import Engine
+from mhc.tree import FixedTree
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--comparisons", nargs="+", default=["runs/compare"])
+    parser.add_argument("--prompts", type=int, default=60)
+    parser.add_argument("--max_new_tokens", type=int, default=128)
+    parser.add_argument("--scaling", nargs="*", default=[], metavar="N", help="numbers of conversations, or all")
+    parser.add_argument("--scaled", nargs="+", default=["medusa", "cascade"], metavar="FAMILY", help="families to scale")
+    options = parser.parse_args()
+
+    results, whole = [], {}
+    for number, folder in enumerate(map(Path, options.comparisons)):
+        if not (folder / SETTINGS).exists():
+            raise SystemExit(f"no comparison in {folder}: run `python run.py compare --out {folder}` first")
+        settings = json.loads((folder / SETTINGS).read_text())
+        data = settings["data"] or str(folder / "answers.jsonl")
+        families = list(json.loads((folder / RESULT).read_text())["families"])
+        found = compare(folder, families, data, options.prompts, options.max_new_tokens) | settings
+        whole[folder.name] = found
+        results += lines(found["families"], f"/{folder.name}" if number else "")
+    first = Path(options.comparisons[0])
+    for size in options.scaling:
+        for family in options.scaled:
+            results.append(result(f"{family}/samples={size}", "tokens_per_step", [scaled(first, family, size, options)]))
+    write("drafters", results, comparisons=whole)
+
+
+def lines(families: dict[str, Any], suffix: str) -> list[dict[str, Any]]:
+    """The metrics of every family."""
+    medusa = families.get("medusa", {}).get("chain/T=0", {}).get("tokens_per_step")
+    results = []
+    for name, found in families.items():
+        chain, tuned, drawn = found["chain/T=0"], found["tuned/T=0"], found["tuned/T=1"]
+        values = {
+            "tokens_per_step": chain["tokens_per_step"],
+            "simulated_vs_real": found["simulated"] / chain["tokens_per_step"],
+            "draft_ms": found["chain_ms"]["draft_ms"],
+            "tokens_per_step_T1": found["chain/T=1"]["tokens_per_step"],
+            "training_seconds": found["training_seconds"],
+            "parameters": found["parameters"],
+        }
+        if medusa:
+            values["tokens_per_step_vs_medusa"] = chain["tokens_per_step"] / medusa
+        results += [result(name + suffix, metric, [value]) for metric, value in values.items()]
+        for metric, race in (("speedup_vs_plain", tuned), ("speedup_vs_plain_T1", drawn)):
+            spread = {"value": race["speedup"], "low": race["speedup_q1"], "high": race["speedup_q3"]}
+            results.append({"case": name + suffix, "metric": metric, **spread})
+    return results
+
+
+def scaled(comparison: Path, family: str, size: str, options: argparse.Namespace) -> float:
+    """Tokens per step (chain, T=0) of heads trained on so many conversations for as many steps as the comparison's."""
+    settings = json.loads((comparison / SETTINGS).read_text())
+    data = settings["data"] or str(comparison / "answers.jsonl")
+    folder = comparison if size == "all" and not settings["limit"] else comparison / "scaling" / size
+    if not (folder / family / DESCRIPTION).exists():
+        steps = json.loads((comparison / family / "training.json").read_text())["steps"]
+        limits = [] if size == "all" else ["--data.limit", size]
+        budget = ["--trainer.max_steps", str(steps), "--trainer.max_epochs", "-1", "--trainer.val_check_interval", str(steps)]
+        budget += ["--trainer.check_val_every_n_epoch", "null", "--model.backbone", settings["backbone"]]
+        budget += ["--model.init_args.drafter.init_args.heads", str(settings["heads"]), *settings["more"], *limits]
+        command = ["fit", *training(family, best_trainer(), data, folder / family, *budget)]
+        if run_stage(Console(), f"{family} heads from {size} conversations", command):
+            raise SystemExit(1)
+    drafter = for_decoding(load_drafter(folder / family)[0])
+    source = ConversationData(data)
+    source.tokenizer = drafter.backbone.tokenizer
+    prompts = [prompt.ids for prompt in source.prompts("test", options.prompts)]
+    engine = Engine(drafter.backbone, drafter, FixedTree.chain(drafter.heads))
+    answers = [answer for _, answer in engine.generate_ids(prompts, options.max_new_tokens, 16)]
+    return sum(len(a.token_ids) - 1 for a in answers) / max(1, sum(a.steps - 1 for a in answers))
+
+
+if __name__ == "__main__":
+    main()
