@@ -13,7 +13,7 @@ quickstart: $(READY)
 	$(RUN) run.py quickstart
 
 test: $(READY)
-	$(RUN) -m pytest $(ARGS)
+	$(RUN) -m pytest --numprocesses auto --dist loadscope $(ARGS)
 
 # What needs an optional package, which stands apart: once installed, transformers imports torchao everywhere.
 test-extras: $(READY)

@@ -39,7 +39,9 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=60)
     parser.add_argument("--max_new_tokens", type=int, default=128)
     parser.add_argument("--scaling", nargs="*", default=[], metavar="N", help="numbers of conversations, or all")
-    parser.add_argument("--scaled", nargs="+", default=["medusa", "cascade"], metavar="FAMILY", help="families to scale")
+    parser.add_argument(
+        "--scaled", nargs="+", default=["medusa", "cascade"], metavar="FAMILY", help="families to scale"
+    )
     options = parser.parse_args()
 
     results, whole = [], {}
@@ -55,7 +57,9 @@ def main() -> None:
     first = Path(options.comparisons[0])
     for size in options.scaling:
         for family in options.scaled:
-            results.append(result(f"{family}/samples={size}", "tokens_per_step", [scaled(first, family, size, options)]))
+            results.append(
+                result(f"{family}/samples={size}", "tokens_per_step", [scaled(first, family, size, options)])
+            )
     write("drafters", results, comparisons=whole)
 
 
@@ -90,7 +94,14 @@ def scaled(comparison: Path, family: str, size: str, options: argparse.Namespace
     if not (folder / family / DESCRIPTION).exists():
         steps = json.loads((comparison / family / "training.json").read_text())["steps"]
         limits = [] if size == "all" else ["--data.limit", size]
-        budget = ["--trainer.max_steps", str(steps), "--trainer.max_epochs", "-1", "--trainer.val_check_interval", str(steps)]
+        budget = [
+            "--trainer.max_steps",
+            str(steps),
+            "--trainer.max_epochs",
+            "-1",
+            "--trainer.val_check_interval",
+            str(steps),
+        ]
         budget += ["--trainer.check_val_every_n_epoch", "null", "--model.backbone", settings["backbone"]]
         budget += ["--model.init_args.drafter.init_args.heads", str(settings["heads"]), *settings["more"], *limits]
         command = ["fit", *training(family, best_trainer(), data, folder / family, *budget)]

@@ -1,9 +1,9 @@
-"""Puts measured numbers where people read them: README.md, docs/pocket.md and docs/answer.svg.
+"""Puts measured numbers where people read them: README.md, docs/drafters.md, docs/pocket.md and the pictures.
 
     python benchmarks/readme.py
 
-Reads runs/quickstart (after `make quickstart`) and benchmarks/results/pocket.json (after
-benchmarks/pocket.py); keeps the former as benchmarks/results/quickstart.json. No number is typed in.
+Reads benchmarks/results/*.json (after the benchmarks of these names) and, where it is there, runs/quickstart (after
+`make quickstart`), which it keeps as benchmarks/results/quickstart.json. No number is typed in.
 """
 
 import json
@@ -17,18 +17,27 @@ from rich.text import Text
 from common import ROOT, machine, versions
 from mhc.checkpoint import write_json
 from mhc.commands.generate import coloured
+from mhc.comparison import as_markdown, explain
 from mhc.engine import Engine
+from mhc.pictures import draw_comparison
 
 RUN, RESULTS, DOCS = ROOT / "runs/quickstart", ROOT / "benchmarks/results", ROOT / "docs"
 PROMPT = "Write a happy story about Anna, who is curious. It should mention: a sailor, a green lantern and the harbour."
 
 
 def main() -> None:
+    insert(ROOT / "README.md", "decode.json", decode_table(json.loads((RESULTS / "decode.json").read_text())))
+    drafters = json.loads((RESULTS / "drafters.json").read_text())
+    insert(ROOT / "README.md", "drafters.json", short_drafters_table(drafters))
+    insert(DOCS / "drafters.md", "drafters.json", drafters_tables(drafters))
+    draw_comparison(DOCS / "drafters.png", next(iter(drafters["comparisons"].values())))
+    if not (RUN / "report.json").exists():
+        print(f"{RUN} has no report: the quickstart's figures stay as they are")
+        return
     report = json.loads((RUN / "report.json").read_text())
     write_json(RESULTS / "quickstart.json", {"machine": machine(), "versions": versions(), **report})
     shutil.copy(RUN / "head_accuracy.png", DOCS / "head_accuracy.png")
     insert(ROOT / "README.md", "quickstart.json", quickstart_table(report))
-    insert(ROOT / "README.md", "decode.json", decode_table(json.loads((RESULTS / "decode.json").read_text())))
     insert(DOCS / "pocket.md", "pocket.json", pocket_table(json.loads((RESULTS / "pocket.json").read_text()), report))
     draw_answer(DOCS / "answer.svg")
 
@@ -99,6 +108,73 @@ def decode_table(found: dict) -> str:
         "verification. Every text of the benchmark is compared with plain decoding's and was identical.",
     ]
     return "\n".join(lines)
+
+
+def short_drafters_table(found: dict) -> str:
+    """The first comparison: what each family accepts, what drafting costs and what comes of it."""
+    comparison = next(iter(found["comparisons"].values()))
+    families = comparison["families"]
+    lines = [
+        "| | tokens per step, chain of "
+        f"{comparison['heads']} | foretold | over Medusa | drafting | speedup, tuned tree | at T = 1 |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for family, here in families.items():
+        chain, tuned, drawn = here["chain/T=0"], here["tuned/T=0"], here["tuned/T=1"]
+        lines.append(
+            f"| {TITLES[family]} | {chain['tokens_per_step']:.2f} | {here['simulated']:.2f} "
+            f"| {chain['tokens_per_step'] / families['medusa']['chain/T=0']['tokens_per_step']:.2f}x "
+            f"| {here['chain_ms']['draft_ms'] / here['chain_ms']['plain_ms']:.2f} plain steps "
+            f"| {tuned['speedup']:.2f}x ({tuned['speedup_q1']:.2f} - {tuned['speedup_q3']:.2f}) "
+            f"| {drawn['speedup']:.2f}x ({drawn['speedup_q1']:.2f} - {drawn['speedup_q3']:.2f}) |"
+        )
+    steps = next(iter(families.values()))["steps"]
+    lines += [
+        "",
+        f"{steps} steps each, {comparison['prompts']} held-out prompts, {where(comparison)}; medians and quartiles.",
+    ]
+    return "\n".join(lines)
+
+
+TITLES = {"medusa": "Medusa", "cascade": "**MHC (cascade)**", "diffusion": "diffusion", "eagle3": "EAGLE-3"}
+
+
+def where(found: dict) -> str:
+    """The machine of a result."""
+    here = found["machine"]
+    return f"{here['threads']} threads on {here['cores']} cores of an {here['processor']} ({here['capability']}), fp32"
+
+
+def drafters_tables(found: dict) -> str:
+    """Every comparison whole, and how tokens per step grow with the number of samples."""
+    parts = []
+    for name, comparison in found["comparisons"].items():
+        steps = next(iter(comparison["families"].values()))["steps"]
+        parts += [
+            f"### {name}: backbone `{comparison['backbone']}`, {comparison['backbone_parameters'] / 1e6:.1f} M parameters",
+            "",
+            as_markdown(comparison),
+            f"{steps} steps each; {comparison['prompts']} held-out prompts; {where(comparison)}. {explain(comparison)}.",
+            "",
+        ]
+    scaled = [row for row in found["results"] if "/samples=" in row["case"]]
+    if scaled:
+        sizes = list(dict.fromkeys(row["case"].split("=")[1] for row in scaled))
+        values = {tuple(row["case"].split("/samples=")): row["value"] for row in scaled}
+        families = dict.fromkeys(family for family, _ in values)
+        parts += [
+            "### How many samples does it take?",
+            "",
+            "Tokens per step of a chain at T = 0, after the same number of steps on so many conversations:",
+            "",
+            "| | " + " | ".join(sizes) + " |",
+            "|---" * (1 + len(sizes)) + "|",
+            *(
+                f"| {family} | " + " | ".join(f"{values[family, size]:.2f}" for size in sizes) + " |"
+                for family in families
+            ),
+        ]
+    return "\n".join(parts)
 
 
 def pocket_table(pocket: dict, report: dict) -> str:

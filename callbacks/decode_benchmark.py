@@ -36,9 +36,7 @@ class DecodeBenchmark(Callback):
         tuned = tuned_tree(Path(trainer.default_root_dir))
         engine = Engine(module.backbone, for_decoding(module.drafter), tuned or next(iter(shapes), None))
         with Progress(transient=True) as progress:
-            task = progress.add_task(
-                f"decoding {len(prompts)} prompts, plain and with heads", total=len(prompts)
-            )
+            task = progress.add_task(f"decoding {len(prompts)} prompts, plain and with heads", total=len(prompts))
             figures, plain = race(
                 {"": engine}, prompts, self.max_new_tokens, lambda done, _: progress.update(task, completed=done)
             )

@@ -65,9 +65,7 @@ def race(
     return {name: _figures(engines[name], plain, found[name], max_new_tokens) for name in engines}, plain
 
 
-def _figures(
-    engine: Engine, plain: list[Generation], drafted: list[Generation], max_new_tokens: int
-) -> dict[str, Any]:
+def _figures(engine: Engine, plain: list[Generation], drafted: list[Generation], max_new_tokens: int) -> dict[str, Any]:
     histogram = [0] * (engine.tree.levels_deep + 1)
     for answer in drafted:
         for accepted in answer.accepted[1:]:  # the prefill drafts nothing

@@ -51,7 +51,9 @@ def require_match(description: dict[str, Any] | None, drafter: Drafter, where: s
         )
     before, now = (_built(one, drafter) for one in (description, here))
     if before != now:
-        raise UserError(f"{where} holds {before}, the configuration asks for {now}: use the arguments it was trained with")
+        raise UserError(
+            f"{where} holds {before}, the configuration asks for {now}: use the arguments it was trained with"
+        )
 
 
 def _built(description: dict[str, Any], drafter: Drafter) -> str:

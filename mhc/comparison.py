@@ -13,6 +13,7 @@ Tokens per step count the bonus token throughout.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -44,7 +45,7 @@ def measure(
         for name, drafter in drafters.items():
             engines[name, "chain"] = Engine(drafter.backbone, drafter, FixedTree.chain(drafter.heads))
             engines[name, "tuned"] = Engine(drafter.backbone, drafter, tuned[name][label])
-        figures, plain = race(engines, prompts, max_new_tokens, lambda *done: progress(f"decoding at {label}", *done), sampling)
+        figures, plain = race(engines, prompts, max_new_tokens, partial(progress, f"decoding at {label}"), sampling)
         for (name, kind), engine in engines.items():
             here = found[name][f"{kind}/{label}"] = figures[name, kind]
             if here["identical"] != here["prompts"] and engine.backbone.full_precision:
@@ -53,7 +54,9 @@ def measure(
                 parts = [round_parts(engine, prompt) for prompt in prompts[:TIMED]]
                 found[name][f"{kind}_ms"] = {key: round(median(part[key] for part in parts), 4) for key in parts[0]}
         if sampling is GREEDY:
-            answers = [(prompt, answer.token_ids) for prompt, answer in zip(prompts, plain) if len(answer.token_ids) > 1]
+            answers = [
+                (prompt, answer.token_ids) for prompt, answer in zip(prompts, plain) if len(answer.token_ids) > 1
+            ]
             for number, (name, drafter) in enumerate(drafters.items()):
                 guesses[name] = [foretell(drafter, *pair) for pair in answers]
                 found[name]["head_accuracy"] = accuracy_by_head(guesses[name])
@@ -97,7 +100,7 @@ def explain(comparison: dict[str, Any]) -> str:
     return (
         f"{tokens} accepts most ({families[tokens]['chain/T=0']['tokens_per_step']:.2f} tokens per step by chain), {speed} is "
         f"fastest ({families[speed]['tuned/T=0']['speedup']:.2f}x tuned), {thrifty} gets most out of drafting "
-        f"({per_ms[thrifty]:.2f} accepted guesses per millisecond; " + ", ".join(
-            f"{name} {value:.2f}" for name, value in per_ms.items() if name != thrifty) + ")"
+        f"({per_ms[thrifty]:.2f} accepted guesses per millisecond; "
+        + ", ".join(f"{name} {value:.2f}" for name, value in per_ms.items() if name != thrifty)
+        + ")"
     )
-

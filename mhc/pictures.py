@@ -99,7 +99,9 @@ def draw_comparison(path: Path, comparison: dict[str, Any]) -> None:
     colours = dict(zip(families, FAMILY_COLOURS))
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(14, 4.4), layout="constrained")
     for name, found in families.items():
-        left.plot([head["top1"] for head in found["head_accuracy"]], "o-", color=colours[name], label=name, markersize=4)
+        left.plot(
+            [head["top1"] for head in found["head_accuracy"]], "o-", color=colours[name], label=name, markersize=4
+        )
     left.set(xlabel="head k (guesses token t+2+k)", ylabel="top-1 on held-out answers", ylim=(0, 1))
     left.set_title("how often each head is right", fontsize=11)
     left.set_xticks(range(max(len(found["head_accuracy"]) for found in families.values())))
@@ -109,14 +111,21 @@ def draw_comparison(path: Path, comparison: dict[str, Any]) -> None:
             if f"{kind}_ms" in found:
                 parts = found[f"{kind}_ms"]
                 middle.scatter(
-                    parts["round_ms"] / parts["plain_ms"], found[f"{kind}/T=0"]["tokens_per_step"], color=colours[name], marker=mark
+                    parts["round_ms"] / parts["plain_ms"],
+                    found[f"{kind}/T=0"]["tokens_per_step"],
+                    color=colours[name],
+                    marker=mark,
                 )
     reach = max(1.0, middle.get_xlim()[1], *(found["chain/T=0"]["tokens_per_step"] for found in families.values()))
     for speed in (1.0, 1.5, 2.0):
         middle.plot([1, reach], [speed, speed * reach], color=GREY, linewidth=0.7, linestyle=":")
         middle.annotate(f"{speed:g}x", (reach, speed * reach), fontsize=8, color=GREY, annotation_clip=True)
     middle.set(xlabel="a round in plain steps", ylabel="tokens per step, T=0", xlim=(1, None))
-    middle.set_ylim(1, 1.15 * max(found[f"{kind}/T=0"]["tokens_per_step"] for found in families.values() for kind in ("chain", "tuned")))
+    middle.set_ylim(
+        1,
+        1.15
+        * max(found[f"{kind}/T=0"]["tokens_per_step"] for found in families.values() for kind in ("chain", "tuned")),
+    )
     middle.set_title("what a round brings and costs (o chain, \u25c6 tuned tree)", fontsize=11)
     bars = [f"{kind}/{label}" for label in ("T=0", "T=1") for kind in ("chain", "tuned")]
     wide = 0.8 / len(families)

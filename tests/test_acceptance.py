@@ -41,9 +41,12 @@ def memorise(drafter, texts: list[list[int]], prompts: list[list[int]], steps: i
             features = drafter.backbone.features(ids, drafter.taps)
             for head, (hidden, weight) in enumerate(drafter(features, ids, anchors)):
                 labels = ids[0, position + 2 + head]
-                loss = loss + chunked_loss(
-                    hidden, drafter.unembedding(head), labels, weight=weight, vocabulary=drafter.vocabulary
-                ).loss
+                loss = (
+                    loss
+                    + chunked_loss(
+                        hidden, drafter.unembedding(head), labels, weight=weight, vocabulary=drafter.vocabulary
+                    ).loss
+                )
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

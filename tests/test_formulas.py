@@ -86,7 +86,9 @@ def test_several_passes_reveal_the_surest_first(backbones):
     with torch.no_grad():
         found = drafter.logits(drafter.draft(hidden, known))[0]
         blank = torch.full((1, 4), 3)
-        first = torch.stack([drafter.unembed(k, drafter.denoise(hidden, known, blank, blank > 0)[:, k])[0] for k in range(4)])
+        first = torch.stack(
+            [drafter.unembed(k, drafter.denoise(hidden, known, blank, blank > 0)[:, k])[0] for k in range(4)]
+        )
         sure = first.softmax(dim=1).max(dim=1).values.argsort(descending=True)[:2].tolist()
         block, masked = blank.clone(), torch.ones(1, 4, dtype=torch.bool)
         for slot in sure:
@@ -189,7 +191,9 @@ def test_draft_vocabulary_round_trip(backbones):
     assert Eagle3(backbone, 3).vocabulary is None
 
 
-@pytest.mark.parametrize("layers, taps", [(32, (2, 16, 29)), (28, (2, 14, 25)), (8, (2, 4, 5)), (6, (1, 3, 5)), (2, (0, 1, 1))])
+@pytest.mark.parametrize(
+    "layers, taps", [(32, (2, 16, 29)), (28, (2, 14, 25)), (8, (2, 4, 5)), (6, (1, 3, 5)), (2, (0, 1, 1))]
+)
 def test_default_taps_do_not_collide_where_they_need_not(layers, taps):
     assert default_taps(layers) == taps
 
@@ -325,4 +329,6 @@ def test_side_by_side_matrices_are_one():
     right.requires_grad_()
     parts = chunked_loss(hidden, (left, right), labels, "kl", teacher=taught)
     assert parts.loss.item() == pytest.approx(whole.loss.item(), abs=1e-6)
-    torch.testing.assert_close(torch.autograd.grad(parts.loss, (hidden, right)), (wanted[0], wanted[1][:, 4:]), atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(
+        torch.autograd.grad(parts.loss, (hidden, right)), (wanted[0], wanted[1][:, 4:]), atol=1e-6, rtol=1e-6
+    )

@@ -18,7 +18,18 @@ def compared(tmp_path_factory) -> Path:
     """A folder that a small comparison of three families left."""
     folder = tmp_path_factory.mktemp("compare")
     command = ["compare", "--data", str(sums(folder)), "--out", str(folder / "out"), "--steps", "3", "--heads", "2"]
-    command += ["--families", "medusa", "cascade", "eagle3", "--prompts", "2", "--max_new_tokens", "8", "--trainer", "cpu"]
+    command += [
+        "--families",
+        "medusa",
+        "cascade",
+        "eagle3",
+        "--prompts",
+        "2",
+        "--max_new_tokens",
+        "8",
+        "--trainer",
+        "cpu",
+    ]
     assert run.main([*command, "--", "--data.batch_size", "4"]) == 0
     assert run.main([*command, "--", "--data.batch_size", "4"]) == 0  # nothing is done twice
     return folder / "out"
@@ -49,9 +60,22 @@ def pictures_of(name: str, folder: Path, monkeypatch) -> int:
 
 def test_head_accuracy(tmp_path, monkeypatch):
     for drafter in ("medusa", "diffusion"):
-        chosen = [*COMMON, "--config", str(ROOT / f"configs/drafter/{drafter}.yaml"), "--data.path", str(sums(tmp_path))]
+        chosen = [
+            *COMMON,
+            "--config",
+            str(ROOT / f"configs/drafter/{drafter}.yaml"),
+            "--data.path",
+            str(sums(tmp_path)),
+        ]
         chosen += ["--trainer.default_root_dir", str(tmp_path / drafter), "--trainer.max_epochs", "1"]
-        chosen += ["--data.batch_size", "16", "--trainer.callbacks.prompts", "2", "--trainer.callbacks.max_new_tokens", "8"]
+        chosen += [
+            "--data.batch_size",
+            "16",
+            "--trainer.callbacks.prompts",
+            "2",
+            "--trainer.callbacks.max_new_tokens",
+            "8",
+        ]
         chosen += ["--trainer.log_every_n_steps", "1"]
         assert run.main(["fit", *chosen]) == 0
         assert run.main(["test", *chosen]) == 0

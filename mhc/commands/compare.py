@@ -37,7 +37,9 @@ def main(argv: list[str]) -> int:
     from rich.console import Console
 
     console, out = Console(), Path(options.out)
-    settings = {name: getattr(options, name) for name in ("backbone", "data", "limit", "heads", "steps", "minutes", "more")}
+    settings = {
+        name: getattr(options, name) for name in ("backbone", "data", "limit", "heads", "steps", "minutes", "more")
+    }
     _remember(out, settings)
     answers, trainer = options.data or str(out / "answers.jsonl"), options.trainer or best_trainer()
     if options.data is None:

@@ -31,7 +31,11 @@ def best_trainer() -> str:
 
 def training(family: str, trainer: str, data: str, folder: Path, *more: str) -> list[str]:
     """The arguments common to fit, validate and test of one family of heads."""
-    configs = (CONFIGS / "quickstart.yaml", CONFIGS / "trainer" / f"{trainer}.yaml", CONFIGS / "drafter" / f"{family}.yaml")
+    configs = (
+        CONFIGS / "quickstart.yaml",
+        CONFIGS / "trainer" / f"{trainer}.yaml",
+        CONFIGS / "drafter" / f"{family}.yaml",
+    )
     chosen = [part for config in configs for part in ("--config", str(config))]
     return [*chosen, "--data.path", data, "--trainer.default_root_dir", str(folder), *more]
 

@@ -133,7 +133,9 @@ class Eagle3(Drafter):
         chosen = order[: len(self.d2t)].sort().values
         self._choose(chosen.to(self.d2t.device))
         coverage = float(frequencies[chosen].sum() / frequencies.sum().clamp(min=1))
-        return f"draft vocabulary: {len(chosen):,} of {len(frequencies):,} tokens cover {coverage:.2%} of what is learned"
+        return (
+            f"draft vocabulary: {len(chosen):,} of {len(frequencies):,} tokens cover {coverage:.2%} of what is learned"
+        )
 
     def _choose(self, ids: Tensor) -> None:
         """Propose these tokens (ascending), starting from the backbone's own rows for them."""
