@@ -35,6 +35,17 @@ class Acceptance(Callback):
         figures = self.measure(trainer, module)
         module.log_dict({f"val/{name}": value for name, value in figures.items()}, prog_bar=False)
 
+    def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
+        """The three side by side, so that a gap shows."""
+        seen = trainer.callback_metrics
+        if not trainer.sanity_checking and trainer.state.fn == "fit":
+            names = ("tokens_per_step", "simulated_tokens_per_step", "expected_tokens_per_step")
+            real, simulated, expected = (float(seen.get(f"val/{name}", float("nan"))) for name in names)
+            trainer.print(
+                f"step {trainer.global_step}: {real:.2f} tokens per step (foretold {simulated:.2f}; {expected:.2f} from any "
+                f"position; head 0 right {float(seen.get('val/head0_top1', float('nan'))):.0%})"
+            )
+
     def measure(self, trainer: Trainer, module: LightningModule) -> dict[str, float]:
         """Decode, and foretell the same; the answers themselves are made once, for the backbone does not change."""
         drafter = for_decoding(module.drafter)
