@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from mhc.backbone import Backbone, Features
 from mhc.drafters.base import Drafter, Guess, inherit
-from mhc.drafters.layers import Attention, FeedForward, rotary, sizes
+from mhc.drafters.layers import Attention, FeedForward, sizes, turned, turns
 from mhc.errors import UserError
 
 THETA = 10_000.0
@@ -62,16 +62,19 @@ class MidLayer(nn.Module):
         """(...,D), (...,D) -> (...,2D)"""
         return torch.cat([self.input_layernorm(embedded), self.hidden_norm(state)], dim=-1)
 
-    def queries(self, joined: Tensor, positions: Tensor) -> Tensor:
-        """(B,T,2D), (B,T) -> (B,H,T,E)"""
-        attention = self.self_attn
-        return rotary(attention.split(attention.q_proj(joined)), positions, THETA)
+    def turns(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """How queries and keys at these positions (B,T) are turned."""
+        return turns(positions, self.self_attn.width, THETA)
 
-    def keys_values(self, joined: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """(B,T,2D), (B,T) -> two of (B,H,T,E)"""
+    def queries(self, joined: Tensor, by: tuple[Tensor, Tensor]) -> Tensor:
+        """(B,T,2D) -> (B,H,T,E)"""
         attention = self.self_attn
-        keys = rotary(attention.split(attention.k_proj(joined)), positions, THETA)
-        return keys, attention.split(attention.v_proj(joined))
+        return turned(attention.split(attention.q_proj(joined)), by)
+
+    def keys_values(self, joined: Tensor, by: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """(B,T,2D) -> two of (B,H,T,E)"""
+        attention = self.self_attn
+        return turned(attention.split(attention.k_proj(joined)), by), attention.split(attention.v_proj(joined))
 
     def finish(self, mixed: Tensor, state: Tensor) -> Tensor:
         """What attention mixed (B,H,T,E) and the state (B,T,D) -> the layer's output (B,T,D)."""
@@ -167,9 +170,8 @@ class Eagle3(Drafter):
         for head in range(self.heads):
             following = ids[:, (place + 1 + head).clamp(max=length - 1)]
             joined = layer.join(self.backbone.embed(following), state)
-            positions = (place + head).expand(rows, -1)
-            query = layer.queries(joined, positions)
-            key, value = layer.keys_values(joined, positions)
+            by = layer.turns((place + head).expand(rows, -1))
+            query, (key, value) = layer.queries(joined, by), layer.keys_values(joined, by)
             keys.append(key)
             values.append(value)
             mixed = self.unrolled_attention(query, keys, values)
@@ -194,10 +196,10 @@ class Eagle3(Drafter):
 
     def allocate(self, rows: int, capacity: int) -> Memory:
         make = {"dtype": self.backbone.dtype, "device": self.backbone.device}
-        heads, width = self.midlayer.self_attn.heads, self.backbone.width
-        keys, values = (torch.zeros(rows, heads, capacity, width // heads, **make) for _ in range(2))
+        attention = self.midlayer.self_attn
+        keys, values = (torch.zeros(rows, attention.heads, capacity, attention.width, **make) for _ in range(2))
         length = torch.zeros(rows, dtype=torch.long, device=self.backbone.device)
-        return Memory(keys, values, length, torch.zeros(rows, width, **make))
+        return Memory(keys, values, length, torch.zeros(rows, self.backbone.width, **make))
 
     def read(
         self, memory: Memory, rows: slice, accepted: Features, following: Tensor, start: int | Tensor, counts: Tensor
@@ -211,11 +213,11 @@ class Eagle3(Drafter):
         slots = positions.clamp(max=here.keys.shape[2] - 1)  # beyond it only what does not hold
         every, heads = (torch.arange(size, device=counts.device) for size in here.keys.shape[:2])
         place = every[:, None, None], heads[None, :, None], slots[:, None]
-        for buffer, new in zip((here.keys, here.values), layer.keys_values(joined, positions)):
+        for buffer, new in zip((here.keys, here.values), layer.keys_values(joined, layer.turns(positions))):
             buffer.index_put_(place, new)
         here.length.copy_(first + counts)
         at = every[:, None], counts[:, None] - 1
-        mixed = self._attend(layer.queries(joined[at], positions[at]), here, here.length - 1)
+        mixed = self._attend(layer.queries(joined[at], layer.turns(positions[at])), here, here.length - 1)
         here.last.copy_(layer.finish(mixed, state[at])[:, 0])
 
     def _attend(self, query: Tensor, memory: Memory, position: Tensor, growth: Growth | None = None) -> Tensor:
@@ -246,14 +248,14 @@ class Eagle3(Drafter):
         layer, before = self.midlayer, inherit(output, parents)  # (B,R,D)
         joined = layer.join(self.backbone.embed(tokens), before)
         position = memory.length + level - 1  # (B,)
-        positions = position[:, None].expand(tokens.shape)
-        keys, values = layer.keys_values(joined, positions)
+        by = layer.turns(position[:, None])  # all nodes of a level stand at one position
+        keys, values = layer.keys_values(joined, by)
         seen = torch.eye(tokens.shape[1], dtype=torch.bool, device=tokens.device).expand(len(tokens), -1, -1)
         if state.keys is not None:
             keys, values = torch.cat([state.keys, keys], dim=2), torch.cat([state.values, values], dim=2)
             seen = torch.cat([inherit(state.seen, parents), seen], dim=2)
         grown = Growth(level + 1, output, memory, keys, values, seen)
-        grown.output = layer.finish(self._attend(layer.queries(joined, positions), memory, position, grown), before)
+        grown.output = layer.finish(self._attend(layer.queries(joined, by), memory, position, grown), before)
         return self.unembed(level, self.norm(grown.output)), grown
 
 

@@ -6,12 +6,12 @@ from torch.nn.functional import silu
 
 
 class Attention(nn.Module):
-    """Projections of inputs (...,T,width_in) to heads (...,H,T,E), and of their mixture back to (...,T,D).
+    """Projections of inputs (...,T,width_in) to heads (...,H,T,E), and of their mixture back to (...,T,D); width is E.
     Keys and values have as many heads as queries: one layer's cache is small."""
 
     def __init__(self, width_in: int, width: int, heads: int):
         super().__init__()
-        self.heads = heads
+        self.heads, self.width = heads, width // heads
         self.q_proj, self.k_proj, self.v_proj = (nn.Linear(width_in, width, bias=False) for _ in range(3))
         self.o_proj = nn.Linear(width, width, bias=False)
 
@@ -36,14 +36,19 @@ class FeedForward(nn.Module):
         return self.down_proj(silu(self.gate_proj(hidden)) * self.up_proj(hidden))
 
 
-def rotary(states: Tensor, positions: Tensor, theta: float) -> Tensor:
-    """Rotary position embedding (RoFormer, arXiv 2104.09864; halves as Llama lays them): states (B,H,T,E) turned by
-    positions (B,T), which may be any whole numbers: only differences matter to attention."""
-    half = states.shape[-1] // 2
-    frequencies = theta ** (-torch.arange(half, device=states.device, dtype=torch.float) / half)
-    angles = positions[:, None, :, None] * frequencies  # (B,1,T,E/2)
-    cos, sin = angles.cos().to(states.dtype), angles.sin().to(states.dtype)
-    first, second = states[..., :half], states[..., half:]
+def turns(positions: Tensor, width: int, theta: float) -> tuple[Tensor, Tensor]:
+    """Cosines and sines (B,1,T,E/2) of the angles by which rotary position embedding (RoFormer, arXiv 2104.09864) turns
+    heads of this width at positions (B,T); only differences of positions matter to attention."""
+    half = width // 2
+    frequencies = theta ** (-torch.arange(half, device=positions.device, dtype=torch.float) / half)
+    angles = positions[:, None, :, None] * frequencies
+    return angles.cos(), angles.sin()
+
+
+def turned(states: Tensor, by: tuple[Tensor, Tensor]) -> Tensor:
+    """States (B,H,T,E) turned, halves as Llama lays them."""
+    cos, sin = (part.to(states.dtype) for part in by)
+    first, second = states.chunk(2, dim=-1)
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
 
 
