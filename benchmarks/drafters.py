@@ -1,7 +1,9 @@
-"""The four families on the same backbone, data and budget: what `run.py compare` trained, measured anew.
+"""The four families on the same backbone, data and budget, as `run.py compare` trains and measures them.
 
-    python run.py compare --data answers.jsonl --out runs/compare            (once for every backbone)
     python benchmarks/drafters.py [--comparisons runs/compare runs/compare-sgd] [--scaling 500 2000 8000 all]
+
+A folder without a comparison gets one on the pocket (`run.py compare --out`); for other backbones run that first, with
+--backbone and --data.
 
 Writes benchmarks/results/drafters.json. A case is a family; on a second, third ... backbone <family>/<folder's name>:
 
@@ -27,7 +29,7 @@ from rich.console import Console
 from common import result, write
 from datamodules import ConversationData
 from mhc.checkpoint import DESCRIPTION, for_decoding, load_drafter
-from mhc.commands.compare import RESULT, SETTINGS, compare
+from mhc.commands.compare import RESULT
 from mhc.commands.stages import best_trainer, run_stage, training
 from mhc.engine import Engine
 from mhc.tree import FixedTree
@@ -36,8 +38,6 @@ from mhc.tree import FixedTree
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--comparisons", nargs="+", default=["runs/compare"])
-    parser.add_argument("--prompts", type=int, default=60)
-    parser.add_argument("--max_new_tokens", type=int, default=128)
     parser.add_argument("--scaling", nargs="*", default=[], metavar="N", help="numbers of conversations, or all")
     parser.add_argument(
         "--scaled", nargs="+", default=["medusa", "cascade"], metavar="FAMILY", help="families to scale"
@@ -46,20 +46,14 @@ def main() -> None:
 
     results, whole = [], {}
     for number, folder in enumerate(map(Path, options.comparisons)):
-        if not (folder / SETTINGS).exists():
-            raise SystemExit(f"no comparison in {folder}: run `python run.py compare --out {folder}` first")
-        settings = json.loads((folder / SETTINGS).read_text())
-        data = settings["data"] or str(folder / "answers.jsonl")
-        families = list(json.loads((folder / RESULT).read_text())["families"])
-        found = compare(folder, families, data, options.prompts, options.max_new_tokens) | settings
-        whole[folder.name] = found
-        results += lines(found["families"], f"/{folder.name}" if number else "")
+        if not (folder / RESULT).exists() and run_stage(Console(), str(folder), ["compare", "--out", str(folder)]):
+            raise SystemExit(1)
+        whole[folder.name] = json.loads((folder / RESULT).read_text())
+        results += lines(whole[folder.name]["families"], f"/{folder.name}" if number else "")
     first = Path(options.comparisons[0])
     for size in options.scaling:
         for family in options.scaled:
-            results.append(
-                result(f"{family}/samples={size}", "tokens_per_step", [scaled(first, family, size, options)])
-            )
+            results.append(result(f"{family}/samples={size}", "tokens_per_step", [scaled(first, family, size)]))
     write("drafters", results, comparisons=whole)
 
 
@@ -86,13 +80,13 @@ def lines(families: dict[str, Any], suffix: str) -> list[dict[str, Any]]:
     return results
 
 
-def scaled(comparison: Path, family: str, size: str, options: argparse.Namespace) -> float:
+def scaled(comparison: Path, family: str, size: str) -> float:
     """Tokens per step (chain, T=0) of heads trained on so many conversations for as many steps as the comparison's."""
-    settings = json.loads((comparison / SETTINGS).read_text())
+    settings = json.loads((comparison / RESULT).read_text())
     data = settings["data"] or str(comparison / "answers.jsonl")
     folder = comparison if size == "all" and not settings["limit"] else comparison / "scaling" / size
     if not (folder / family / DESCRIPTION).exists():
-        steps = json.loads((comparison / family / "training.json").read_text())["steps"]
+        steps = settings["families"][family]["steps"]
         limits = [] if size == "all" else ["--data.limit", size]
         budget = [
             "--trainer.max_steps",
@@ -110,9 +104,9 @@ def scaled(comparison: Path, family: str, size: str, options: argparse.Namespace
     drafter = for_decoding(load_drafter(folder / family)[0])
     source = ConversationData(data)
     source.tokenizer = drafter.backbone.tokenizer
-    prompts = [prompt.ids for prompt in source.prompts("test", options.prompts)]
+    prompts = [prompt.ids for prompt in source.prompts("test", settings["prompts"])]
     engine = Engine(drafter.backbone, drafter, FixedTree.chain(drafter.heads))
-    answers = [answer for _, answer in engine.generate_ids(prompts, options.max_new_tokens, 16)]
+    answers = [answer for _, answer in engine.generate_ids(prompts, settings["max_new_tokens"], 16)]
     return sum(len(a.token_ids) - 1 for a in answers) / max(1, sum(a.steps - 1 for a in answers))
 
 

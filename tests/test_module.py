@@ -133,7 +133,9 @@ def test_checkpoint_resumes_where_it_stopped(module, tmp_path, family):
     assert saved["drafter"]["drafter"] == type(first.drafter).__name__ and json.dumps(saved["drafter"])
     assert not [name for name in saved["state_dict"] if "backbone" in name]
     second = module(family)
-    Trainer(max_epochs=2, callbacks=[Seeded()], **quiet).fit(second, loader, loader, ckpt_path=tmp_path / "x.ckpt", weights_only=True)
+    Trainer(max_epochs=2, callbacks=[Seeded()], **quiet).fit(
+        second, loader, loader, ckpt_path=tmp_path / "x.ckpt", weights_only=True
+    )
     for (name, one), (_, two) in zip(whole.state_dict().items(), second.state_dict().items()):
         assert torch.equal(one, two), name
 
