@@ -15,21 +15,10 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory) -> Path:
-    """A folder that a small comparison of three families left."""
+    """A folder that a small comparison left."""
     folder = tmp_path_factory.mktemp("compare")
     command = ["compare", "--data", str(sums(folder)), "--out", str(folder / "out"), "--steps", "3", "--heads", "2"]
-    command += [
-        "--families",
-        "medusa",
-        "cascade",
-        "eagle3",
-        "--prompts",
-        "2",
-        "--max_new_tokens",
-        "8",
-        "--trainer",
-        "cpu",
-    ]
+    command += ["--families", "medusa", "eagle3", "--prompts", "2", "--max_new_tokens", "8", "--trainer", "cpu"]
     assert run.main([*command, "--", "--data.batch_size", "4"]) == 0
     assert run.main([*command, "--", "--data.batch_size", "4"]) == 0  # nothing is done twice
     return folder / "out"
@@ -38,7 +27,7 @@ def compared(tmp_path_factory) -> Path:
 def test_a_comparison_leaves_all_its_figures(compared):
     found = json.loads((compared / "comparison.json").read_text())
     assert {"machine", "versions", "backbone", "data", "steps", "heads"} <= set(found)
-    assert list(found["families"]) == ["medusa", "cascade", "eagle3"]
+    assert list(found["families"]) == ["medusa", "eagle3"]
     for figures in found["families"].values():
         assert figures["steps"] == 3 and len(figures["head_accuracy"]) == 2
         chain = figures["chain/T=0"]
