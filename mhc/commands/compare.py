@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mhc.commands import Parser
+from mhc.commands import Parser, add_backbone, loading_of
 from mhc.commands.stages import TRAINERS, best_trainer, distilling, run_stage, training
 from mhc.errors import UserError
 
@@ -31,38 +31,40 @@ def main(argv: list[str]) -> int:
         options.steps = STEPS
     if options.data is None and options.backbone != "pocket":
         raise UserError("--data is missing: give answers of this backbone (python run.py distill makes them)")
-    if options.data is not None and not Path(options.data).exists():
-        raise UserError(f"--data '{options.data}' does not exist: give answers of the backbone (run.py distill)")
-
     from rich.console import Console
 
     console, out = Console(), Path(options.out)
+    trainer = options.trainer or best_trainer()
+    options.device = options.device or ("cuda" if trainer == "gpu" else "cpu")
     settings = {
         name: getattr(options, name) for name in ("backbone", "data", "limit", "heads", "steps", "minutes", "more")
     }
-    _remember(out, settings)
-    answers, trainer = options.data or str(out / "answers.jsonl"), options.trainer or best_trainer()
+    answers = options.data or str(out / "answers.jsonl")
     if options.data is None:
         made = distilling("pocket", answers, options.conversations)
         if status := run_stage(console, "the backbone answers prompts itself", made):
             return status
+    prompts = _held_out(options.backbone, answers, options.prompts)  # what is wrong with the data shows before training
+    _remember(out, settings)
     for family in options.families:
         if status := _train(console, family, trainer, answers, out / family, options):
             return status
-    comparison = compare(out, options.families, answers, options.prompts, options.max_new_tokens) | settings
+    comparison = compare(out, options.families, prompts, options.max_new_tokens, **loading_of(options)) | settings
     write_results(out, comparison)
     console.print(f"-> {out / RESULT}, comparison.md and comparison.png", highlight=False)
     return 0
 
 
-def compare(out: Path, families: list[str], data: str, prompts: int, max_new_tokens: int) -> dict[str, Any]:
-    """Tune and measure the heads that stand in out/<family>, all on one backbone."""
+def compare(
+    out: Path, families: list[str], prompts: dict[str, list[list[int]]], max_new_tokens: int, **loading: Any
+) -> dict[str, Any]:
+    """Tune (on prompts["validation"]) and measure (on prompts["test"]) the heads that stand in out/<family>, all on one
+    backbone. loading: device, dtype, quantize as in `Backbone.load`."""
     from rich.console import Console
     from rich.progress import Progress
 
     from callbacks.decode_benchmark import GUESSES
     from callbacks.training_cost import RESULT as COST
-    from datamodules import ConversationData
     from mhc.acceptance import save_guesses
     from mhc.benchmark import machine, versions
     from mhc.checkpoint import for_decoding, load_drafter
@@ -70,17 +72,12 @@ def compare(out: Path, families: list[str], data: str, prompts: int, max_new_tok
 
     drafters, tuned, parameters, backbone = {}, {}, {}, None
     for family in families:
-        loaded, _ = load_drafter(out / family, backbone)
+        loaded, _ = load_drafter(out / family, backbone, **loading)
         drafters[family], backbone = for_decoding(loaded), loaded.backbone
         parameters[family] = sum(parameter.numel() for parameter in loaded.parameters())
-    source = ConversationData(data)
-    source.tokenizer = backbone.tokenizer
-    held_out = {split: [prompt.ids for prompt in source.prompts(split, prompts)] for split in ("validation", "test")}
-    if min(map(len, held_out.values())) < 2:
-        raise UserError(f"'{data}' holds out fewer than two prompts: give more conversations")
     with Progress(console=Console(stderr=True), transient=True) as progress:
         for family, drafter in drafters.items():
-            tuned[family] = _tuned(out / family, drafter, held_out["validation"][:TUNED_ON], max_new_tokens, progress)
+            tuned[family] = _tuned(out / family, drafter, prompts["validation"][:TUNED_ON], max_new_tokens, progress)
         tasks: dict[str, Any] = {}
 
         def update(title: str, done: int, total: int) -> None:
@@ -88,7 +85,7 @@ def compare(out: Path, families: list[str], data: str, prompts: int, max_new_tok
                 tasks[title] = progress.add_task(title)
             progress.update(tasks[title], completed=done, total=total)
 
-        found, guesses = measure(drafters, tuned, held_out["test"], max_new_tokens, update)
+        found, guesses = measure(drafters, tuned, prompts["test"], max_new_tokens, update)
     for family in families:
         save_guesses(out / family / GUESSES, guesses[family], backbone.tokenizer)
         cost = json.loads((out / family / COST).read_text())
@@ -100,12 +97,25 @@ def compare(out: Path, families: list[str], data: str, prompts: int, max_new_tok
         }
     return {
         "backbone_parameters": sum(parameter.numel() for parameter in backbone.model.parameters()),
-        "prompts": len(held_out["test"]),
+        "prompts": len(prompts["test"]),
         "max_new_tokens": max_new_tokens,
         "machine": machine(),
         "versions": versions(),
         "families": found,
     }
+
+
+def _held_out(backbone: str, data: str, count: int) -> dict[str, list[list[int]]]:
+    """Prompts to tune on and prompts to measure, as token ids; UserError where the data have none."""
+    from datamodules import ConversationData
+    from mhc.backbone import load_tokenizer
+
+    source = ConversationData(data)
+    source.tokenizer = load_tokenizer(backbone)
+    found = {split: [prompt.ids for prompt in source.prompts(split, count)] for split in ("validation", "test")}
+    if min(map(len, found.values())) < 2:
+        raise UserError(f"'{data}' holds out fewer than two prompts: give more conversations")
+    return found
 
 
 def write_results(out: Path, comparison: dict[str, Any]) -> None:
@@ -148,7 +158,12 @@ def _train(console, family: str, trainer: str, data: str, folder: Path, options)
 
     heads = ("--model.init_args.drafter.init_args.heads", str(options.heads))
     common = [*heads, "--model.backbone", options.backbone, "--trainer.max_epochs", "-1"]
-    common += ["--data.limit", str(options.limit)] if options.limit else []
+    for flag, value in (
+        ("data.limit", options.limit),
+        ("model.dtype", options.dtype),
+        ("model.quantize", options.quantize),
+    ):
+        common += [f"--{flag}", str(value)] if value else []
     common += options.more
     if (folder / COST).exists():
         console.rule(f"{family} heads are trained", align="left")
@@ -201,7 +216,6 @@ def _parser() -> Parser:
         "for each and decode the same held-out prompts: one table and one picture. A stopped comparison goes on.",
     )
     add = parser.add_argument
-    add("--backbone", default="pocket", metavar="NAME", help="a directory, a hub name or pocket (default)")
     add(
         "--data",
         metavar="PATH",
@@ -218,5 +232,7 @@ def _parser() -> Parser:
     add("--prompts", type=int, default=40, metavar="N", help="held-out prompts to decode (default 40)")
     add("--max_new_tokens", type=int, default=128, metavar="N", help="tokens of an answer (default 128)")
     add("--trainer", choices=TRAINERS, help="a file of configs/trainer (default: what the machine can do)")
+    add_backbone(parser)
+    parser.set_defaults(backbone="pocket", device=None)
     add("more", nargs="*", metavar="-- FLAGS", help="flags for every `run.py fit`, e.g. -- --data.batch_size 8")
     return parser
