@@ -10,7 +10,7 @@ from nbclient import NotebookClient
 import run
 from tests.test_command_line import COMMON, ROOT, sums
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")
