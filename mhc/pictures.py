@@ -106,12 +106,15 @@ def draw_comparison(path: Path, comparison: dict[str, Any]) -> None:
     left.set_title("how often each head is right", fontsize=11)
     left.set_xticks(range(max(len(found["head_accuracy"]) for found in families.values())))
     left.legend(frameon=False)
+    plain = min(
+        found["chain_ms"]["plain_ms"] for found in families.values()
+    )  # the step that reads least for its drafter
     for name, found in families.items():
         for kind, mark in (("chain", "o"), ("tuned", "D")):
             if f"{kind}_ms" in found:
                 parts = found[f"{kind}_ms"]
                 middle.scatter(
-                    parts["round_ms"] / parts["plain_ms"],
+                    parts["round_ms"] / plain,
                     found[f"{kind}/T=0"]["tokens_per_step"],
                     color=colours[name],
                     marker=mark,
