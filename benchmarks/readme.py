@@ -143,9 +143,7 @@ TITLES = {"medusa": "Medusa", "cascade": "**MHC (cascade)**", "diffusion": "diff
 def where(found: dict) -> str:
     """The machine of a result."""
     here = found["machine"]
-    return (
-        f"{here['threads']} thread(s) on {here['cores']} cores of an {here['processor']} ({here['capability']}), fp32"
-    )
+    return f"{here['threads']} of {here['cores']} cores of an {here['processor']} ({here['capability']}), fp32"
 
 
 def drafters_tables(found: dict) -> str:

@@ -21,7 +21,8 @@ RESULT, GUESSES = "decode_benchmark.json", "guesses.csv"
 
 class DecodeBenchmark(Callback):
     """`test` decodes `prompts` held-out prompts both ways, prints a table and writes decode_benchmark.json into
-    default_root_dir, and guesses.csv with every guess of every head over the answers. The tree is the one that `run.py tune` found, or the DrafterCheckpoint's, or a chain of all heads.
+    default_root_dir, and guesses.csv with every guess of every head over the answers. The tree is the one that
+    `run.py tune` found, or the DrafterCheckpoint's, or a chain of all heads.
     """
 
     def __init__(self, prompts: int = 20, max_new_tokens: int = 128):

@@ -72,7 +72,7 @@ def load_tokenizer(name: str):
 class Backbone(nn.Module):
     """A causal LM that is borrowed: frozen, in eval mode, never saved with the drafter.
 
-    `width`, `vocabulary_size` and `layers` describe it; `name` and `fingerprint` let a checkpoint
+    `width`, `vocabulary_size`, `layers` and `parameter_count` describe it; `name` and `fingerprint` let a checkpoint
     say which backbone it belongs to. `decode` and `features` are the two ways to run it.
     """
 
@@ -83,6 +83,7 @@ class Backbone(nn.Module):
         config = model.config.get_text_config(decoder=True)
         self.width, self.layers = config.hidden_size, config.num_hidden_layers
         self.vocabulary_size = self.unembedding.shape[0]
+        self.parameter_count = model.num_parameters()  # counted now: packed weights are no parameters any more
         self.context = getattr(config, "max_position_embeddings", None) or 1 << 30
         self.window, self.layer_types = _windows(config)
         self.softcap = getattr(config, "final_logit_softcapping", None)

@@ -13,15 +13,29 @@ from tests.test_command_line import COMMON, ROOT, sums
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(900)]
 
 
+def comparing(folder: Path, *more: str) -> list[str]:
+    """A small comparison."""
+    command = ["compare", "--data", str(folder / "sums.jsonl"), "--out", str(folder / "out"), "--heads", "2", *more]
+    command += ["--families", "medusa", "eagle3", "--prompts", "2", "--max_new_tokens", "8", "--trainer", "cpu"]
+    return [*command, "--", "--data.batch_size", "4"]
+
+
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory) -> Path:
     """A folder that a small comparison left."""
     folder = tmp_path_factory.mktemp("compare")
-    command = ["compare", "--data", str(sums(folder)), "--out", str(folder / "out"), "--steps", "3", "--heads", "2"]
-    command += ["--families", "medusa", "eagle3", "--prompts", "2", "--max_new_tokens", "8", "--trainer", "cpu"]
-    assert run.main([*command, "--", "--data.batch_size", "4"]) == 0
-    assert run.main([*command, "--", "--data.batch_size", "4"]) == 0  # nothing is done twice
+    sums(folder)
+    assert run.main(comparing(folder, "--steps", "3")) == 0
+    assert run.main(comparing(folder, "--steps", "3")) == 0  # nothing is trained or tuned twice
     return folder / "out"
+
+
+def test_a_comparison_with_other_settings_is_refused(compared, capsys):
+    before = {path: path.read_bytes() for path in compared.rglob("*") if path.is_file()}
+    assert run.main(comparing(compared.parent, "--steps", "4")) == 2
+    told = capsys.readouterr().err
+    assert "other settings" in told and "steps: 3" in told and told.count("\n") == 1
+    assert before == {path: path.read_bytes() for path in compared.rglob("*") if path.is_file()}
 
 
 def test_a_comparison_leaves_all_its_figures(compared):

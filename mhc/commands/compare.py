@@ -96,7 +96,7 @@ def compare(
             "peak_memory_mib": cost["peak_memory_mib"],
         }
     return {
-        "backbone_parameters": sum(parameter.numel() for parameter in backbone.model.parameters()),
+        "backbone_parameters": backbone.parameter_count,
         "prompts": len(prompts["test"]),
         "max_new_tokens": max_new_tokens,
         "machine": machine(),
