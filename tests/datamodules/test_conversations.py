@@ -111,11 +111,17 @@ def test_prompts_are_a_stable_sample_that_opens_the_answer(make):
     few = data.prompts("test", 3)
     assert [p.ids for p in few] == [p.ids for p in turned.prompts("test", 300)][:3]
     assert len(data.prompts("test", 300)) == len(data.conversations("test"))
-    text = data.tokenizer.decode(few[0].ids)
-    assert text.endswith("<|im_start|>assistant\n") and "Be brief." in text and "yes" not in text
-    assert [m["role"] for m in few[0].messages] == ["system", "user"]
-    row = next(ids for ids, _ in data.rows("test") if ids.tolist()[: len(few[0].ids)] == few[0].ids)
-    assert len(row) > len(few[0].ids)
+    opened = set()
+    for prompt in data.prompts("test", 300):  # of two answers one is asked for, by hash
+        text = data.tokenizer.decode(prompt.ids)
+        second = "yes" in text
+        assert text.endswith("<|im_start|>assistant\n") and "Be brief." in text and "no<|im_end|>" not in text
+        roles = ["system", "user", "assistant", "user"] if second else ["system", "user"]
+        assert [m["role"] for m in prompt.messages] == roles
+        row = next(ids for ids, _ in data.rows("test") if ids.tolist()[: len(prompt.ids)] == prompt.ids)
+        assert len(row) > len(prompt.ids)
+        opened.add(second)
+    assert opened == {False, True}
 
 
 def test_vocabulary_is_checked_against_the_model(make, tokenizer):
