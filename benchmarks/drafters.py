@@ -34,6 +34,8 @@ from mhc.commands.stages import best_trainer, run_stage, training
 from mhc.engine import Engine
 from mhc.tree import FixedTree
 
+SCALED_ON = 300  # held-out prompts: on a comparison's few dozen, runs that differ by data alone differ by chance
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -104,7 +106,7 @@ def scaled(comparison: Path, family: str, size: str) -> float:
     drafter = for_decoding(load_drafter(folder / family)[0])
     source = ConversationData(data)
     source.tokenizer = drafter.backbone.tokenizer
-    prompts = [prompt.ids for prompt in source.prompts("test", settings["prompts"])]
+    prompts = [prompt.ids for prompt in source.prompts("test", SCALED_ON)]
     engine = Engine(drafter.backbone, drafter, FixedTree.chain(drafter.heads))
     answers = [answer for _, answer in engine.generate_ids(prompts, settings["max_new_tokens"], 16)]
     return sum(len(a.token_ids) - 1 for a in answers) / max(1, sum(a.steps - 1 for a in answers))
