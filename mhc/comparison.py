@@ -97,10 +97,9 @@ def explain(comparison: dict[str, Any]) -> str:
         for name, found in families.items()
     }
     thrifty = max(per_ms, key=per_ms.__getitem__)
+    others = "".join(f", {name} {value:.2f}" for name, value in per_ms.items() if name != thrifty)
     return (
         f"{tokens} accepts most ({families[tokens]['chain/T=0']['tokens_per_step']:.2f} tokens per step by chain), {speed} is "
-        f"fastest ({families[speed]['tuned/T=0']['speedup']:.2f}x tuned), {thrifty} gets most out of drafting "
-        f"({per_ms[thrifty]:.2f} accepted guesses per millisecond; "
-        + ", ".join(f"{name} {value:.2f}" for name, value in per_ms.items() if name != thrifty)
-        + ")"
+        f"fastest ({families[speed]['tuned/T=0']['speedup']:.2f}x tuned). Accepted guesses per millisecond of drafting: "
+        f"{thrifty} {per_ms[thrifty]:.2f}{others}"
     )

@@ -121,7 +121,6 @@ def _held_out(backbone: str, data: str, count: int) -> dict[str, list[list[int]]
 def write_results(out: Path, comparison: dict[str, Any]) -> None:
     """comparison.json, .md and .png, and the table on the terminal."""
     from rich.console import Console
-    from rich.markdown import Markdown
 
     from mhc.checkpoint import write_json
     from mhc.comparison import as_markdown, explain
@@ -131,8 +130,32 @@ def write_results(out: Path, comparison: dict[str, Any]) -> None:
     table = as_markdown(comparison)
     (out / "comparison.md").write_text(f"{table}\n{explain(comparison)}\n")
     draw_comparison(out / "comparison.png", comparison)
-    Console().print(Markdown(table))
+    show(comparison["families"])
     Console().print(explain(comparison), highlight=False)
+
+
+def show(families: dict[str, Any]) -> None:
+    """A table with one row a family, 80 columns wide."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="the same held-out prompts; tokens per step, and speedup", box=SIMPLE_HEAD, padding=(0, 1))
+    table.add_column("drafter", no_wrap=True)
+    for heading in ("head 0", "chain", "foretold", "draft", "tuned", "speedup", "T=1"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for name, found in families.items():
+        table.add_row(
+            name,
+            f"{found['head_accuracy'][0]['top1']:.0%}",
+            f"{found['chain/T=0']['tokens_per_step']:.2f}",
+            f"{found['simulated']:.2f}",
+            f"{found['chain_ms']['draft_ms']:.1f} ms",
+            f"{found['tuned/T=0']['tokens_per_step']:.2f}",
+            f"{found['tuned/T=0']['speedup']:.2f}x",
+            f"{found['tuned/T=1']['speedup']:.2f}x",
+        )
+    Console().print(table)
 
 
 def _tuned(folder: Path, drafter, prompts: list[list[int]], max_new_tokens: int, progress) -> dict[str, Any]:
