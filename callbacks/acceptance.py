@@ -4,7 +4,7 @@ from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 
-from mhc.acceptance import foretell, simulated_tokens_per_step
+from mhc.acceptance import foretell_all, simulated_tokens_per_step
 from mhc.checkpoint import for_decoding
 from mhc.engine import Engine
 from mhc.errors import UserError
@@ -58,7 +58,7 @@ class Acceptance(Callback):
         if not told:
             raise UserError("the data has no validation prompt whose answer is longer than a token: give it more")
         found = self._decode(engine, [prompt for prompt, _ in told], plain=False)
-        simulated = simulated_tokens_per_step([foretell(drafter, *pair) for pair in told], drafter.heads)
+        simulated = simulated_tokens_per_step(foretell_all(drafter, *zip(*told)), drafter.heads)
         tokens, steps = (sum(column) for column in zip(*((len(a.token_ids) - 1, a.steps - 1) for a in found)))
         return {"tokens_per_step": tokens / steps, "simulated_tokens_per_step": simulated}
 

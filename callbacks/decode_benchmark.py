@@ -10,7 +10,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from callbacks.drafter_checkpoint import DrafterCheckpoint
-from mhc.acceptance import foretell, save_guesses
+from mhc.acceptance import foretell_all, save_guesses
 from mhc.benchmark import race
 from mhc.checkpoint import for_decoding, tuned_tree, write_json
 from mhc.engine import Engine
@@ -42,8 +42,7 @@ class DecodeBenchmark(Callback):
                 {"": engine}, prompts, self.max_new_tokens, lambda done, _: progress.update(task, completed=done)
             )
         if trainer.is_global_zero:
-            told = [(prompt, answer.token_ids) for prompt, answer in zip(prompts, plain) if len(answer.token_ids) > 1]
-            guesses = [foretell(engine.drafter, *pair) for pair in told]
+            guesses = foretell_all(engine.drafter, prompts, [answer.token_ids for answer in plain])
             save_guesses(Path(trainer.default_root_dir) / GUESSES, guesses, module.tokenizer)
         return figures[""]
 

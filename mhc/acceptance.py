@@ -53,6 +53,13 @@ def foretell(drafter: Drafter, prompt: Sequence[int], answer: Sequence[int]) -> 
     return Foretold(Trace(list(answer), ranks=ranks), sure)
 
 
+def foretell_all(
+    drafter: Drafter, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]
+) -> list[Foretold]:
+    """`foretell` for every answer in which there is something to guess (more than one token)."""
+    return [foretell(drafter, prompt, answer) for prompt, answer in zip(prompts, answers) if len(answer) > 1]
+
+
 def simulated_tokens_per_step(foretold: Sequence[Foretold], levels: int) -> float:
     """Tokens per step (bonus counted, prefill apart) of a chain of so many guesses over these answers."""
     return replay_fixed([one.trace for one in foretold], FixedTree.chain(levels), 1.0)[1]

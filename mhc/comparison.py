@@ -17,7 +17,7 @@ from functools import partial
 from statistics import median
 from typing import Any
 
-from mhc.acceptance import Foretold, accuracy_by_head, foretell, simulated_tokens_per_step
+from mhc.acceptance import Foretold, accuracy_by_head, foretell_all, simulated_tokens_per_step
 from mhc.benchmark import race, round_parts
 from mhc.drafters import Drafter
 from mhc.engine import Engine
@@ -54,11 +54,9 @@ def measure(
                 parts = [round_parts(engine, prompt) for prompt in prompts[:TIMED]]
                 found[name][f"{kind}_ms"] = {key: round(median(part[key] for part in parts), 4) for key in parts[0]}
         if sampling is GREEDY:
-            answers = [
-                (prompt, answer.token_ids) for prompt, answer in zip(prompts, plain) if len(answer.token_ids) > 1
-            ]
+            answers = [answer.token_ids for answer in plain]
             for number, (name, drafter) in enumerate(drafters.items()):
-                guesses[name] = [foretell(drafter, *pair) for pair in answers]
+                guesses[name] = foretell_all(drafter, prompts, answers)
                 found[name]["head_accuracy"] = accuracy_by_head(guesses[name])
                 found[name]["simulated"] = round(simulated_tokens_per_step(guesses[name], drafter.heads), 4)
                 progress("foretelling", number + 1, len(drafters))

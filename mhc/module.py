@@ -8,6 +8,7 @@ Index convention: the backbone at t predicts token t+1, head k (from 0) predicts
 from collections.abc import Callable
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from lightning import LightningModule
 from torch import Tensor, nn
@@ -101,9 +102,8 @@ class DraftModule(LightningModule):
         """Show the drafter how often each token is learned from; a run that goes on has its answer in the checkpoint."""
         data = self.trainer.datamodule
         if data is not None and not self.trainer.ckpt_path:
-            frequencies = torch.zeros(self.vocabulary_size, dtype=torch.long)
-            for ids, mask in data.rows("train"):
-                frequencies += torch.bincount(torch.from_numpy(ids[mask]), minlength=len(frequencies))
+            learned = np.concatenate([ids[mask] for ids, mask in data.rows("train")])
+            frequencies = torch.bincount(torch.from_numpy(learned), minlength=self.vocabulary_size)
             if told := self.drafter.prepare(frequencies):
                 self.print(told)
 
