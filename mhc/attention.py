@@ -1,9 +1,11 @@
-"""Attention over a tree mask without copying keys and values per query group.
+"""Attention over a tree mask without copying keys and values per query group; and over packed rows.
 
 The stock SDPA path repeats K and V for every query head of a group once a mask is given. Here the
 queries of a group are laid along the time axis instead, which is the same arithmetic on views:
 (B,Hq,N,E) -> (B,Hkv,G*N,E). Registered with transformers as "mhc"; no modelling file is touched.
 """
+
+from functools import partial
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
@@ -12,12 +14,16 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 
-def tree_attention(module, query, key, value, attention_mask, dropout=0.0, scaling=None, **kwargs):
-    """Grouped attention under a (B,1,N,S) bool mask; anything else goes the stock way.
+def tree_attention(module, query, key, value, attention_mask, dropout=0.0, scaling=None, packing=None, **kwargs):
+    """Grouped attention under a (B,1,N,S) bool mask; inside each conversation of packed rows; else the stock way.
 
-    query (B,Hq,N,E), key and value (B,Hkv,S,E) -> (B,N,Hq,E), None.
+    query (B,Hq,N,E), key and value (B,Hkv,S,E) -> (B,N,Hq,E), None. packing: a Packing of the rows, which says more than
+    the mask.
     """
     groups = query.shape[1] // key.shape[1]
+    if packing is not None:
+        causal = partial(scaled_dot_product_attention, is_causal=True, scale=scaling, enable_gqa=groups > 1)
+        return packing.attend(query, key, value, causal), None
     if attention_mask is None or module.training or groups == 1:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs

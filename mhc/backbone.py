@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from mhc.cache import TreeCache
 from mhc.errors import UserError
 from mhc.layout import lay_out_for_few_rows, quantize_weights, unpack
 from mhc.losses import capped
+from mhc.packing import Packing
 
 POCKET = Path(__file__).parent / "lm" / "pocket"
 
@@ -89,7 +90,6 @@ class Backbone(nn.Module):
         self.softcap = getattr(config, "final_logit_softcapping", None)
         if model.config._attn_implementation == "sdpa":
             model.set_attn_implementation("mhc")
-        self._eager = model.config._attn_implementation == "eager"
         self._compiled: tuple = ()  # the fused forward, once it is wanted; a tuple, so that it is no second submodule
 
     @classmethod
@@ -151,9 +151,13 @@ class Backbone(nn.Module):
         return self._compiled[0]
 
     @torch.no_grad()
-    def features(self, ids: Tensor, taps: tuple[int, ...] = ()) -> Features:
-        """Hidden states of whole rows (B,T), causal, right padding harmless; and the inputs of layers `taps`."""
-        return _features(self.model.base_model(input_ids=ids, use_cache=False, **_tapping(taps)), taps)
+    def features(self, ids: Tensor, taps: tuple[int, ...] = (), packing: Packing | None = None) -> Features:
+        """Hidden states of whole rows (B,T), causal, right padding harmless; and the inputs of layers `taps`.
+        packing: where conversations lie in packed rows; each is read as if it were alone."""
+        options = _tapping(taps)
+        if packing is not None:
+            options |= packed_options(self.model, packing)
+        return _features(self.model.base_model(input_ids=ids, use_cache=False, **options), taps)
 
     def embed(self, ids: Tensor) -> Tensor:
         """Input embeddings of any shape of ids: (...) -> (...,D)."""
@@ -209,13 +213,7 @@ class Backbone(nn.Module):
         """What the model takes: one 4-D mask, or one by layer type; additive floats for eager attention."""
         if mask is None:
             return None
-        if self._eager:
-            lowest = torch.finfo(self.dtype).min
-            mask = {
-                kind: torch.zeros_like(seen, dtype=self.dtype).masked_fill_(~seen, lowest)
-                for kind, seen in mask.items()
-            }
-        return mask if len(mask) > 1 else next(iter(mask.values()))
+        return _as_taken(mask, self.model)
 
     def fingerprint(self) -> str:
         """Hash of the architecture and of a few weights, in whatever precision they were loaded: tells backbones apart
@@ -235,6 +233,29 @@ class Backbone(nn.Module):
 def _tapping(taps: tuple[int, ...]) -> dict[str, list[int]]:
     """The argument with which a model keeps the inputs of just these layers."""
     return {"output_hidden_states": sorted(set(taps))} if taps else {}
+
+
+def packed_options(model: PreTrainedModel, packing: Packing) -> dict[str, Any]:
+    """The arguments with which a model reads packed rows: restarted positions and block-diagonal attention. Where our own
+    attention serves, no (T,T) mask is made."""
+    window, layer_types = _windows(model.config.get_text_config(decoder=True))
+    options: dict[str, Any] = {"position_ids": packing.positions}
+    if model.config._attn_implementation == "mhc" and (window is None or packing.longest <= window):
+        unread = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=packing.segments.device)  # so that none is built
+        options["packing"], mask = packing, dict.fromkeys(layer_types, unread)
+    else:
+        mask = {kind: packing.mask(window if kind == "sliding_attention" else None) for kind in layer_types}
+    return options | {"attention_mask": _as_taken(mask, model)}
+
+
+def _as_taken(mask: dict[str, Tensor], model: PreTrainedModel) -> Tensor | dict[str, Tensor]:
+    """Masks by layer type as this model takes them: one alone where all layers are alike; floats for eager attention."""
+    if model.config._attn_implementation == "eager":
+        lowest = torch.finfo(model.dtype).min
+        mask = {
+            kind: torch.zeros_like(seen, dtype=model.dtype).masked_fill_(~seen, lowest) for kind, seen in mask.items()
+        }
+    return mask if len(mask) > 1 else next(iter(mask.values()))
 
 
 def _features(output, taps: tuple[int, ...]) -> Features:

@@ -6,7 +6,7 @@ Index convention: the backbone at t predicts token t+1, head k (from 0) predicts
 """
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -18,10 +18,11 @@ from torchmetrics import MeanMetric
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.optimization import get_cosine_schedule_with_warmup
 
-from mhc.backbone import Backbone, Features, load_tokenizer
+from mhc.backbone import Backbone, Features, load_tokenizer, packed_options
 from mhc.drafters import Drafter
 from mhc.errors import UserError
 from mhc.losses import OBJECTIVES, Teacher, chunked_loss
+from mhc.packing import Packing
 
 
 def optimize(
@@ -39,13 +40,31 @@ def optimize(
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-def find_anchors(mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Positions to train heads at: those whose next two tokens are both supervised, mask (B,T) bool.
+def find_anchors(mask: Tensor, counted: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Positions to train heads at: those whose next two tokens are both supervised, mask (B,T) bool, and which are
+    `counted` (B,T), where that is given.
 
     Returns (row (A,), position (A,)).
     """
-    row, position = (mask[:, 1:-1] & mask[:, 2:]).nonzero(as_tuple=True)
+    fit = mask[:, 1:-1] & mask[:, 2:]
+    row, position = (fit if counted is None else fit & counted[:, :-2]).nonzero(as_tuple=True)
     return row, position
+
+
+class Part(NamedTuple):
+    """Rows of one conversation each, as drafters see them: features, ids (B,T), mask (B,T), anchors."""
+
+    features: Features
+    ids: Tensor
+    mask: Tensor
+    anchors: tuple[Tensor, Tensor]
+
+    def targets(self, head: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Which anchors (A,) have a token for this head to guess, and the rows and positions of these tokens."""
+        row, target = self.anchors[0], self.anchors[1] + 2 + head
+        last = self.ids.shape[1] - 1
+        valid = (target <= last) & self.mask[row, target.clamp(max=last)]
+        return valid, row[valid], target[valid]
 
 
 class DraftModule(LightningModule):
@@ -110,56 +129,87 @@ class DraftModule(LightningModule):
     def on_train_batch_start(self, batch: Any, index: int) -> None:
         self.drafter.progress = self.trainer.global_step / max(1, self.trainer.estimated_stepping_batches)
 
-    def taught(self, features: Features, row: Tensor, position: Tensor) -> Teacher | None:
-        """What the backbone itself says about the tokens after these positions, where the objective asks."""
+    def taught(self, hidden: list[Tensor]) -> Teacher | None:
+        """What the backbone itself says behind these hidden states (A,D), given in pieces, where the objective asks."""
         if self.objective == "ce":
             return None
-        weight = self.backbone.unembedding
-        return Teacher(features.hidden[row, position], weight, self.distillation_temperature)
+        return Teacher(torch.cat(hidden), self.backbone.unembedding, self.distillation_temperature)
 
-    def losses(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, dict[str, tuple[Tensor, int]]]:
-        """Weighted loss over the heads, and every figure with the number of anchors behind it."""
+    def losses(
+        self,
+        ids: Tensor,
+        mask: Tensor,
+        segments: Tensor | None = None,
+        hidden: Tensor | None = None,
+        taps: Tensor | None = None,
+        counted: Tensor | None = None,
+    ) -> tuple[Tensor, dict[str, tuple[Tensor, int]]]:
+        """Weighted loss over the heads, and every figure with the number of anchors behind it.
+
+        ids, mask (B,T). segments (B,T): the conversations of packed rows, see Packing. hidden (B,T,D) and taps (B,T,n*D):
+        features collected beforehand; the backbone is not run then. counted (B,T): the positions that may be anchors.
+        """
         drafter = self.drafter
-        features = self.backbone.features(ids, drafter.taps)
-        anchors = row, position = find_anchors(mask)
+        parts = self._parts(ids, mask, segments, hidden, taps, counted)
+        guesses = [drafter(part.features, part.ids, part.anchors) for part in parts]
+        count = sum(len(part.anchors[0]) for part in parts)
         total = torch.zeros((), device=ids.device)
         figures: dict[str, tuple[Tensor, int]] = {}
-        reached = torch.ones_like(row, dtype=torch.bool)  # where every head so far was right
-        expected = torch.ones_like(row, dtype=torch.float)  # tokens a chain would emit: one bonus, and
-        for head, (hidden, weight) in enumerate(drafter(features, ids, anchors)):
-            target = position + 2 + head
-            valid = (target < ids.shape[1]) & mask[row, target.clamp(max=ids.shape[1] - 1)]
-            places = row[valid], target[valid]
+        reached = torch.ones(count, dtype=torch.bool, device=ids.device)  # where every head so far was right
+        expected = torch.ones(count, device=ids.device)  # tokens a chain would emit: one bonus, and
+        for head in range(drafter.heads):
+            found = [next(guess) for guess in guesses]
+            valid, row, target = zip(*(part.targets(head) for part in parts))
+            weight = None
+            if found[0].weight is not None:
+                weight = torch.cat([guess.weight[there] for guess, there in zip(found, valid)])
             loss, rank, acceptance = chunked_loss(
-                hidden[valid],
+                torch.cat([guess.hidden[there] for guess, there in zip(found, valid)]),
                 drafter.unembedding(head),
-                ids[places],
+                torch.cat([part.ids[r, t] for part, r, t in zip(parts, row, target)]),
                 self.objective,
-                None if weight is None else weight[valid],
-                self.taught(features, places[0], places[1] - 1),
+                weight,
+                self.taught([part.features.hidden[r, t - 1] for part, r, t in zip(parts, row, target)]),
                 drafter.vocabulary,
                 self.backbone.softcap,
             )
             total = total + self.head_weight**head * loss
             hits = torch.zeros_like(reached)
-            hits[valid] = rank < 1
+            hits[torch.cat(valid)] = rank < 1
             reached &= hits
             expected += reached  # ... each guess up to the first wrong one
             if weight is not None:  # a figure is about what was guessed, not about what was shown
-                asked = weight[valid] > 0
+                asked = weight > 0
                 rank, acceptance = rank[asked], None if acceptance is None else acceptance[asked]
-            count = len(rank)
-            figures[f"head{head}_loss"] = loss.detach(), count
-            figures[f"head{head}_top1"] = (rank < 1).float().mean(), count
-            figures[f"head{head}_top5"] = (rank < 5).float().mean(), count
+            figures[f"head{head}_loss"] = loss.detach(), len(rank)
+            figures[f"head{head}_top1"] = (rank < 1).float().mean(), len(rank)
+            figures[f"head{head}_top5"] = (rank < 5).float().mean(), len(rank)
             if acceptance is not None:
-                figures[f"head{head}_acceptance"] = acceptance.mean(), count
-        figures["loss"] = total.detach(), len(row)
-        figures["expected_tokens_per_step"] = expected.mean(), len(row)
+                figures[f"head{head}_acceptance"] = acceptance.mean(), len(rank)
+        figures["loss"] = total.detach(), count
+        figures["expected_tokens_per_step"] = expected.mean(), count
         return total, {name: figure for name, figure in figures.items() if figure[1]}
 
+    def _parts(self, ids, mask, segments, hidden, taps, counted) -> list[Part]:
+        """What drafters see: rows of one conversation each. Packed rows are taken apart behind the backbone."""
+        if segments is not None:
+            packing = Packing(segments)
+            features = self.backbone.features(ids, self.drafter.taps, packing)
+            apart = zip(
+                packing.split(features.hidden),
+                [None] * len(packing.groups) if features.taps is None else packing.split(features.taps),
+                packing.split(ids),
+                [part & inside for part, (_, inside) in zip(packing.split(mask), packing.groups)],
+            )
+            return [Part(Features(h, t), i, m, find_anchors(m)) for h, t, i, m in apart]
+        if hidden is None:
+            features = self.backbone.features(ids, self.drafter.taps)
+        else:
+            features = Features(*(one if one is None else one.to(self.backbone.dtype) for one in (hidden, taps)))
+        return [Part(features, ids, mask, find_anchors(mask, counted))]
+
     def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor | None:
-        loss, figures = self.losses(batch["ids"], batch["mask"])
+        loss, figures = self.losses(**batch)
         if "loss" not in figures:
             return None  # nothing supervised in this batch
         self.log("loss", loss, prog_bar=True)
@@ -167,7 +217,7 @@ class DraftModule(LightningModule):
         return loss
 
     def validation_step(self, batch: dict[str, Tensor], index: int) -> None:
-        _, figures = self.losses(batch["ids"], batch["mask"])
+        _, figures = self.losses(**batch)
         for name, (value, count) in figures.items():
             self.means[name].update(value, count)
 
@@ -248,23 +298,25 @@ class LMModule(LightningModule):
     def vocabulary_size(self) -> int:
         return self.model.config.vocab_size
 
-    def loss(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """Mean cross-entropy of the supervised tokens, mask[b,t] True where token t is a target."""
+    def loss(self, ids: Tensor, mask: Tensor, segments: Tensor | None = None) -> Tensor:
+        """Mean cross-entropy of the supervised tokens, mask[b,t] True where token t is a target; segments (B,T) as in
+        Packing."""
         (run,) = self._run
-        hidden = run(input_ids=ids, use_cache=False).last_hidden_state
-        valid = mask[:, 1:]
+        options = {} if segments is None else packed_options(self.model, Packing(segments))
+        hidden = run(input_ids=ids, use_cache=False, **options).last_hidden_state
+        valid = mask[:, 1:] if segments is None else mask[:, 1:] & (segments[:, 1:] == segments[:, :-1])
         weight = self.model.get_output_embeddings().weight
         return chunked_loss(hidden[:, :-1][valid], (weight,), ids[:, 1:][valid]).loss
 
     def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
-        loss = self.loss(batch["ids"], batch["mask"])
+        loss = self.loss(**batch)
         self.log("loss", loss, prog_bar=True)
         self.log("train/loss", loss)
         return loss
 
     def validation_step(self, batch: dict[str, Tensor], index: int) -> None:
         count = int(batch["mask"][:, 1:].sum())
-        self.log("val/loss", self.loss(batch["ids"], batch["mask"]), prog_bar=True, batch_size=count)
+        self.log("val/loss", self.loss(**batch), prog_bar=True, batch_size=count)
 
     def configure_optimizers(self) -> dict[str, Any]:
         return optimize(self, self.model.parameters(), self.learning_rate, self.weight_decay, self.warmup)
