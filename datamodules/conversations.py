@@ -7,23 +7,27 @@ at position t - 1 predicts token t; token 0 is predicted by nothing, whatever th
 """
 
 import hashlib
+import json
 import time
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import Literal
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 from lightning import LightningDataModule
 from rich.console import Console
 from rich.progress import Progress
-from torch.utils.data import DataLoader
 
-from datamodules.batching import BatchDataset, BatchOrder, Row, packed
-from datamodules.readers import Conversation, Report, read_conversations
+from datamodules.batching import BatchDataset, BatchLoader, BatchOrder, PackedRows, Row
+from datamodules.readers import Conversation, Report, iterate, source_state
+from datamodules.storage import EncodedRows, StoredConversations
 from mhc.chat import encode_batch, prompt_ids
-from mhc.chat_template import Messages, chat_template
+from mhc.chat_template import Messages, chat_template, template_fingerprint
+from mhc.checkpoint import write_json
 from mhc.errors import UserError
-from mhc.splits import split_of
+from mhc.splits import prompt_number, split_of
 
 CHUNK = 1000  # conversations encoded at a time
 POCKET_COUNT = 60_000
@@ -48,6 +52,7 @@ class Totals:
     truncated: int = 0
     tokens: int = 0
     supervised: int = 0
+    largest_id: int = 0
 
 
 class ConversationData(LightningDataModule):
@@ -57,18 +62,20 @@ class ConversationData(LightningDataModule):
     another. The tokenizer is the LightningModule's, unless `tokenizer` is set before `setup`.
 
     Args:
-        path: a file or folder of conversations (see `datamodules.readers`), or "pocket" for dialogues the
-            project generates.
+        path: a file, a folder or hf:NAME (see `datamodules.readers`), or "pocket" for dialogues the project generates.
         max_length: rows longer than this many tokens lose their end.
         batch_size: rows in a batch.
         limit: at most this many conversations of each split; for "pocket", the number generated (60000 if
             not given).
         supervise: "assistant" to learn the answers, "all" to learn every token.
-        pack: put whole conversations side by side into rows of exactly max_length tokens (attention runs
-            across them).
+        pack: put whole conversations side by side into rows of exactly max_length tokens; each still sees itself alone.
         seed: decides the order of batches and the generated dialogues.
         workers: processes that collate batches; 0 does it in the main process.
         docs_share: for "pocket", the share of dialogues about Python's documentation.
+        cache: a folder that conversations and token ids are kept in and mapped from, so that data may be larger than
+            memory and are tokenized once; without, all of it is held in memory.
+        answered: false keeps prompts without an answer as well; their answers are then empty (for distillation).
+        max_bad_share: share of broken rows above which reading stops.
     """
 
     def __init__(
@@ -82,6 +89,9 @@ class ConversationData(LightningDataModule):
         seed: int = 0,
         workers: int = 0,
         docs_share: float = 0.1,
+        cache: str | None = None,
+        answered: bool = True,
+        max_bad_share: float = 0.1,
     ):
         super().__init__()
         for name, value in (("max_length", max_length), ("batch_size", batch_size), ("limit", limit)):
@@ -89,14 +99,17 @@ class ConversationData(LightningDataModule):
                 raise UserError(f"data.{name} is {value}: it must be at least 1")
         if supervise not in ("assistant", "all"):
             raise UserError(f"data.supervise is {supervise!r}: choose assistant or all")
+        if not 0 <= max_bad_share <= 1:
+            raise UserError(f"data.max_bad_share is {max_bad_share}: it must be between 0 and 1")
         self.path, self.max_length, self.batch_size, self.limit = path, max_length, batch_size, limit
         self.supervise, self.pack, self.seed, self.workers = supervise, pack, seed, workers
-        self.docs_share = docs_share
+        self.docs_share, self.answered, self.max_bad_share = docs_share, answered, max_bad_share
+        self.cache = None if cache is None else Path(cache)
         self.tokenizer = None
         self.report: Report | None = None
         self.totals: dict[str, Totals] = {}
-        self._conversations: dict[str, list[Conversation]] = {}
-        self._rows: dict[str, list[Row]] = {}
+        self._conversations: dict[str, Sequence[Conversation]] = {}
+        self._rows: dict[str, EncodedRows] = {}
 
     # -- Lightning ---------------------------------------------------------------------------------
 
@@ -106,65 +119,97 @@ class ConversationData(LightningDataModule):
         for split in needed:
             self.rows(split)
 
-    def train_dataloader(self) -> DataLoader:
+    def train_dataloader(self) -> BatchLoader:
         """Batches in an order that is a pure function of (seed, epoch)."""
         if not self.rows("train"):
             raise UserError(f"{self.path}: every conversation is held out, none is left to train on: add some")
         return self._loader("train")
 
-    def val_dataloader(self) -> DataLoader:
+    def val_dataloader(self) -> BatchLoader:
         """The validation split in a fixed order."""
         return self._loader("validation")
 
-    def test_dataloader(self) -> DataLoader:
+    def test_dataloader(self) -> BatchLoader:
         """The test split in a fixed order."""
         return self._loader("test")
 
-    def _loader(self, split: str) -> DataLoader:
-        rows = self.rows(split)
-        pad_id = self._tokenizer().pad_token_id or 0
-        lengths = [len(ids) for ids, _ in rows]
+    def _loader(self, split: str) -> BatchLoader:
+        rows: Sequence[Row] = self.rows(split)
+        lengths, pad_id = rows.lengths, self._tokenizer().pad_token_id or 0
+        if self.pack:
+            rows = PackedRows(rows, lengths, self.max_length, self.seed, pad_id)
+            lengths = np.full(len(rows), self.max_length)
         order = BatchOrder(lengths, self.batch_size, self.seed, fixed=split != "train")
-        return DataLoader(
-            BatchDataset(rows, pad_id),
-            sampler=order,
-            batch_size=None,  # the sampler yields whole batches
-            num_workers=self.workers,
-            persistent_workers=self.workers > 0,
-        )
+        return BatchLoader(BatchDataset(rows, pad_id), order, self.workers)
 
     # -- conversations -----------------------------------------------------------------------------
 
-    def conversations(self, split: str) -> list[Conversation]:
+    def conversations(self, split: str) -> Sequence[Conversation]:
         """The conversations of "train", "validation" or "test", before encoding."""
         if not self._conversations:
-            if self.path == "pocket":
-                found, self.report = self._generated()
+            numbers = array("Q")
+            if self.cache is None:
+                found: Sequence[Conversation] = list(self._read(numbers))
             else:
-                found, self.report = read_conversations(self.path)
-            splits = split_conversations(found)
-            if self.limit is not None and self.path != "pocket":
-                splits = {name: _sample(rows, self.limit) for name, rows in splits.items()}
-            self._conversations = splits
+                found, numbers = self._cached()
+            limit = None if self.path == "pocket" else self.limit
+            for name, chosen in split_conversations(numbers, limit).items():
+                some = isinstance(found, StoredConversations)
+                self._conversations[name] = found.only(chosen) if some else [found[i] for i in chosen]
         return self._conversations[split]
 
-    def _generated(self) -> tuple[list[Conversation], Report]:
+    def _read(self, numbers: array) -> Iterator[Conversation]:
+        """Every conversation of the source, once; the prompt_number of each is appended to `numbers`."""
+        if self.path == "pocket":
+            read = self._generated()
+        else:
+            self.report = Report(str(self.path))
+            read = iterate(self.path, self.report, self.answered, self.max_bad_share)
+        for conversation in read:
+            numbers.append(prompt_number(conversation.prompt))
+            yield conversation
+
+    def _generated(self) -> Iterator[Conversation]:
         from mhc.lm.corpus import dialogues
 
         count = self.limit or POCKET_COUNT
+        self.report = Report("pocket", {"generated": count}, count, count)
         made = _progress(dialogues(count, self.seed, self.docs_share), count, "making dialogues")
-        found = [Conversation(d["id"], d["messages"], f"pocket:{i}") for i, d in enumerate(made, start=1)]
-        return found, Report("pocket", {"generated": len(found)}, len(found), len(found))
+        for number, dialogue in enumerate(made, start=1):
+            yield Conversation(dialogue["id"], dialogue["messages"], f"pocket:{number}")
+
+    # -- the cache -----------------------------------------------------------------------------------
+
+    def _source(self) -> dict[str, Any]:
+        """What decides which conversations there are."""
+        if self.path == "pocket":
+            return {name: getattr(self, name) for name in ("path", "limit", "seed", "docs_share")}
+        return {"source": source_state(self.path), "answered": self.answered, "max_bad_share": self.max_bad_share}
+
+    def _cached(self) -> tuple[StoredConversations, array]:
+        """The conversations as files of the cache, read into it where they are not there, and their prompt_numbers."""
+        at = self.cache / _digest(self._source()) / "conversations"
+        told = at.with_name("report.json")
+        numbers, found = array("Q"), StoredConversations.mapped(at)
+        if found is None or not told.exists():
+            found = StoredConversations.on_disk(at, self._read(numbers))
+            np.save(at.with_name("numbers.npy"), np.frombuffer(numbers, np.uint64))
+            write_json(told, {"report": asdict(self.report), "source": self._source()})  # last: now it is whole
+        self.report = Report(**json.loads(told.read_text())["report"])
+        return found, array("Q", np.load(at.with_name("numbers.npy")).tobytes())
 
     def prompts(self, split: str, count: int) -> list[Prompt]:
         """At most `count` different prompts of a split, shorter than max_length, ordered by their hash. Of a
         conversation with several answers one is asked for, chosen by the same hash."""
         tokenizer, found, seen = self._tokenizer(), [], set()
-        for conversation in sorted(self.conversations(split), key=lambda c: (prompt_hash(c.prompt), c.id)):
+        by_hash = sorted(self.conversations(split), key=lambda c: (prompt_number(c.prompt), c.id))
+        for conversation in by_hash:
             if len(found) == count:
                 break
             turns = [at for at, m in enumerate(conversation.messages) if m["role"] == "assistant"]
-            messages = conversation.messages[: turns[int(prompt_hash(conversation.prompt), 16) % len(turns)]]
+            if not turns:
+                continue  # a document
+            messages = conversation.messages[: turns[prompt_number(conversation.prompt) % len(turns)]]
             ids = prompt_ids(tokenizer, messages)
             if len(ids) < self.max_length and tuple(ids) not in seen:
                 seen.add(tuple(ids))
@@ -173,38 +218,61 @@ class ConversationData(LightningDataModule):
 
     # -- encoding ----------------------------------------------------------------------------------
 
-    def rows(self, split: str) -> list[Row]:
-        """The encoded rows of a split: ids (T) int32 and mask (T) bool, at most max_length long."""
+    def rows(self, split: str) -> EncodedRows:
+        """The encoded rows of a split, each with ids (T) int32 and mask (T) bool, at most max_length long."""
         if split not in self._rows:
-            self._rows[split] = self._encoded(split)
+            totals = Totals()
+            if self.cache is None:
+                rows = EncodedRows.in_memory(self._encoded(split, totals))
+            else:
+                rows, totals = self._cached_rows(split, totals)
+            if totals.conversations and not len(rows):
+                raise UserError(
+                    f"{self.path}: no token of the {totals.conversations} {split} conversations is supervised: "
+                    f"{chat_template(self._tokenizer()).name} hides the answers, or data.max_length "
+                    f"({self.max_length}) ends before the first answer"
+                )
+            self._check_vocabulary(totals.largest_id)
+            self.totals[split], self._rows[split] = totals, rows
         return self._rows[split]
 
-    def _encoded(self, split: str) -> list[Row]:
+    def _cached_rows(self, split: str, totals: Totals) -> tuple[EncodedRows, Totals]:
+        """The rows as files of the cache, encoded into it where they are not there."""
+        tokenizer = self._tokenizer()
+        told = {
+            "limit": self.limit,
+            "max_length": self.max_length,
+            "supervise": self.supervise,
+            "template": template_fingerprint(tokenizer),
+            "tokenizer": _digest(tokenizer.get_vocab()),
+        }
+        at = self.cache / _digest(self._source()) / _digest(told) / split
+        result = at.with_name(f"{split}.json")
+        rows = EncodedRows.mapped(at)
+        if rows is None or not result.exists():
+            rows = EncodedRows.on_disk(at, self._encoded(split, totals))
+            write_json(result, {"totals": asdict(totals), "encoded": told})
+        return rows, Totals(**json.loads(result.read_text())["totals"])
+
+    def _encoded(self, split: str, totals: Totals) -> Iterator[Row]:
+        """Row by row what can be learned from; `totals` counts along."""
         tokenizer, conversations = self._tokenizer(), self.conversations(split)
-        totals = self.totals[split] = Totals(conversations=len(conversations))
-        chunks = [conversations[i : i + CHUNK] for i in range(0, len(conversations), CHUNK)]
-        rows: list[Row] = []
-        for chunk in _progress(chunks, len(chunks), f"encoding {split}"):
-            for ids, mask in encode_batch(tokenizer, [conversation.messages for conversation in chunk]):
-                row = np.array(ids, dtype=np.int32), np.array(mask, dtype=bool)
+        totals.conversations = len(conversations)
+        chunks = range(0, len(conversations), CHUNK)
+        for start in _progress(chunks, len(chunks), f"encoding {split}"):
+            several = [conversation.messages for conversation in conversations[start : start + CHUNK]]
+            for ids, mask in encode_batch(tokenizer, several):
+                totals.truncated += len(ids) > self.max_length
+                ids, mask = np.array(ids[: self.max_length], np.int32), np.array(mask[: self.max_length], bool)
                 if self.supervise == "all":
-                    row[1][:] = True
-                totals.truncated += len(ids) > self.max_length and not self.pack
-                rows.append(row if self.pack else (row[0][: self.max_length], row[1][: self.max_length]))
-        if self.pack:
-            rows = packed(rows, self.max_length, self.seed, tokenizer.pad_token_id or 0)
-        kept = [row for row in rows if row[1].any()]
-        if conversations and not kept:
-            raise UserError(
-                f"{self.path}: no token of the {len(conversations)} {split} conversations is supervised: "
-                f"{chat_template(tokenizer).name} hides the answers, or data.max_length ({self.max_length}) "
-                "ends before the first answer"
-            )
-        totals.dropped = len(rows) - len(kept)
-        totals.tokens = sum(len(ids) for ids, _ in kept)
-        totals.supervised = sum(int(mask.sum()) for _, mask in kept)
-        self._check_vocabulary(kept)
-        return kept
+                    mask[:] = True
+                if not mask.any():
+                    totals.dropped += 1
+                    continue
+                totals.tokens += len(ids)
+                totals.supervised += int(mask.sum())
+                totals.largest_id = max(totals.largest_id, int(ids.max()))
+                yield ids, mask
 
     def _tokenizer(self):
         if self.tokenizer is None:
@@ -213,9 +281,8 @@ class ConversationData(LightningDataModule):
             self.tokenizer = self.trainer.lightning_module.tokenizer
         return self.tokenizer
 
-    def _check_vocabulary(self, rows: list[Row]) -> None:
+    def _check_vocabulary(self, largest: int) -> None:
         size = getattr(getattr(self.trainer, "lightning_module", None), "vocabulary_size", None)
-        largest = max((int(ids.max()) for ids, _ in rows), default=0)
         if size is not None and largest >= size:
             raise UserError(
                 f"the tokenizer gives id {largest} but the model has {size} rows: "
@@ -223,32 +290,28 @@ class ConversationData(LightningDataModule):
             )
 
 
-def prompt_hash(prompt: str) -> str:
-    """A stable order of prompts that has nothing to do with their place in a file."""
-    return hashlib.sha256(" ".join(prompt.split()).encode()).hexdigest()
-
-
-def split_conversations(conversations: list[Conversation]) -> dict[str, list[Conversation]]:
-    """Conversations by split; a validation or test split left empty takes a tenth of the training prompts."""
-    splits: dict[str, list[Conversation]] = {name: [] for name in SPLITS}
-    for conversation in conversations:
-        splits[split_of(conversation.prompt)].append(conversation)
+def split_conversations(numbers: Sequence[int], limit: int | None = None) -> dict[str, list[int]]:
+    """By split, the places of the conversations with these prompt_numbers, at most `limit` of each; a validation or test
+    split left empty takes a tenth of the training prompts."""
+    splits: dict[str, list[int]] = {name: [] for name in SPLITS}
+    for place, number in enumerate(numbers):
+        splits[split_of(number)].append(place)
     for name in ("validation", "test"):
         # Whole prompts move, so that no prompt is in two splits; the last one stays for training.
-        hashes = sorted({prompt_hash(c.prompt) for c in splits["train"]})
-        if not splits[name] and len(hashes) > 1:
-            moved = set(hashes[: max(1, len(hashes) // 10)])
-            splits[name] = [c for c in splits["train"] if prompt_hash(c.prompt) in moved]
-            splits["train"] = [c for c in splits["train"] if prompt_hash(c.prompt) not in moved]
+        different = sorted({numbers[place] for place in splits["train"]}) if not splits[name] else []
+        if len(different) > 1:
+            moved = set(different[: max(1, len(different) // 10)])
+            splits[name] = [place for place in splits["train"] if numbers[place] in moved]
+            splits["train"] = [place for place in splits["train"] if numbers[place] not in moved]
+    if limit is not None:  # the first by hash, in their old order: files are often sorted, a sample should not be
+        for name, places in splits.items():
+            splits[name] = sorted(sorted(places, key=lambda place: (numbers[place], place))[:limit])
     return splits
 
 
-def _sample(conversations: list[Conversation], limit: int) -> list[Conversation]:
-    """The first `limit` by hash, in their old order: files are often sorted, a sample should not be."""
-    if len(conversations) <= limit:
-        return conversations
-    by_hash = sorted(range(len(conversations)), key=lambda i: (prompt_hash(conversations[i].prompt), i))
-    return [conversations[i] for i in sorted(by_hash[:limit])]
+def _digest(value: Any) -> str:
+    """A short name for a value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _progress(items: Iterable, total: int, title: str, after: float = 2.0) -> Iterator:

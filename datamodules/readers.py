@@ -1,46 +1,55 @@
-"""Conversation files as people have them: recognised by their rows, repaired where the repair is obvious.
+"""Conversations as people have them: recognised by their rows, repaired where the repair is obvious.
 
-| format     | a row                                                              |
-|------------|--------------------------------------------------------------------|
-| sharegpt   | conversations: [{from: human or gpt or system, value}]              |
-| messages   | messages, conversations or turns: [{role, content}]                 |
-| alpaca     | instruction, input (may be empty), output                           |
-| question   | question, answer                                                    |
+| format     | a row                                                                                    |
+|------------|------------------------------------------------------------------------------------------|
+| sharegpt   | conversations: [{from: human or gpt or system or tool, value}]                           |
+| messages   | messages, conversations or turns: [{role, content}]                                      |
+| alpaca     | instruction, input (may be empty), output or response                                    |
+| question   | question, prompt or query; answer, response, completion, std_answer or output            |
+| preference | chosen (and rejected, which is not looked at): a text, a turn or whole conversations     |
+| turns      | turns: [text], the user's alone (MT-Bench)                                                |
+| tldr       | command, examples: [{task, command}]                                                     |
+| text       | text: a document, all of which is learned                                                |
 
-as a JSON array or JSONL, plain or gzipped, one file or a folder of them. A row is *broken* if it does not
-parse or has no shape of the table; it is *dropped* if it does but holds nothing to learn from.
+in any of the files of `datamodules.files`. A row is *broken* if it does not parse or has no shape of the table; it is
+*dropped* if it does but holds nothing to learn from.
 """
 
-import difflib
-import gzip
-import json
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
+from typing import Any
 
 from rich.markup import escape
 
+from datamodules.files import Broken, raw_rows, source_state
 from mhc.chat_template import Messages, clean_text
 from mhc.errors import UserError
 
-SUFFIXES = (".json", ".jsonl", ".ndjson", ".json.gz", ".jsonl.gz", ".ndjson.gz")
+__all__ = ["Conversation", "Report", "iterate", "read_conversations", "source_state"]
+
 TURN_KEYS = ("messages", "conversations", "conversation", "turns")
+ID_KEYS = ("id", "question_id", "conversation_id", "prompt_id")
+QUESTIONS = ("question", "prompt", "query", "instruction")
+ANSWERS = ("answer", "response", "completion", "std_answer", "output")
 ROLES = {
     **dict.fromkeys(("system", "developer"), "system"),
     **dict.fromkeys(("user", "human", "prompter"), "user"),
     **dict.fromkeys(("assistant", "gpt", "chatgpt", "bard", "bing", "claude", "model", "bot"), "assistant"),
+    **dict.fromkeys(("function_call", "tool_call", "tool_calls"), "assistant"),
+    **dict.fromkeys(("tool", "function", "observation", "ipython", "function_response"), "tool"),
 }
 SHOWN = 6  # reasons a report lists of each kind
+EARLY = 1000  # rows after which a file that is mostly broken is given up
 CUT = "cut before a turn without content"
 NO_ANSWER = "no assistant turn to learn from"
 EMPTY = "a turn without content and no answer before it"
-SHAPES = "conversations (from/value), messages (role/content), instruction/output or question/answer"
+SHAPES = "conversations (from/value), messages (role/content), instruction/output, question/answer or text"
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """Messages: at most one system turn, then user and assistant in turn, the assistant last."""
+    """Messages: at most one system turn, then user and assistant in turn (tools between them), the assistant last; or one
+    document."""
 
     id: str
     messages: Messages
@@ -48,8 +57,9 @@ class Conversation:
 
     @property
     def prompt(self) -> str:
-        """The first user prompt: what decides the split."""
-        return next(message["content"] for message in self.messages if message["role"] == "user")
+        """The first user prompt (or the document): what decides the split."""
+        first = self.messages[0]
+        return next((message["content"] for message in self.messages if message["role"] == "user"), first["content"])
 
 
 @dataclass
@@ -63,9 +73,15 @@ class Report:
     broken: dict[str, tuple[int, str]] = field(default_factory=dict)
     dropped: dict[str, tuple[int, str]] = field(default_factory=dict)
     repaired: dict[str, tuple[int, str]] = field(default_factory=dict)
+    noticed: dict[str, tuple[int, str]] = field(default_factory=dict)
+
+    @property
+    def bad(self) -> int:
+        """How many rows are broken."""
+        return sum(number for number, _ in self.broken.values())
 
     def count(self, what: dict[str, tuple[int, str]], reason: str, where: str) -> None:
-        """Add one to a reason of `broken`, `dropped` or `repaired`."""
+        """Add one to a reason of `broken`, `dropped`, `repaired` or `noticed`."""
         number, first = what.get(reason, (0, where))
         what[reason] = (number + 1, first)
 
@@ -74,7 +90,8 @@ class Report:
         formats = ", ".join(f"{name} ({count:,})" for name, count in self.formats.items())
         lines = [f"[bold]{escape(self.path)}[/bold]: {formats}"]
         lines.append(f"{self.read:,} rows read, {self.kept:,} kept")
-        for title, what in (("broken", self.broken), ("dropped", self.dropped), ("repaired", self.repaired)):
+        for title in ("broken", "dropped", "repaired", "noticed"):
+            what = getattr(self, title)
             reasons = sorted(what.items(), key=lambda item: -item[1][0])
             for reason, (number, first) in reasons[:SHOWN]:
                 lines.append(f"  {title} {number:,}: {escape(reason)} (first: {escape(first)})")
@@ -83,145 +100,144 @@ class Report:
         return lines
 
 
-class _Broken(Exception):
-    """The row does not parse or has no known shape."""
-
-
 class _Dropped(Exception):
     """The row has a known shape but nothing to learn from."""
 
 
 def read_conversations(path: str, max_bad_share: float = 0.1) -> tuple[list[Conversation], Report]:
-    """Read a file or a folder of conversations.
-
-    Raises UserError if there is nothing to read, if it is not text, or if more than `max_bad_share` of the
-    rows are broken (naming the first).
-    """
+    """All conversations of a source, and what was read. Raises as `iterate`."""
     report = Report(str(path))
-    conversations = []
-    for file in _data_files(Path(path)):
-        for where, row in _rows(file):
-            report.read += 1
-            try:
-                if isinstance(row, _Broken):
-                    raise row
-                form, turns = _turns(row)
-                messages, repairs = _repair(turns)
-            except _Broken as reason:
-                report.count(report.broken, str(reason), where)
-                continue
-            except _Dropped as reason:
-                report.count(report.dropped, str(reason), where)
-                continue
-            for repair in repairs:
-                report.count(report.repaired, repair, where)
-            report.formats[form] = report.formats.get(form, 0) + 1
-            name = row.get("id")
-            conversations.append(Conversation(str(name) if name is not None else where, messages, where))
-    report.kept = len(conversations)
-    broken = sum(number for number, _ in report.broken.values())
+    return list(iterate(path, report, max_bad_share=max_bad_share)), report
+
+
+def iterate(path: str, report: Report, answered: bool = True, max_bad_share: float = 0.1) -> Iterator[Conversation]:
+    """The conversations of a file, a folder or a data set, one at a time; `report` counts along.
+
+    answered: false keeps prompts without an answer; their assistant turns have the content "" (a document is a prompt
+    then). Raises UserError if there is nothing to read, or if more than `max_bad_share` of the rows are broken (naming
+    the first).
+    """
+    ids: set[int] = set()
+    for where, row in raw_rows(str(path)):
+        report.read += 1
+        try:
+            if isinstance(row, Broken):
+                raise row
+            form, turns = _turns(row)
+            messages, repairs = _documented(turns, answered) if form == "text" else _repair(turns, answered)
+        except Broken as reason:
+            report.count(report.broken, str(reason), where)
+            if report.read >= EARLY and report.bad > max_bad_share * report.read:
+                break
+            continue
+        except _Dropped as reason:
+            report.count(report.dropped, str(reason), where)
+            continue
+        for repair in repairs:
+            report.count(report.repaired, repair, where)
+        report.formats[form] = report.formats.get(form, 0) + 1
+        report.kept += 1
+        name = next((row[key] for key in ID_KEYS if row.get(key) is not None), None)
+        if name is not None:
+            if hash(str(name)) in ids:
+                report.count(report.noticed, "an id that another row has as well", where)
+            ids.add(hash(str(name)))
+        yield Conversation(where if name is None else clean_text(str(name)), messages, where)
     if not report.read:
         raise UserError(f"{path} holds no rows: expected {SHAPES}")
-    if broken > max_bad_share * report.read:
+    if report.bad > max_bad_share * report.read:
         reason, (_, first) = next(iter(report.broken.items()))
-        raise UserError(f"{path}: {broken} of {report.read} rows are broken, the first at {first}: {reason}")
-    if not conversations:
+        raise UserError(f"{path}: {report.bad} of {report.read} rows are broken, the first at {first}: {reason}")
+    if not report.kept:
         reason, (_, first) = next(iter(report.dropped.items()), ("nothing kept", (0, str(path))))
         raise UserError(f"{path}: none of {report.read} rows can be used, the first at {first}: {reason}")
-    return conversations, report
-
-
-# -- files -----------------------------------------------------------------------------------------
-
-
-def _data_files(path: Path) -> list[Path]:
-    if path.is_dir():
-        files = [file for file in sorted(path.rglob("*")) if file.is_file() and file.name.endswith(SUFFIXES)]
-        if not files:
-            raise UserError(f"{path} is a folder without data files: expected {', '.join(SUFFIXES)}")
-        return files
-    if path.is_file():
-        return [path]
-    folder = next(parent for parent in path.absolute().parents if parent.is_dir())
-    names = sorted(entry.name for entry in folder.iterdir())
-    near = difflib.get_close_matches(path.name, names, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(str(folder / name) for name in near)}?" if near else "check the path"
-    raise UserError(f"{path} does not exist: {hint}")
-
-
-def _rows(file: Path) -> Iterator[tuple[str, dict | _Broken]]:
-    """Every row with its place; a JSONL line that does not parse comes as a _Broken."""
-    data = _content(file)
-    if data.lstrip()[:1] == b"[":
-        try:
-            rows = json.loads(data)
-        except (ValueError, RecursionError) as problem:
-            raise UserError(f"{file} is not a complete JSON array: {problem}") from problem
-        yield from ((f"{file.name}:{number}", row) for number, row in enumerate(rows, start=1))
-        return
-    lines = data.split(b"\n")
-    if len(lines) > 1 and isinstance(_parsed(lines[0]), _Broken) and isinstance(whole := _parsed(data), dict):
-        yield f"{file.name}:1", whole  # one object, written over several lines
-        return
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            yield f"{file.name}:{number}", _parsed(line)
-
-
-def _content(file: Path) -> bytes:
-    try:
-        data = file.read_bytes()
-        if data.startswith(b"\x1f\x8b"):
-            data = gzip.decompress(data)
-    except (EOFError, gzip.BadGzipFile, zlib.error) as problem:
-        raise UserError(f"{file} is a truncated or damaged gzip file: get it again ({problem})") from problem
-    except OSError as problem:
-        raise UserError(f"{file} cannot be read: {problem.strerror}") from problem
-    if not data.strip():
-        raise UserError(f"{file} is empty")
-    if b"\0" in data[:4096]:
-        raise UserError(f"{file} is binary, not JSON: convert it to JSON or JSONL first")
-    return data.removeprefix(b"\xef\xbb\xbf")
-
-
-def _parsed(line: bytes) -> dict | _Broken:
-    try:
-        return json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError:
-        return _Broken("not UTF-8 text")
-    except (ValueError, RecursionError):
-        return _Broken("not valid JSON")
 
 
 # -- rows ------------------------------------------------------------------------------------------
 
+Turns = list[tuple[object, object]]  # (role, content), neither of them checked yet
 
-def _turns(row: object) -> tuple[str, list[tuple[object, object]]]:
-    """The format of a row and its turns as (role, content), neither of them checked yet."""
+
+def _turns(row: object) -> tuple[str, Turns]:
+    """The format of a row and its turns."""
     if not isinstance(row, dict):
-        raise _Broken(f"a row is a {type(row).__name__}, not an object")
-    if "instruction" in row and "output" in row:
+        raise Broken(f"a row is {'null' if row is None else 'a ' + type(row).__name__}, not an object")
+    if "chosen" in row:
+        return "preference", _preferred(row)
+    answer = next((row[key] for key in ANSWERS if key in row), None)
+    has_answer = any(key in row for key in ANSWERS)
+    if "instruction" in row and has_answer:
         question, extra = row["instruction"], row.get("input")
         if isinstance(question, str) and isinstance(extra, str) and extra:
             question = f"{question}\n\n{extra}"
-        turns = [("system", row["system"])] if row.get("system") else []
-        return "alpaca", [*turns, ("user", question), ("assistant", row["output"])]
+        return "alpaca", [*_system(row), ("user", question), ("assistant", answer)]
     for key in TURN_KEYS:
         turns = row.get(key)
+        if isinstance(turns, list) and turns and all(isinstance(turn, str) for turn in turns):
+            return "turns", [turn for text in turns for turn in (("user", text), ("assistant", None))]
         if isinstance(turns, list) and all(isinstance(turn, dict) for turn in turns):
             if not turns:
                 raise _Dropped("no turns")
-            if all("role" in turn for turn in turns):
-                return "messages", [(turn["role"], turn.get("content")) for turn in turns]
-            if all("from" in turn for turn in turns):
-                return "sharegpt", [(turn["from"], turn.get("value")) for turn in turns]
-    if "question" in row and "answer" in row:
-        return "question", [("user", row["question"]), ("assistant", row["answer"])]
+            for form, role in (("messages", "role"), ("sharegpt", "from")):
+                if all(role in turn for turn in turns):
+                    return form, [*_system(row), *map(_turn, turns)]
+    if isinstance(row.get("examples"), list) and "command" in row:
+        return "tldr", _tldr(row)
+    for key in QUESTIONS:
+        if key in row and (has_answer or isinstance(row[key], str)):
+            return "question", [*_system(row), ("user", row[key]), ("assistant", answer)]
+    if "text" in row:
+        return "text", [("document", row["text"])]
     keys = ", ".join(map(str, list(row)[:8])) or "no keys"
-    raise _Broken(f"shape not recognised (keys: {keys}), expected {SHAPES}")
+    raise Broken(f"shape not recognised (keys: {keys}), expected {SHAPES}")
 
 
-def _repair(turns: list[tuple[object, object]]) -> tuple[Messages, list[str]]:
+def _turn(turn: dict[str, Any]) -> tuple[object, object]:
+    """One turn, in OpenAI's words or ShareGPT's."""
+    return turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
+
+
+def _system(row: dict[str, Any]) -> Turns:
+    return [("system", row["system"])] if row.get("system") else []
+
+
+def _preferred(row: dict[str, Any]) -> Turns:
+    """The conversation that was preferred."""
+    chosen, before = row["chosen"], next((row[key] for key in (*TURN_KEYS, "prompt") if row.get(key)), [])
+    if isinstance(chosen, list) and all(isinstance(turn, dict) for turn in chosen):
+        turns = [_turn(turn) for turn in chosen]
+        if len(turns) > 1 or not isinstance(before, list):
+            return [*_system(row), *turns] if len(turns) > 1 else [*_system(row), ("user", before), *turns]
+        return [*_system(row), *map(_turn, before), *turns]
+    last = _turn(chosen) if isinstance(chosen, dict) else ("assistant", chosen)
+    if isinstance(before, list) and all(isinstance(turn, dict) for turn in before):
+        return [*_system(row), *map(_turn, before), last]
+    question = before if isinstance(before, str) else next((row[key] for key in QUESTIONS if key in row), None)
+    return [*_system(row), ("user", question), last]
+
+
+def _tldr(row: dict[str, Any]) -> Turns:
+    """A page of tldr: every task of a command is asked for."""
+    turns: Turns = []
+    for example in row["examples"]:
+        if not isinstance(example, dict) or not isinstance(example.get("task"), str):
+            raise Broken("an example without a task")
+        turns += [("user", f"With `{row['command']}`: {example['task']}"), ("assistant", example.get("command"))]
+    if not turns:
+        raise _Dropped("no examples")
+    return turns
+
+
+def _documented(turns: Turns, answered: bool) -> tuple[Messages, list[str]]:
+    text = _text(turns[0][1])
+    if not text.strip():
+        raise _Dropped("an empty text")
+    if answered:
+        return [{"role": "document", "content": text}], []
+    return [{"role": "user", "content": text}, {"role": "assistant", "content": ""}], []
+
+
+def _repair(turns: Turns, answered: bool = True) -> tuple[Messages, list[str]]:
     """Turns as messages that alternate and end with the assistant, and what had to be repaired for that."""
     repairs: list[str] = []
     messages: Messages = []
@@ -229,27 +245,31 @@ def _repair(turns: list[tuple[object, object]]) -> tuple[Messages, list[str]]:
         role = ROLES.get(raw_role.strip().lower()) if isinstance(raw_role, str) else None
         if role is None:
             raise _Dropped(f"unknown role {str(raw_role)[:40]!r}")
-        content = _text(raw_content)
+        to_answer = not answered and role == "assistant" and raw_content in (None, "")
+        content = "" if to_answer else _text(raw_content)
         if role == "system" and not content.strip():
             continue
-        if not content.strip():
+        if not content.strip() and not to_answer:
             repairs.append(CUT)
             break
         if role == "system" and any(message["role"] != "system" for message in messages):
             raise _Dropped("a system turn in the middle")
-        if role == "assistant" and not any(message["role"] == "user" for message in messages):
-            repairs.append("leading assistant turn removed")
+        if role in ("assistant", "tool") and not any(message["role"] == "user" for message in messages):
+            repairs.append(f"leading {role} turn removed")
             continue
         if messages and messages[-1]["role"] == role:
             repairs.append(f"two {role} turns in a row joined")
             content = messages.pop()["content"] + "\n\n" + content
         messages.append({"role": role, "content": content})
-    if messages and messages[-1]["role"] == "user":
+    if not answered and messages and messages[-1]["role"] in ("user", "tool"):
+        messages.append({"role": "assistant", "content": ""})
+    if messages and messages[-1]["role"] != "assistant":
         if not any(message["role"] == "assistant" for message in messages):
             raise _Dropped(EMPTY if repairs[-1:] == [CUT] else NO_ANSWER)
-        messages.pop()
+        while messages[-1]["role"] != "assistant":
+            messages.pop()
         repairs.append("cut after the last assistant turn")
-    if not messages or messages[-1]["role"] != "assistant":
+    if not messages:
         raise _Dropped(NO_ANSWER)
     return messages, list(dict.fromkeys(repairs))
 

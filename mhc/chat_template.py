@@ -9,6 +9,7 @@ Text that spells a control token is replaced by a random mark before rendering, 
 taken for what the template writes.
 """
 
+import hashlib
 import re
 import secrets
 from dataclasses import dataclass, field
@@ -184,6 +185,12 @@ def chat_template(tokenizer: PreTrainedTokenizerBase) -> ChatTemplate:
     except ValueError as problem:
         raise UserError(f"{tokenizer.name_or_path} has several chat templates and no default") from problem
     return _cached(tokenizer, template)
+
+
+def template_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """16 hex digits that tell templates apart, control tokens included."""
+    template = chat_template(tokenizer)
+    return hashlib.sha256("\n".join([template.template, *template.control]).encode()).hexdigest()[:16]
 
 
 @lru_cache(maxsize=8)

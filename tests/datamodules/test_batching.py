@@ -1,9 +1,10 @@
 """The order of batches is a permutation, reproducible, and wastes little."""
 
 import numpy as np
+import pytest
 import torch
 
-from datamodules.batching import BatchOrder, batch_order, collate, packed
+from datamodules.batching import BatchDataset, BatchLoader, BatchOrder, PackedRows, batch_order, collate
 
 LENGTHS = np.random.default_rng(0).integers(1, 400, size=1003).tolist()
 
@@ -43,20 +44,49 @@ def test_collate_pads_right_and_never_supervises_padding():
     assert batch["mask"].tolist() == [[False, True, False], [True, False, True]]
 
 
+def packed(rows, length, pad_id=0):
+    return PackedRows(rows, [len(ids) for ids, _ in rows], length, seed=0, pad_id=pad_id)
+
+
 def test_packing_keeps_rows_whole_and_fills_up():
     rows = [row(*range(100 * i, 100 * i + 3 + i % 9)) for i in range(1, 2000)]
-    joined = packed(rows, 64, seed=0, pad_id=99_999)
-    assert {len(ids) for ids, _ in joined} == {64}
-    text = np.concatenate([ids for ids, _ in joined])
-    mask = np.concatenate([mask for _, mask in joined])
-    for ids, _ in rows:  # each row once, in one piece, inside one packed row
+    joined = packed(rows, 64, pad_id=99_999)
+    assert {len(ids) for ids, _, _ in joined} == {64}
+    text = np.concatenate([ids for ids, _, _ in joined])
+    mask = np.concatenate([mask for _, mask, _ in joined])
+    segments = np.concatenate([segments for _, _, segments in joined])
+    for ids, row_mask in rows:  # each row once, in one piece, inside one packed row, as a segment of its own
         (at,) = np.flatnonzero(text == ids[0])
-        assert (text[at : at + len(ids)] == ids).all() and at // 64 == (at + len(ids) - 1) // 64
-    assert (mask == (text % 2 == 0) & (text != 99_999)).all()
-    assert (text == 99_999).mean() < 0.05
+        here = slice(at, at + len(ids))
+        assert (text[here] == ids).all() and at // 64 == (at + len(ids) - 1) // 64
+        assert not mask[at] and (mask[here][1:] == row_mask[1:]).all()  # the first token is predicted by nothing
+        (segment,) = set(segments[here])
+        assert (segments[at // 64 * 64 : at // 64 * 64 + 64] == segment).sum() == len(ids)
+    assert ((segments == -1) == (text == 99_999)).all() and not mask[segments == -1].any()
+    assert (text == 99_999).mean() == pytest.approx(1 - joined.real_share) and joined.real_share > 0.95
 
 
 def test_packing_cuts_what_is_too_long_and_takes_nothing():
-    ((ids, mask),) = packed([row(*range(20))], 16, seed=0)
-    assert ids.tolist() == list(range(16)) and len(mask) == 16
-    assert packed([], 16, seed=0) == []
+    ((ids, mask, segments),) = packed([row(*range(20))], 16)
+    assert ids.tolist() == list(range(16)) and len(mask) == 16 and set(segments) == {0}
+    assert len(packed([], 16)) == 0
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_loader_goes_on_with_the_very_next_batch(workers):
+    rows = [row(i, i + 1) for i in range(40)]
+
+    def loader():
+        return BatchLoader(BatchDataset(rows, 0), BatchOrder([2] * 40, 4, seed=3), workers)
+
+    whole = [batch["ids"].tolist() for batch in loader()]
+    stopped, begun = loader(), []
+    for batch in stopped:
+        begun.append(batch["ids"].tolist())
+        if len(begun) == 3:
+            break
+    state = stopped.state_dict()
+    resumed = loader()
+    resumed.load_state_dict(state)
+    assert begun + [batch["ids"].tolist() for batch in resumed] == whole and len(resumed) == 10
+    assert [batch["ids"].tolist() for batch in resumed] == whole  # the next pass is a whole one

@@ -8,9 +8,8 @@ import pytest
 import torch
 
 from datamodules.conversations import ConversationData, split_conversations
-from datamodules.readers import Conversation
 from mhc.errors import UserError
-from mhc.splits import split_of
+from mhc.splits import prompt_number, split_of
 
 
 def rows(count, answer="fine"):
@@ -53,7 +52,7 @@ def test_small_data_still_has_three_splits_that_never_meet(make):
     prompts = {n: {c.prompt for c in data.conversations(n)} for n in ("train", "validation", "test")}
     assert prompts["train"] and prompts["validation"] and prompts["test"]
     assert sum(map(len, prompts.values())) == 20
-    alone = split_conversations([Conversation("x", [{"role": "user", "content": "question 0"}], "x:1")])
+    alone = split_conversations([prompt_number("question 0")])
     assert sorted(map(len, alone.values())) == [0, 0, 1]
 
 
@@ -90,11 +89,38 @@ def test_limit_is_a_stable_sample_of_each_split(make):
 
 
 def test_pack_and_supervise_all(make):
-    data = make(rows(40), pack=True, supervise="all", max_length=64)
-    packed = data.rows("train")
-    assert {len(ids) for ids, _ in packed} == {64}
-    plain = sum(len(ids) for ids, _ in make(rows(40)).rows("train"))
-    assert sum(int(mask.sum()) for _, mask in packed) == plain == data.totals["train"].supervised
+    data = make(rows(40), pack=True, supervise="all", max_length=64, batch_size=2)
+    batches = list(data.train_dataloader())
+    assert {batch["ids"].shape[1] for batch in batches} == {64}
+    plain = [len(ids) for ids, _ in make(rows(40)).rows("train")]
+    real = sum(int((batch["segments"] >= 0).sum()) for batch in batches)
+    assert real == sum(plain) == data.totals["train"].supervised
+    learned = sum(int(batch["mask"].sum()) for batch in batches)
+    assert learned == sum(plain) - len(plain)  # but the first tokens
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_cache_holds_the_same_and_is_used_again(make, tmp_path, monkeypatch, workers):
+    data = rows(300)
+    held, kept = make(data, limit=50), make(data, limit=50, cache=str(tmp_path / "cache"), workers=workers)
+    for split in ("train", "validation", "test"):
+        assert list(kept.conversations(split)) == list(held.conversations(split))
+        pairs = list(zip(kept.rows(split), held.rows(split)))
+        assert pairs and all((a[0] == b[0]).all() and (a[1] == b[1]).all() for a, b in pairs)
+        assert kept.prompts(split, 5) == held.prompts(split, 5) and kept.totals[split] == held.totals[split]
+    for one, other in zip(kept.train_dataloader(), held.train_dataloader(), strict=True):
+        assert all(torch.equal(one[name], other[name]) for name in other)
+    monkeypatch.setattr("datamodules.conversations.iterate", None)  # nothing is read again
+    monkeypatch.setattr("datamodules.conversations.encode_batch", None)
+    again = ConversationData(path=str(tmp_path / "data.json"), limit=50, cache=str(tmp_path / "cache"))
+    again.tokenizer = kept.tokenizer
+    assert list(again.conversations("test")) == list(held.conversations("test")) and again.report.kept == 300
+    assert all((a[0] == b[0]).all() for a, b in zip(again.rows("train"), held.rows("train"), strict=True))
+
+
+def test_the_cache_sees_that_the_file_has_changed(make, tmp_path):
+    assert len(make(rows(300), cache=str(tmp_path / "c")).rows("train")) > 250
+    assert len(make(rows(30), cache=str(tmp_path / "c")).rows("train")) < 30
 
 
 def test_prompts_are_a_stable_sample_that_opens_the_answer(make):
