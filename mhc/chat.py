@@ -7,6 +7,8 @@ Two things hold whatever the template (how, is told in `mhc.chat_template`):
 
 With a byte-level tokenizer the text is tokenized piece by piece, cut where the assistant starts and stops. So
 the ids of a row start with `prompt_ids` of its first turns: training sees what decoding will see.
+
+A document, [{"role": "document", "content": text}], is its text and the end-of-text token, all of it supervised.
 """
 
 import secrets
@@ -15,7 +17,8 @@ from functools import lru_cache
 
 from transformers import PreTrainedTokenizerBase
 
-from mhc.chat_template import ChatTemplate, Messages, Rendered, chat_template
+from mhc.chat_template import ChatTemplate, Messages, Rendered, chat_template, clean_text
+from mhc.errors import UserError
 
 
 def encode(
@@ -34,12 +37,16 @@ def encode_batch(
 ) -> list[tuple[list[int], list[bool]]]:
     """`encode` for many conversations: one call of the tokenizer, the same result."""
     template = chat_template(tokenizer)
-    rows = [template.render(messages) for messages in conversations]
-    together = [row.pieces() if _piecewise(tokenizer) and not row.hidden else [] for row in rows]
+    rows = [_document(messages) or template.render(messages) for messages in conversations]
+    together = [row.pieces() if _piecewise(tokenizer) and not (row.hidden or row.whole) else [] for row in rows]
     ids_of = iter(_tokenize(tokenizer, [text for pieces in together for text, _ in pieces]))
     encoded = []
     for row, pieces in zip(rows, together):
-        if pieces:
+        if row.whole:
+            ids = _tokenize(tokenizer, [row.text], split_special_tokens=True)[0]
+            ids += [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+            mask = [True] * len(ids)
+        elif pieces:
             ids, mask = _joined([(next(ids_of), said) for _, said in pieces])
         elif row.hidden:
             ids, mask = _joined([(_ids_of_hidden(template, t, row.hidden), said) for t, said in row.pieces()])
@@ -52,6 +59,8 @@ def encode_batch(
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> list[int]:
     """Token ids of a conversation with the generation prompt behind it: what decoding starts from."""
     template = chat_template(tokenizer)
+    if _document(messages):
+        raise UserError("a document has no prompt: give conversations")
     text, hidden = template.prompt(messages)
     return _ids_of_hidden(template, text, hidden) if hidden else _tokenize(tokenizer, [text])[0]
 
@@ -65,6 +74,13 @@ def end_token_ids(tokenizer: PreTrainedTokenizerBase, model_generation_config=No
     control = set(tokenizer.convert_tokens_to_ids(list(chat_template(tokenizer).control)))
     found = [tokenizer.eos_token_id, *configured, *(token for token in said[-1:] if token in control)]
     return list(dict.fromkeys(token for token in found if token is not None))
+
+
+def _document(messages: Messages) -> Rendered | None:
+    """A text that is no conversation, as it is; None for conversations."""
+    if len(messages) != 1 or messages[0]["role"] != "document":
+        return None
+    return Rendered(clean_text(messages[0]["content"]), [], whole=True)
 
 
 def _tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str], **options) -> list[list[int]]:

@@ -23,7 +23,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from mhc.errors import UserError
 
-Messages = list[dict[str, str]]  # {"role": "system" | "user" | "assistant", "content": text}
+Messages = list[dict[str, str]]  # {"role": "system" | "user" | "assistant" | "tool", "content": text}
 
 # For a tokenizer without a template (base models): Vicuna's wording, which uses no new tokens.
 DEFAULT_TEMPLATE = (
@@ -35,7 +35,7 @@ DEFAULT_TEMPLATE = (
 )
 CONTROL_SHAPE = re.compile(r"<[|｜].*[|｜]>", re.DOTALL)  # control tokens a tokenizer forgot to mark special
 GENERATION_TAG = re.compile(r"\{%-?\s*generation\s*-?%\}")
-ROLES = ("system", "user", "assistant")
+ROLES = ("system", "user", "assistant", "tool")
 
 
 @dataclass(frozen=True)
@@ -43,12 +43,13 @@ class Rendered:
     """A conversation as its template writes it.
 
     `spans` are the character ranges of what the assistant says; `hidden` maps each mark in the text to the
-    control string it stands for.
+    control string it stands for. A `whole` text is a document, written by nobody's template.
     """
 
     text: str
     spans: list[tuple[int, int]]
     hidden: dict[str, str] = field(default_factory=dict)
+    whole: bool = False
 
     def pieces(self) -> list[tuple[str, bool]]:
         """The text cut at the span borders, each piece with whether the assistant says it."""
@@ -96,15 +97,26 @@ class ChatTemplate:
         )
 
     def _accepted(self, messages: Messages) -> tuple[Messages, str]:
-        """The messages as the template takes them (a system turn merged if refused), and their text."""
-        try:
-            return messages, self._run(messages)
-        except (TemplateError, TypeError) as problem:
-            merged, first_problem = _without_system(messages), problem
-        try:
-            return merged, self._run(merged)
-        except (TemplateError, TypeError):
-            raise UserError(f"{self.name} refuses this conversation: {first_problem}") from first_problem
+        """The messages as the template takes them, and their text: where it refuses or drops system or tool turns, these
+        are written into user turns."""
+        problem = None
+        for rewrite in (
+            lambda same: same,
+            _without_tools,
+            _without_system,
+            lambda m: _without_system(_without_tools(m)),
+        ):
+            offered = rewrite(messages)
+            try:
+                text = self._run(offered)
+            except (TemplateError, TypeError) as refusal:
+                problem = problem or refusal
+                continue
+            aside = [message["content"].strip() for message in offered if message["role"] in ("system", "tool")]
+            if all(content in text for content in aside):
+                return offered, text
+            problem = problem or UserError("it drops what system or tool turns say")
+        raise UserError(f"{self.name} refuses this conversation: {problem}") from problem
 
     def _opened(self, messages: Messages) -> str:
         if self.opens_turns:
@@ -222,6 +234,11 @@ def clean_text(text: str) -> str:
     if text.isascii():
         return text
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def _without_tools(messages: Messages) -> Messages:
+    """Tool turns as user turns, for templates that know no tools."""
+    return checked([{**m, "role": "user"} if m["role"] == "tool" else m for m in messages])
 
 
 def _without_system(messages: Messages) -> Messages:
