@@ -6,7 +6,6 @@ mask[b, t] is True where token t is a target (assistant text, or the token that 
 at position t - 1 predicts token t; token 0 is predicted by nothing, whatever the mask says.
 """
 
-import hashlib
 import json
 import time
 from array import array
@@ -24,14 +23,14 @@ from datamodules.batching import BatchDataset, BatchLoader, BatchOrder, PackedRo
 from datamodules.readers import Conversation, Report, iterate, source_state
 from datamodules.storage import EncodedRows, StoredConversations
 from mhc.chat import encode_batch, prompt_ids
-from mhc.chat_template import Messages, chat_template, template_fingerprint
-from mhc.checkpoint import write_json
+from mhc.chat_template import chat_template, template_fingerprint
 from mhc.errors import UserError
-from mhc.splits import prompt_number, split_of
+from mhc.files import write_json
+from mhc.journal import digest
+from mhc.messages import Messages
+from mhc.splits import SPLITS, prompt_number, split_conversations
 
 CHUNK = 1000  # conversations encoded at a time
-POCKET_COUNT = 60_000
-SPLITS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)
@@ -170,7 +169,7 @@ class ConversationData(LightningDataModule):
             yield conversation
 
     def _generated(self) -> Iterator[Conversation]:
-        from mhc.lm.corpus import dialogues
+        from mhc.lm.corpus import POCKET_COUNT, dialogues
 
         count = self.limit or POCKET_COUNT
         self.report = Report("pocket", {"generated": count}, count, count)
@@ -188,7 +187,7 @@ class ConversationData(LightningDataModule):
 
     def _cached(self) -> tuple[StoredConversations, array]:
         """The conversations as files of the cache, read into it where they are not there, and their prompt_numbers."""
-        at = self.cache / _digest(self._source()) / "conversations"
+        at = self.cache / digest(self._source()) / "conversations"
         told = at.with_name("report.json")
         numbers, found = array("Q"), StoredConversations.mapped(at)
         if found is None or not told.exists():
@@ -244,9 +243,9 @@ class ConversationData(LightningDataModule):
             "max_length": self.max_length,
             "supervise": self.supervise,
             "template": template_fingerprint(tokenizer),
-            "tokenizer": _digest(tokenizer.get_vocab()),
+            "tokenizer": digest(tokenizer.get_vocab()),
         }
-        at = self.cache / _digest(self._source()) / _digest(told) / split
+        at = self.cache / digest(self._source()) / digest(told) / split
         result = at.with_name(f"{split}.json")
         rows = EncodedRows.mapped(at)
         if rows is None or not result.exists():
@@ -288,30 +287,6 @@ class ConversationData(LightningDataModule):
                 f"the tokenizer gives id {largest} but the model has {size} rows: "
                 "use the tokenizer the backbone was trained with"
             )
-
-
-def split_conversations(numbers: Sequence[int], limit: int | None = None) -> dict[str, list[int]]:
-    """By split, the places of the conversations with these prompt_numbers, at most `limit` of each; a validation or test
-    split left empty takes a tenth of the training prompts."""
-    splits: dict[str, list[int]] = {name: [] for name in SPLITS}
-    for place, number in enumerate(numbers):
-        splits[split_of(number)].append(place)
-    for name in ("validation", "test"):
-        # Whole prompts move, so that no prompt is in two splits; the last one stays for training.
-        different = sorted({numbers[place] for place in splits["train"]}) if not splits[name] else []
-        if len(different) > 1:
-            moved = set(different[: max(1, len(different) // 10)])
-            splits[name] = [place for place in splits["train"] if numbers[place] in moved]
-            splits["train"] = [place for place in splits["train"] if numbers[place] not in moved]
-    if limit is not None:  # the first by hash, in their old order: files are often sorted, a sample should not be
-        for name, places in splits.items():
-            splits[name] = sorted(sorted(places, key=lambda place: (numbers[place], place))[:limit])
-    return splits
-
-
-def _digest(value: Any) -> str:
-    """A short name for a value."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _progress(items: Iterable, total: int, title: str, after: float = 2.0) -> Iterator:

@@ -22,8 +22,8 @@ from typing import Any
 from rich.markup import escape
 
 from datamodules.files import Broken, raw_rows, source_state
-from mhc.chat_template import Messages, clean_text
 from mhc.errors import UserError
+from mhc.messages import Messages, clean_text
 
 __all__ = ["Conversation", "Report", "iterate", "read_conversations", "source_state"]
 

@@ -17,8 +17,8 @@ import numpy as np
 
 from datamodules.batching import Row
 from datamodules.readers import Conversation
-from mhc.checkpoint import write_atomically
 from mhc.errors import UserError
+from mhc.files import write_atomically
 
 
 class EncodedRows(Sequence[Row]):

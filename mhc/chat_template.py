@@ -22,8 +22,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from mhc.errors import UserError
-
-Messages = list[dict[str, str]]  # {"role": "system" | "user" | "assistant" | "tool", "content": text}
+from mhc.messages import Messages, clean_text
 
 # For a tokenizer without a template (base models): Vicuna's wording, which uses no new tokens.
 DEFAULT_TEMPLATE = (
@@ -227,13 +226,6 @@ def checked(messages: Messages) -> Messages:
             content = joined.pop()["content"] + "\n\n" + content
         joined.append({"role": role, "content": clean_text(content)})
     return joined
-
-
-def clean_text(text: str) -> str:
-    """The text with lone surrogates (which no tokenizer accepts) replaced by U+FFFD."""
-    if text.isascii():
-        return text
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _without_tools(messages: Messages) -> Messages:

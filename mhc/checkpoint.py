@@ -9,7 +9,6 @@ Loading executes nothing from a file.
 import hashlib
 import inspect
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ import mhc.drafters
 from mhc.backbone import Backbone
 from mhc.drafters import Drafter
 from mhc.errors import UserError
+from mhc.files import write_atomically, write_json
 from mhc.layout import lay_out_for_few_rows
 from mhc.tree import Shape, shape_of
 
@@ -62,21 +62,6 @@ def _built(description: dict[str, Any], drafter: Drafter) -> str:
     arguments = {name: known[name].default for name in drafter.arguments} | description["arguments"]
     shown = ", ".join(f"{key}={value}" for key, value in arguments.items() if key not in drafter.free_arguments)
     return f"{description['drafter']}({shown})"
-
-
-def write_atomically(path: Path, write) -> None:
-    """Call write(temporary path) beside `path`, then rename: a reader sees the old file or the new."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".writing")
-    write(temporary)
-    with open(temporary, "rb+") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON, atomically."""
-    write_atomically(path, lambda at: at.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n"))
 
 
 def save_drafter(folder: Path, drafter: Drafter, tree: Shape, metrics: dict[str, float] | None = None) -> None:

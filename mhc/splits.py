@@ -1,6 +1,9 @@
 """Which split a conversation belongs to: a pure function of its first user prompt, used everywhere."""
 
 import hashlib
+from collections.abc import Sequence
+
+SPLITS = ("train", "validation", "test")
 
 
 def prompt_number(prompt: str) -> int:
@@ -15,3 +18,22 @@ def split_of(prompt: str | int) -> str:
     if percent < 94:
         return "train"
     return "validation" if percent < 97 else "test"
+
+
+def split_conversations(numbers: Sequence[int], limit: int | None = None) -> dict[str, list[int]]:
+    """By split, the places of the conversations with these prompt_numbers, at most `limit` of each; a validation or test
+    split left empty takes a tenth of the training prompts."""
+    splits: dict[str, list[int]] = {name: [] for name in SPLITS}
+    for place, number in enumerate(numbers):
+        splits[split_of(number)].append(place)
+    for name in ("validation", "test"):
+        # Whole prompts move, so that no prompt is in two splits; the last one stays for training.
+        different = sorted({numbers[place] for place in splits["train"]}) if not splits[name] else []
+        if len(different) > 1:
+            moved = set(different[: max(1, len(different) // 10)])
+            splits[name] = [place for place in splits["train"] if numbers[place] in moved]
+            splits["train"] = [place for place in splits["train"] if numbers[place] not in moved]
+    if limit is not None:  # the first by hash, in their old order: files are often sorted, a sample should not be
+        for name, places in splits.items():
+            splits[name] = sorted(sorted(places, key=lambda place: (numbers[place], place))[:limit])
+    return splits

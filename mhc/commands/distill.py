@@ -1,158 +1,177 @@
 """`run.py distill`: the frozen backbone answers every prompt itself, and heads learn from its answers.
 
-Heads speed up what the model says, so the model's own words are the data to learn from: every
-assistant turn of the conversations is regenerated in order, many at once. The result is JSONL in
-the `messages` format, written as it is made; a run that was stopped goes on where it was.
+Heads speed up what the model says, so the model's own words are the data to learn from: every assistant turn of the
+conversations is regenerated in order, many at once, by our own engine or by a server that runs the model already. The
+result is JSONL in the `messages` format, written as it is made; a run that was stopped goes on where it was.
 """
 
-import json
-import sys
+import argparse
 import time
+from array import array
 from pathlib import Path
 from typing import Any
 
-from mhc.commands import Parser, add_backbone, loading_of
+from mhc.commands import Parser, add_backbone, add_sampling, loading_of, sampling_of
 from mhc.errors import UserError
 
-WAVES = 8  # times the batch size: conversations between two writes
+WINDOW = 64  # times the answers made at once: conversations that are worked on together
 
 
 def main(argv: list[str]) -> int:
     """Distil --data into --out; returns the exit status."""
     options = _parser().parse_args(argv)
+    for name in ("batch_size", "max_new_tokens", "concurrency", "timeout"):
+        if getattr(options, name) <= 0:
+            raise UserError(f"--{name} is {getattr(options, name)}: it must be above 0")
+    from mhc.answering import open_manifest
 
-    from datamodules import ConversationData
-    from mhc.backbone import Backbone
-    from mhc.engine import Engine
-
-    if options.checkpoint:
-        engine = Engine.from_checkpoint(options.checkpoint, options.backbone, **loading_of(options))
-    else:
-        engine = Engine(Backbone.load(options.backbone or "pocket", device=options.device, quantize=options.quantize))
-    data = ConversationData(options.data, limit=options.limit, seed=options.seed)
-    data.tokenizer = engine.backbone.tokenizer
-    conversations = [row for split in ("train", "validation", "test") for row in data.conversations(split)]
-    settings = {
-        "data": options.data,
-        "seed": options.seed,
-        "backbone": engine.backbone.name,
-        "fingerprint": engine.backbone.fingerprint(),
-        "max_new_tokens": options.max_new_tokens,
-    }
-    settings |= {name: value for name in ("dtype", "quantize") if (value := getattr(options, name))}
-    distill(engine, conversations, Path(options.out), settings, options.batch_size)
+    out = Path(options.out)
+    settings: dict[str, Any] = {"data": options.data, "seed": options.seed, "max_new_tokens": options.max_new_tokens}
+    settings |= {name: getattr(options, name) for name in ("temperature", "top_p", "top_k")}
+    jobs = _jobs(options)
+    answerer, own = (_server if options.server else _in_process)(options)
+    manifest = out.with_suffix(".manifest.json")
+    open_manifest(manifest, out, settings | own)
+    _distill(jobs, answerer, out, manifest, options)
     return 0
 
 
-def distill(engine, conversations: list, out: Path, settings: dict[str, Any], batch_size: int) -> None:
-    """Append to `out` one line a conversation whose assistant turns are the engine's own answers.
+def _jobs(options: argparse.Namespace) -> list:
+    """Every conversation of the data, at most --limit of each split."""
+    from datamodules.readers import Report, iterate
+    from mhc.answering import Job
+    from mhc.splits import prompt_number, split_conversations
 
-    Conversations already in the file are skipped. Raises UserError where the file was made with
-    other settings.
-    """
+    if options.data == "pocket":
+        from mhc.lm.corpus import POCKET_COUNT, dialogues
+
+        return [Job(d["id"], d["messages"]) for d in dialogues(options.limit or POCKET_COUNT, options.seed)]
+    report, found, numbers = Report(options.data), [], array("Q")
+    for conversation in iterate(options.data, report, answered=False):
+        found.append(Job(conversation.id, conversation.messages))
+        numbers.append(prompt_number(conversation.prompt))
+    _say("\n".join(report.lines()), markup=True)
+    return [found[at] for places in split_conversations(numbers, options.limit).values() for at in places]
+
+
+def _in_process(options: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
+    """Our engine, with heads where there are some, and what the manifest says of it."""
+    from mhc.answering import InProcess
+    from mhc.backbone import Backbone
+    from mhc.chat_template import template_fingerprint
+    from mhc.engine import Engine
+
+    if options.model is not None:
+        raise UserError("--model goes with --server: give --backbone here")
+    if options.checkpoint:
+        engine = Engine.from_checkpoint(options.checkpoint, options.backbone, **loading_of(options))
+    else:
+        engine = Engine(Backbone.load(options.backbone or "pocket", **loading_of(options)))
+    backbone = engine.backbone
+    told = {
+        "backbone": backbone.name,
+        "fingerprint": backbone.fingerprint(),
+        "template": template_fingerprint(backbone.tokenizer),
+    }
+    told |= {name: value for name in ("dtype", "quantize") if (value := getattr(options, name))}
+    return InProcess(engine, sampling_of(options), options.max_new_tokens, options.batch_size), told
+
+
+def _server(options: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
+    """A server that answers, and what the manifest says of it."""
+    from mhc.server import Server
+
+    if options.checkpoint or options.backbone:
+        raise UserError("--server answers by itself: leave --backbone and --checkpoint out")
+    sampling: dict[str, Any] = {"temperature": options.temperature, "top_p": options.top_p}
+    if options.top_k:
+        sampling["extra_body"] = {"top_k": options.top_k}
+    server = Server(
+        options.server,
+        options.model,
+        sampling,
+        options.max_new_tokens,
+        options.concurrency,
+        options.timeout,
+        options.retries,
+    )
+    options.batch_size = options.concurrency
+    return server, {"server": server.shown_url, "model": server.model}
+
+
+def _distill(jobs: list, answerer, out: Path, manifest: Path, options: argparse.Namespace) -> None:
+    """Answer them with a bar on the terminal, and leave the counts in the manifest."""
+    import json
+
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    done = _resume(out, settings)
-    waiting = [row for row in conversations if row.id not in done]
-    tokens, started = 0, time.perf_counter()
+    from mhc.answering import Counts, answer_all
+    from mhc.files import write_json
+
+    counts, started = Counts(), time.perf_counter()
     columns = (TextColumn("distilling"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
-    console = Console(stderr=True)
-    with Progress(*columns, TimeRemainingColumn(), console=console) as progress, open(out, "a") as file:
-        task = progress.add_task("", total=len(conversations), completed=len(done), rate="")
-        for first in range(0, len(waiting), WAVES * batch_size):
-            wave = waiting[first : first + WAVES * batch_size]
+    try:
+        with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress:
+            task = progress.add_task("", total=len({job.key for job in jobs}), rate="")
 
-            def advance(count: int) -> None:
-                nonlocal tokens
-                tokens += count
-                rate = tokens / (time.perf_counter() - started)
-                progress.update(task, rate=f"{rate:,.0f} tokens/s")
+            def show(now: Counts) -> None:
+                nonlocal counts
+                counts = now
+                rate = f"{now.tokens / (time.perf_counter() - started):,.0f} tokens/s"
+                progress.update(task, completed=now.kept_before + now.kept + now.rejected, rate=rate)
 
-            for row, messages in zip(wave, _answer(engine, wave, settings["max_new_tokens"], batch_size, advance)):
-                if messages:
-                    file.write(json.dumps({"id": row.id, "messages": messages}, ensure_ascii=False) + "\n")
-            file.flush()
-            progress.update(task, advance=len(wave))
-    seconds = time.perf_counter() - started
-    if not waiting:
-        console.print(f"{out} is complete: {len(done)} conversations")
+            answer_all(jobs, answerer, out, options.seed, WINDOW * options.batch_size, _say, show)
+    finally:  # also where it was stopped
+        seconds = time.perf_counter() - started
+        told = json.loads(manifest.read_text())
+        told["counts"] = {"conversations": counts.kept_before + counts.kept, "rejected": counts.rejected}
+        told["runs"] = [
+            *told.get("runs", []),
+            {"kept": counts.kept, "answers": counts.answers, "tokens": counts.tokens, "seconds": round(seconds, 1)},
+        ]
+        write_json(manifest, told)
+    if not counts.kept and not counts.rejected:
+        _say(f"{out} is complete: {counts.kept_before} conversations")
         return
-    console.print(f"{len(waiting)} conversations, {tokens:,} tokens in {seconds:.0f} s -> {out}")
+    rejected = f", {counts.rejected} rejected (see {out.with_suffix('.rejects.jsonl')})" if counts.rejected else ""
+    _say(
+        f"{counts.kept} conversations, {counts.tokens:,} tokens in {seconds:.0f} s "
+        f"({counts.tokens / seconds:,.0f} tokens/s){rejected} -> {out}"
+    )
 
 
-def _answer(engine, wave: list, max_new_tokens: int, batch_size: int, advance) -> list[list[dict]]:
-    """The conversations with every assistant turn replaced: all first answers, then all second ones, ...
+def _say(line: str, markup: bool = False) -> None:
+    from rich.console import Console
 
-    A conversation that outgrows the backbone's context ends with its last answer (maybe none).
-    """
-    from mhc.chat import prompt_ids
-
-    done: list[list[dict]] = [[] for _ in wave]
-    active = list(range(len(wave)))
-    while active:
-        prompts: dict[int, list[int]] = {}
-        for number in active:
-            asked = list(done[number])
-            for message in wave[number].messages[len(asked) :]:
-                if message["role"] == "assistant":
-                    break
-                asked.append(message)
-            ids = prompt_ids(engine.backbone.tokenizer, asked)
-            if len(asked) < len(wave[number].messages) and len(ids) < engine.backbone.context - 1:
-                done[number], prompts[number] = asked, ids
-        active = list(prompts)
-        for index, answer in engine.generate_ids(list(prompts.values()), max_new_tokens, batch_size):
-            done[active[index]].append({"role": "assistant", "content": answer.text})
-            advance(len(answer.token_ids))
-    return done
-
-
-def _resume(out: Path, settings: dict[str, Any]) -> set[str]:
-    """Ids already in `out`; a torn last line is cut off. Writes the manifest of a new file."""
-    from mhc.checkpoint import write_json
-
-    manifest = out.with_suffix(".manifest.json")
-    if out.exists() != manifest.exists():
-        present = out if out.exists() else manifest
-        raise UserError(f"'{present}' stands alone (a file and its manifest belong together): choose another --out")
-    if not out.exists():
-        write_json(manifest, settings)
-        out.touch()
-        return set()
-    made_with = json.loads(manifest.read_text())
-    changed = [key for key in settings if made_with.get(key) != settings[key]]
-    if changed:
-        raise UserError(
-            f"'{out}' was made with other settings ({', '.join(f'{key}: {made_with.get(key)}' for key in changed)}): "
-            "choose another --out, or delete it"
-        )
-    content = out.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    if len(whole) < len(content):
-        print(f"cut a half-written line from the end of {out}", file=sys.stderr)
-        out.write_bytes(whole)
-    return {json.loads(line)["id"] for line in whole.splitlines()}
+    Console(stderr=True, highlight=False).print(line, markup=markup, soft_wrap=True)
 
 
 def _parser() -> Parser:
     parser = Parser(
         prog="run.py distill",
-        description="Let the frozen backbone answer the prompts of a conversation file itself. Stopped runs go on "
-        "where they were: call the same command again.",
+        description="Let the frozen backbone answer the prompts of a conversation file itself: by our engine, or by any "
+        "OpenAI-compatible server. Stopped runs go on where they were: call the same command again.",
     )
     add = parser.add_argument
     add(
         "--data",
         default="pocket",
         metavar="PATH",
-        help="conversations (default: pocket, the generated dialogues)",
+        help="conversations or prompts: a file, a folder, hf:NAME (default: pocket, the generated dialogues)",
     )
-    add("--out", required=True, metavar="FILE", help="JSONL to write; its manifest stands beside it")
+    add("--out", required=True, metavar="FILE", help="JSONL to write; manifest and rejects stand beside it")
     add("--checkpoint", metavar="DIR", help="heads to answer faster with (the text is the same)")
     add("--limit", type=int, metavar="N", help="at most N conversations of each split (pocket: N in all)")
     add("--batch_size", type=int, default=32, metavar="B", help="answers made at once (default 32)")
     add("--max_new_tokens", type=int, default=256, metavar="N", help="length limit of an answer (default 256)")
-    add("--seed", type=int, default=1, help="for pocket: which dialogues are generated (default 1)")
+    add_sampling(parser)
+    parser.set_defaults(seed=1)
     add_backbone(parser)
+    server = parser.add_argument_group("a server in place of the engine (its key: OPENAI_API_KEY)")
+    server.add_argument("--server", metavar="URL", help="e.g. http://localhost:8000/v1")
+    server.add_argument("--model", metavar="NAME", help="which of its models (default: the first)")
+    server.add_argument("--concurrency", type=int, default=32, metavar="N", help="requests at once (default 32)")
+    server.add_argument("--timeout", type=float, default=120, metavar="S", help="seconds for an answer (default 120)")
+    server.add_argument("--retries", type=int, default=8, metavar="N", help="further attempts (default 8)")
     return parser

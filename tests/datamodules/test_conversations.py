@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from datamodules.conversations import ConversationData, split_conversations
+from datamodules.conversations import ConversationData
 from mhc.errors import UserError
-from mhc.splits import prompt_number, split_of
+from mhc.splits import prompt_number, split_conversations, split_of
 
 
 def rows(count, answer="fine"):

@@ -29,6 +29,9 @@ def _families() -> tuple[list, list]:
     return families, list(accumulate(weights))
 
 
+POCKET_COUNT = 60_000  # dialogues of the corpus where nobody says how many
+
+
 def dialogues(count: int, seed: int = 0, docs_share: float = 0.1) -> Iterator[dict]:
     """Yield `count` dialogues {"id", "topic", "messages"} with different first prompts, decided by `seed` alone."""
     rng = Random(f"corpus {seed}")
