@@ -10,6 +10,7 @@
   python run.py generate                answer a prompt with trained heads
   python run.py tune                    find the tree with which trained heads are fastest on this machine
   python run.py distill                 let the backbone answer prompts: the data heads learn best from
+  python run.py collect                 keep the backbone's features on disk, so that heads train without it
   python run.py inspect                 show what a data file becomes: tokens, and which are learned from
 
 Every verb explains itself with --help. `fit`, `validate` and `test` take YAML files that compose:
@@ -21,7 +22,7 @@ import os
 import sys
 
 LIGHTNING = ("fit", "validate", "test")
-COMMANDS = ("compare", "distill", "generate", "inspect", "quickstart", "tune")
+COMMANDS = ("collect", "compare", "distill", "generate", "inspect", "quickstart", "tune")
 
 
 def main(arguments: list[str]) -> int:

@@ -1,0 +1,207 @@
+"""Batches of features that `run.py collect` kept: heads train without a forward of the backbone.
+
+B samples of a batch   T time   D width   n layers that the drafter taps
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning import LightningDataModule
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from datamodules.batching import BatchLoader, BatchOrder, Row
+from datamodules.conversations import Prompt
+from mhc.collecting import bar
+from mhc.errors import UserError
+from mhc.shards import AGAIN, PROMPTS, SPLITS, STORES, Samples, open_samples, read_manifest
+
+
+class FeatureBatches(Dataset):
+    """Indexed with a list of sample numbers, gives what `DraftModule.losses` takes, right padded:
+
+    ids (B,T) int64, mask (B,T) bool, hidden (B,T,D), taps (B,T,n*D) where columns of them are wanted, counted (B,T) bool.
+    columns: the places of the wanted layers among those stored. agreed: only tokens that the backbone would say itself
+    are targets.
+    """
+
+    def __init__(self, samples: Samples, pad_id: int, width: int, columns: Sequence[int], store: str, agreed: bool):
+        self.samples, self.pad_id, self.width, self.columns = samples, pad_id, width, list(columns)
+        self.store, self.agreed = store, agreed
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, numbers: list[int]) -> dict[str, Tensor]:
+        rows, longest, samples = len(numbers), int(self.samples.lengths[numbers].max()), self.samples
+        batch = {
+            "ids": torch.full((rows, longest), self.pad_id),
+            "mask": torch.zeros(rows, longest, dtype=torch.bool),
+            "hidden": torch.zeros(rows, longest, self.width, dtype=STORES[self.store]),
+            "counted": torch.zeros(rows, longest, dtype=torch.bool),
+        }
+        if self.columns:
+            shape = rows, longest, len(self.columns), self.width
+            batch["taps"] = torch.zeros(shape, dtype=STORES[self.store])
+        for at, number in enumerate(numbers):
+            length, (first, last) = samples.lengths[number], samples.counted[number]
+            batch["ids"][at, :length] = samples.read(number, "ids")
+            batch["mask"][at, :length] = self._mask(number)
+            batch["hidden"][at, :length] = samples.read(number, "hidden")
+            batch["counted"][at, first:last] = True
+            if self.columns:
+                taps = samples.read(number, "taps").unflatten(-1, (-1, self.width))
+                batch["taps"][at, :length] = taps[:, self.columns]
+        if self.columns:
+            batch["taps"] = batch["taps"].flatten(2)
+        return batch
+
+    def _mask(self, number: int) -> Tensor:
+        read = self.samples.read
+        mask = read(number, "mask")
+        return targets(mask, read(number, "ids"), read(number, "greedy")) if self.agreed else mask
+
+
+def targets(mask: Tensor, ids: Tensor, greedy: Tensor) -> Tensor:
+    """The supervised tokens (T) that the backbone would say itself. Of the first the sample does not know; it is no
+    target there anyway."""
+    agreed = mask.clone()
+    agreed[1:] &= greedy[:-1] == ids[1:]
+    return agreed
+
+
+class FeatureData(LightningDataModule):
+    """Features collected by `run.py collect`, memory-mapped; every shard is checked against its sha256 at setup.
+
+    Rows no longer than the collection's sample_size give the very batches that ConversationData gives, with the features
+    the backbone would compute. Longer rows come in several samples, each position counted in one of them: for drafters
+    that read one hidden state the loss is that of the whole row; EAGLE-3's layer sees no further back than its sample.
+
+    Args:
+        path: a folder that `run.py collect` wrote.
+        batch_size: samples in a batch.
+        seed: decides the order of batches.
+        workers: processes that read batches; 0 does it in the main process.
+        supervise: "text" to learn every supervised token, "agreed" only those that the backbone would say itself.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        batch_size: int = 8,
+        seed: int = 0,
+        workers: int = 0,
+        supervise: Literal["text", "agreed"] = "text",
+    ):
+        super().__init__()
+        if batch_size < 1:
+            raise UserError(f"data.batch_size is {batch_size}: it must be at least 1")
+        if supervise not in ("text", "agreed"):
+            raise UserError(f"data.supervise is {supervise!r}: choose text or agreed")
+        self.path, self.batch_size, self.seed, self.workers = Path(path), batch_size, seed, workers
+        self.supervise = supervise
+        self._samples: dict[str, Samples] = {}
+
+    # -- Lightning ---------------------------------------------------------------------------------
+
+    def setup(self, stage: str | None = None) -> None:
+        """Check that the features belong to the module's backbone and drafter, and open what `stage` needs; once."""
+        self._columns()
+        for split in {"fit": SPLITS[:2], "validate": SPLITS[1:2], "test": SPLITS[2:]}.get(stage, SPLITS):
+            self.samples(split)
+
+    def train_dataloader(self) -> BatchLoader:
+        """Batches in an order that is a pure function of (seed, epoch)."""
+        if not len(self.samples("train")):
+            raise UserError(f"'{self.path}' has no samples to train on: collect more")
+        return self._loader("train")
+
+    def val_dataloader(self) -> BatchLoader:
+        """The validation split in a fixed order."""
+        return self._loader("validation")
+
+    def test_dataloader(self) -> BatchLoader:
+        """The test split in a fixed order."""
+        return self._loader("test")
+
+    def _loader(self, split: str) -> BatchLoader:
+        samples, settings = self.samples(split), self.manifest["settings"]
+        columns, agreed = self._columns(), self.supervise == "agreed"
+        batches = FeatureBatches(
+            samples, self.manifest["pad_id"], settings["width"], columns, settings["store"], agreed
+        )
+        order = BatchOrder(samples.lengths, self.batch_size, self.seed, fixed=split != "train")
+        return BatchLoader(batches, order, self.workers)
+
+    # -- the folder --------------------------------------------------------------------------------
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """What the folder says about itself."""
+        if not hasattr(self, "_manifest"):
+            self._manifest = read_manifest(self.path)
+        return self._manifest
+
+    def samples(self, split: str) -> Samples:
+        """The samples of a split, their shards verified the first time."""
+        if split not in self._samples:
+            with bar() as progress:
+                task = progress.add_task(f"verifying {split}", total=self.manifest["splits"][split]["shards"])
+                self._samples[split] = open_samples(self.path, split, lambda: progress.advance(task))
+        return self._samples[split]
+
+    def rows(self, split: str) -> list[Row]:
+        """ids (T) int32 and mask (T) bool of every sample; the mask is True where a supervised token counts, so that
+        none is there twice."""
+        samples, rows = self.samples(split), []
+        for number, (ids, mask, greedy) in enumerate(samples.each("ids", "mask", "greedy")):
+            mask = targets(mask, ids, greedy) if self.supervise == "agreed" else mask.clone()
+            first, last = samples.counted[number]
+            mask[:first], mask[last:] = False, False
+            rows.append((ids.numpy(), mask.numpy()))
+        return rows
+
+    def prompts(self, split: str, count: int) -> list[Prompt]:
+        """At most `count` prompts of "validation" or "test", in the order of ConversationData; 512 of each are kept."""
+        path = self.path / PROMPTS
+        try:
+            kept = json.loads(path.read_text())
+            return [Prompt(**prompt) for prompt in kept[split][:count]]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"'{path}' has no prompts of {split} ({error!r}): {AGAIN}") from error
+
+    def _columns(self) -> list[int]:
+        """Where the drafter's layers stand among those stored. Raises UserError where these features are not for it."""
+        settings = self.manifest["settings"]
+        module = None if self.trainer is None else self.trainer.lightning_module
+        if module is None:
+            return list(range(len(settings["taps"])))
+        drafter = getattr(module, "drafter", None)
+        if drafter is None:
+            raise UserError("collected features are for draft heads: a language model trains on ConversationData")
+        backbone = module.backbone
+        if (settings["fingerprint"], settings["width"]) != (backbone.fingerprint(), backbone.width):
+            raise UserError(
+                f"'{self.path}' was collected from backbone '{settings['backbone']}' ({settings['fingerprint']}), not from "
+                f"'{backbone.name}' ({backbone.fingerprint()}): collect with this backbone, or train on that one"
+            )
+        missing = [layer for layer in drafter.taps if layer not in settings["taps"]]
+        if missing:
+            raise UserError(
+                f"'{self.path}' holds {_named(settings['taps'])}, but {type(drafter).__name__} reads "
+                f"{_named(drafter.taps)}: collect with --taps {' '.join(map(str, drafter.taps))}"
+            )
+        most = self.manifest["most_heads"]
+        if most is not None and drafter.heads > most:
+            raise UserError(
+                f"'{self.path}' leaves room for {most} heads between its samples, not {drafter.heads}: collect with a "
+                "smaller --stride"
+            )
+        return [settings["taps"].index(layer) for layer in drafter.taps]
+
+
+def _named(layers: Sequence[int]) -> str:
+    return f"the inputs of layers {', '.join(map(str, layers))}" if layers else "no inputs of layers"
