@@ -112,7 +112,7 @@ def answer_all(
 
     window: conversations that are worked on together; first all their first answers are asked for, then the second ones.
     What could not be answered stands in <out>.rejects.jsonl, which every run begins anew. Raises UserError where
-    GIVE_UP jobs in a row, or all, were rejected, and what Journal raises.
+    GIVE_UP jobs in a row were rejected, or all that there ever were, and what Journal raises.
     """
     counts, in_a_row = Counts(), 0
     partial, rejects = out.with_suffix(".partial.jsonl"), out.with_suffix(".rejects.jsonl")
@@ -168,7 +168,7 @@ def answer_all(
                     progress(counts)
                     if in_a_row >= GIVE_UP:
                         raise UserError(f"{GIVE_UP} prompts in a row were rejected, the last one: {reason}")
-        if not counts.kept and counts.rejected:
+        if counts.rejected and not counts.kept + counts.kept_before:
             raise UserError(f"all {counts.rejected} prompts were rejected, see {rejects}; the last one: {reason}")
     if not counts.rejected:
         partial.unlink()

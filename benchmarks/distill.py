@@ -1,0 +1,107 @@
+"""Distillation's speed: our engine in batches, plain and with heads, against transformers' generate in batches.
+
+    python benchmarks/distill.py [--checkpoint runs/quickstart/cascade] [--prompts 256] [--batch_size 32] [--repeats 3]
+
+Writes benchmarks/results/distill.json:
+
+    plain/batched      speedup_vs_transformers             the model as transformers loads it, the same batch size
+                       speedup_vs_transformers_same_layout on our layout of the weights
+                       tokens_per_second
+    <heads>/batched    speedup_vs_transformers, speedup_vs_plain (with --checkpoint)
+
+The same prompts, answered greedily; transformers gets them sorted by length, so that it pads least, and stops a batch when
+its last row has ended. All take turns; every text is compared, and a difference ends the benchmark.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from common import result, timed, write
+from datamodules import ConversationData
+from mhc.backbone import Backbone, resolve
+from mhc.engine import Engine
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--backbone", default="pocket")
+    parser.add_argument("--data", default="pocket")
+    parser.add_argument("--checkpoint", help="heads to measure as well")
+    parser.add_argument("--prompts", type=int, default=256)
+    parser.add_argument("--batch_size", type=int, default=32)
+    parser.add_argument("--max_new_tokens", type=int, default=256)
+    parser.add_argument("--repeats", type=int, default=3)
+    options = parser.parse_args()
+
+    backbone = Backbone.load(options.backbone)
+    engines = {"plain": Engine(backbone)}
+    if options.checkpoint:
+        engines[Path(options.checkpoint).name] = Engine.from_checkpoint(options.checkpoint, options.backbone)
+    stock = AutoModelForCausalLM.from_pretrained(resolve(options.backbone), dtype=torch.float32).eval()
+    data = ConversationData(options.data, limit=20_000 if options.data == "pocket" else None)
+    data.tokenizer = backbone.tokenizer
+    prompts = sorted((prompt.ids for prompt in data.prompts("train", options.prompts)), key=len)
+    pad = backbone.tokenizer.pad_token_id or 0
+    runners = {
+        "transformers": lambda: transformers_batches(stock, prompts, options, pad, engines["plain"].end_ids),
+        "same_layout": lambda: transformers_batches(backbone.model, prompts, options, pad, engines["plain"].end_ids),
+    }
+    for name, engine in engines.items():
+        runners[name] = lambda engine=engine: ours(engine, prompts, options)
+    seconds: dict[str, list[float]] = {name: [] for name in runners}
+    expected = None
+    for repeat in range(options.repeats + 1):
+        for name in sorted(runners, key=lambda name: (list(runners).index(name) + repeat) % len(runners)):
+            spent, texts = timed(runners[name])
+            expected = expected or texts
+            assert texts == expected, f"{name} differs from the others"
+            if repeat:  # the first pass warms up
+                seconds[name].append(spent)
+    tokens = sum(map(len, expected))
+    rates = [tokens / spent for spent in seconds["plain"]]
+    results = [result("plain/batched", "tokens_per_second", rates)]
+    for other, metric in (("transformers", "vs_transformers"), ("same_layout", "vs_transformers_same_layout")):
+        ratios = [theirs / mine for theirs, mine in zip(seconds[other], seconds["plain"])]
+        results.append(result("plain/batched", f"speedup_{metric}", ratios))
+    for name in list(engines)[1:]:
+        for other in ("transformers", "plain"):
+            ratios = [theirs / mine for theirs, mine in zip(seconds[other], seconds[name])]
+            results.append(result(f"{name}/batched", f"speedup_vs_{other}", ratios))
+    shape = {name: getattr(options, name) for name in ("batch_size", "max_new_tokens", "backbone", "data")}
+    write("distill", results, prompts=len(prompts), tokens=tokens, **shape)
+
+
+def ours(engine: Engine, prompts: list[list[int]], options: argparse.Namespace) -> list[list[int]]:
+    """The new tokens of every prompt."""
+    found = dict(engine.generate_ids(prompts, options.max_new_tokens, options.batch_size))
+    return [found[number].token_ids for number in range(len(prompts))]
+
+
+@torch.inference_mode()
+def transformers_batches(model, prompts, options: argparse.Namespace, pad: int, ends: set[int]) -> list[list[int]]:
+    """The same from the stock greedy generate, left-padded batch by batch."""
+    found = []
+    for start in range(0, len(prompts), options.batch_size):
+        batch = prompts[start : start + options.batch_size]
+        longest = max(map(len, batch))
+        ids = torch.tensor([[pad] * (longest - len(prompt)) + prompt for prompt in batch])
+        mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in batch])
+        out = model.generate(
+            ids,
+            attention_mask=mask,
+            max_new_tokens=options.max_new_tokens,
+            do_sample=False,
+            eos_token_id=sorted(ends),
+            pad_token_id=pad,
+        )
+        for row in out[:, longest:].tolist():
+            end = next((at for at, token in enumerate(row) if token in ends), len(row) - 1)
+            found.append(row[: end + 1])
+    return found
+
+
+if __name__ == "__main__":
+    main()
