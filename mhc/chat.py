@@ -8,7 +8,7 @@ Two things hold whatever the template (how, is told in `mhc.chat_template`):
 With a byte-level tokenizer the text is tokenized piece by piece, cut where the assistant starts and stops. So
 the ids of a row start with `prompt_ids` of its first turns: training sees what decoding will see.
 
-A document, [{"role": "document", "content": text}], is its text and the end-of-text token, all of it supervised.
+A document, [{"role": "document", "content": text}], is its text and the tokenizer's eos, all of it supervised.
 """
 
 import secrets
@@ -17,8 +17,7 @@ from functools import lru_cache
 
 from transformers import PreTrainedTokenizerBase
 
-from mhc.chat_template import ChatTemplate, Messages, Rendered, chat_template, clean_text
-from mhc.errors import UserError
+from mhc.chat_template import ChatTemplate, Messages, Rendered, chat_template
 
 
 def encode(
@@ -37,32 +36,14 @@ def encode_batch(
 ) -> list[tuple[list[int], list[bool]]]:
     """`encode` for many conversations: one call of the tokenizer, the same result."""
     template = chat_template(tokenizer)
-    rows = [_document(messages) or template.render(messages) for messages in conversations]
-    together = [row.pieces() if _piecewise(tokenizer) and not (row.hidden or row.whole) else [] for row in rows]
-    ids_of = iter(_tokenize(tokenizer, [text for pieces in together for text, _ in pieces]))
-    encoded = []
-    for row, pieces in zip(rows, together):
-        if row.whole:
-            ids = _tokenize(tokenizer, [row.text], split_special_tokens=True)[0]
-            ids += [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-            mask = [True] * len(ids)
-        elif pieces:
-            ids, mask = _joined([(next(ids_of), said) for _, said in pieces])
-        elif row.hidden:
-            ids, mask = _joined([(_ids_of_hidden(template, t, row.hidden), said) for t, said in row.pieces()])
-        else:
-            ids, mask = _encode_whole(tokenizer, row)
-        encoded.append((ids[:max_length], mask[:max_length]))
-    return encoded
+    encoded = _encode_rows(template, [template.render(messages) for messages in conversations])
+    return [(ids[:max_length], mask[:max_length]) for ids, mask in encoded]
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> list[int]:
     """Token ids of a conversation with the generation prompt behind it: what decoding starts from."""
     template = chat_template(tokenizer)
-    if _document(messages):
-        raise UserError("a document has no prompt: give conversations")
-    text, hidden = template.prompt(messages)
-    return _ids_of_hidden(template, text, hidden) if hidden else _tokenize(tokenizer, [text])[0]
+    return _encode_rows(template, [template.prompt(messages)])[0][0]
 
 
 def end_token_ids(tokenizer: PreTrainedTokenizerBase, model_generation_config=None) -> list[int]:
@@ -76,11 +57,23 @@ def end_token_ids(tokenizer: PreTrainedTokenizerBase, model_generation_config=No
     return list(dict.fromkeys(token for token in found if token is not None))
 
 
-def _document(messages: Messages) -> Rendered | None:
-    """A text that is no conversation, as it is; None for conversations."""
-    if len(messages) != 1 or messages[0]["role"] != "document":
-        return None
-    return Rendered(clean_text(messages[0]["content"]), [], whole=True)
+def _encode_rows(template: ChatTemplate, rows: list[Rendered]) -> list[tuple[list[int], list[bool]]]:
+    """Token ids and mask of every row."""
+    tokenizer = template.tokenizer
+    together = [row.pieces() if _piecewise(tokenizer) and not row.hidden else [] for row in rows]
+    ids_of = iter(_tokenize(tokenizer, [text for pieces in together for text, _ in pieces]))
+    encoded = []
+    for row, pieces in zip(rows, together):
+        if pieces:
+            ids, mask = _joined([(next(ids_of), said) for _, said in pieces])
+        elif row.hidden:
+            ids, mask = _joined([(_ids_of_hidden(template, t, row.hidden), said) for t, said in row.pieces()])
+        else:
+            ids, mask = _encode_whole(tokenizer, row)
+        if row.document and tokenizer.eos_token_id is not None:
+            ids, mask = [*ids, tokenizer.eos_token_id], [*mask, True]
+        encoded.append((ids, mask))
+    return encoded
 
 
 def _tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str], **options) -> list[list[int]]:

@@ -5,6 +5,10 @@ In any other, turn i starts where messages[:i] with the generation prompt end, a
 and the control token behind that. The content is found by rendering once more with random marks around it,
 so it is found even in a template that rewrites history (Qwen3 drops the reasoning of earlier turns).
 
+Whether a template writes system and tool turns is found out the same way, with a mark in their place. Where it refuses
+or drops them, the user says what they say. What a conversation needs is asked of it as it will be once it is answered,
+so that a prompt and the row it grows into are written alike.
+
 Text that spells a control token is replaced by a random mark before rendering, so nothing a user types can be
 taken for what the template writes.
 """
@@ -14,7 +18,7 @@ import re
 import secrets
 from dataclasses import dataclass, field
 from functools import lru_cache
-from itertools import accumulate, pairwise
+from itertools import accumulate, pairwise, takewhile
 
 from jinja2.exceptions import TemplateError
 from rich.console import Console
@@ -42,13 +46,13 @@ class Rendered:
     """A conversation as its template writes it.
 
     `spans` are the character ranges of what the assistant says; `hidden` maps each mark in the text to the
-    control string it stands for. A `whole` text is a document, written by nobody's template.
+    control string it stands for. A `document` is a text that no template wrote, all of it one span.
     """
 
     text: str
     spans: list[tuple[int, int]]
     hidden: dict[str, str] = field(default_factory=dict)
-    whole: bool = False
+    document: bool = False
 
     def pieces(self) -> list[tuple[str, bool]]:
         """The text cut at the span borders, each piece with whether the assistant says it."""
@@ -78,17 +82,30 @@ class ChatTemplate:
         """How to name this template in a message."""
         return f"the chat template of {self.tokenizer.name_or_path or type(self.tokenizer).__name__}"
 
-    def prompt(self, messages: Messages) -> tuple[str, dict[str, str]]:
-        """The text up to where the assistant starts to speak, and what is hidden in it (see `Rendered`)."""
+    def prompt(self, messages: Messages) -> Rendered:
+        """The text up to where the assistant starts to speak, with the spans of what it said before."""
+        if _is_document(messages):
+            raise UserError("a document has no prompt: give a conversation")
         messages, hidden = self._hide(checked(messages))
-        return self._opened(self._accepted(messages)[0]), hidden
+        answer = [] if messages[-1]["role"] == "assistant" else [{"role": "assistant", "content": "answer"}]
+        accepted, text = self._accepted(messages + answer)
+        asked = accepted[: len(accepted) - len(answer)]
+        prompt, spans = self._opened(asked), []
+        if text.startswith(prompt) and any(message["role"] == "assistant" for message in asked):
+            try:
+                spans = [(start, end) for start, end in self._spans(accepted, text) if end <= len(prompt)]
+            except UserError:
+                spans = []  # a template that cannot be trained on can still be asked
+        return Rendered(prompt, spans, hidden)
 
     def render(self, messages: Messages) -> Rendered:
         """The conversation as text, with its spans. Raises UserError where the template refuses it."""
+        if _is_document(messages):
+            (message,), hidden = self._hide([{**messages[0], "content": clean_text(messages[0]["content"])}])
+            return Rendered(message["content"], [(0, len(message["content"]))], hidden, document=True)
         messages, hidden = self._hide(checked(messages))
         messages, text = self._accepted(messages)
-        spans = self._tagged_spans(messages, text) if self.tagged else self._found_spans(messages, text)
-        return Rendered(text, [self._closed(text, start, end) for start, end in spans], hidden)
+        return Rendered(text, self._spans(messages, text), hidden)
 
     def _run(self, messages: Messages, generation_prompt: bool = False) -> str:
         return self.tokenizer.apply_chat_template(
@@ -96,26 +113,29 @@ class ChatTemplate:
         )
 
     def _accepted(self, messages: Messages) -> tuple[Messages, str]:
-        """The messages as the template takes them, and their text: where it refuses or drops system or tool turns, these
-        are written into user turns."""
+        """The messages as the template takes them, and their text: where it refuses or drops system or tool turns,
+        the user says what they say."""
+        plain = _without_tools(messages)
         problem = None
-        for rewrite in (
-            lambda same: same,
-            _without_tools,
-            _without_system,
-            lambda m: _without_system(_without_tools(m)),
-        ):
-            offered = rewrite(messages)
+        for offered in (messages, plain, _without_system(messages), _without_system(plain)):
             try:
-                text = self._run(offered)
+                if self._writes_all(offered):
+                    return offered, self._run(offered)
+                problem = problem or UserError("it drops what system or tool turns say")
             except (TemplateError, TypeError) as refusal:
                 problem = problem or refusal
-                continue
-            aside = [message["content"].strip() for message in offered if message["role"] in ("system", "tool")]
-            if all(content in text for content in aside):
-                return offered, text
-            problem = problem or UserError("it drops what system or tool turns say")
         raise UserError(f"{self.name} refuses this conversation: {problem}") from problem
+
+    def _writes_all(self, messages: Messages) -> bool:
+        """Whether the text holds what every system and tool turn says, however it is trimmed or quoted there."""
+        marked, marks = [], []
+        for message in messages:
+            if message["role"] in ("system", "tool"):
+                marks.append(_mark())
+                message = {**message, "content": marks[-1]}
+            marked.append(message)
+        text = self._run(marked) if marks else ""
+        return all(mark in text for mark in marks)
 
     def _opened(self, messages: Messages) -> str:
         if self.opens_turns:
@@ -136,6 +156,10 @@ class ChatTemplate:
         hidden = [{**m, "content": self.control_pattern.sub(replace, m["content"])} for m in messages]
         return hidden, {mark: text for text, mark in marks.items()}
 
+    def _spans(self, messages: Messages, text: str) -> list[tuple[int, int]]:
+        spans = self._tagged_spans(messages, text) if self.tagged else self._found_spans(messages, text)
+        return [self._closed(text, start, end) for start, end in spans]
+
     def _tagged_spans(self, messages: Messages, text: str) -> list[tuple[int, int]]:
         _, tagged = render_jinja_template(
             conversations=[messages],
@@ -149,26 +173,32 @@ class ChatTemplate:
         return [(start, end) for start, (_, end) in zip(begin, tagged[0])]
 
     def _found_spans(self, messages: Messages, text: str) -> list[tuple[int, int]]:
-        mark, marked = _mark(), []
-        for message in messages:
-            content = message["content"]
-            if message["role"] == "assistant":  # templates may trim, or drop the reasoning of earlier turns
-                tail = content.rpartition("</think>")[2].strip()
-                before, _, after = content.rpartition(tail) if tail else (content, "", "")
-                content = before + mark + tail + mark + after
-            marked.append({**message, "content": content})
-        parts = self._run(marked).split(mark)
-        turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
-        if "".join(parts) != text or len(parts) != 2 * len(turns) + 1:
+        mark, turns = _mark(), [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+        for behind in (False, True):
+            parts = self._run(_marked(messages, mark, behind)).split(mark)
+            if "".join(parts) == text and len(parts) == 2 * len(turns) + 1:
+                break
+        else:
             raise UserError(
                 f"{self.name} changes or drops what the assistant says, so the answers cannot be found: "
                 "add {% generation %} tags around them in the template"
             )
         borders = list(accumulate(len(part) for part in parts[:-1]))
         opened = self._prompt_ends(messages, text)
-        return [
-            (min(opened.get(turn, start), start), end) for turn, start, end in zip(turns, borders[::2], borders[1::2])
-        ]
+        spans: list[tuple[int, int]] = []
+        for turn, start, end in zip(turns, borders[::2], borders[1::2]):
+            if turn not in opened:  # the template rewrites what came before: look for the header alone
+                header = self._header(messages[:turn])
+                found = text.rfind(header, spans[-1][1] if spans else 0, start) if header else -1
+                opened[turn] = found + len(header) if found >= 0 else start
+            spans.append((min(opened[turn], start), end))
+        return spans
+
+    def _header(self, messages: Messages) -> str:
+        """What the template writes behind the messages to open an answer."""
+        prompt = self._opened(messages)
+        same = takewhile(lambda pair: pair[0] == pair[1], zip(prompt, self._run(messages)))
+        return prompt[len(list(same)) :]
 
     def _prompt_ends(self, messages: Messages, text: str) -> dict[int, int]:
         """By number of an assistant turn, where its prompt ends in the text, if the text starts with it."""
@@ -214,7 +244,7 @@ def _cached(tokenizer: PreTrainedTokenizerBase, template: str | None) -> ChatTem
 
 
 def checked(messages: Messages) -> Messages:
-    """Messages with known roles and clean text; neighbours of one role are joined by a blank line."""
+    """Messages with known roles and clean text; neighbours of one role are joined by a blank line, tool turns not."""
     if not messages:
         raise UserError("an empty conversation: give at least one message")
     joined: Messages = []
@@ -222,10 +252,15 @@ def checked(messages: Messages) -> Messages:
         role, content = message.get("role"), message.get("content")
         if role not in ROLES or not isinstance(content, str):
             raise UserError(f"message {number}: role must be one of {', '.join(ROLES)} and content a text")
-        if joined and joined[-1]["role"] == role:
+        if joined and joined[-1]["role"] == role != "tool":
             content = joined.pop()["content"] + "\n\n" + content
         joined.append({"role": role, "content": clean_text(content)})
     return joined
+
+
+def _is_document(messages: Messages) -> bool:
+    """Whether this is a text and no conversation: one message of the role document."""
+    return len(messages) == 1 and messages[0].get("role") == "document"
 
 
 def _without_tools(messages: Messages) -> Messages:
@@ -239,6 +274,24 @@ def _without_system(messages: Messages) -> Messages:
         return messages
     first = {"role": "user", "content": messages[0]["content"] + "\n\n" + messages[1]["content"]}
     return [first, *messages[2:]]
+
+
+def _marked(messages: Messages, mark: str, behind: bool) -> Messages:
+    """The messages with a mark before and behind every answer, inside the white space that a template may trim.
+
+    An answer that is white space alone, as behind reasoning that led nowhere, is marked before or `behind` it.
+    """
+    marked = []
+    for message in messages:
+        if message["role"] == "assistant":
+            content = message["content"]
+            reasoning, think, said = content.rpartition("</think>")
+            space = len(said) - len(said.lstrip()) if behind or said.strip() else 0
+            start = len(reasoning) + len(think) + space
+            end = max(start, len(content.rstrip()))
+            message = {**message, "content": content[:start] + mark + content[start:end] + mark + content[end:]}
+        marked.append(message)
+    return marked
 
 
 def _mark() -> str:
