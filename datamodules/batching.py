@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from mhc.packing import PADDING
@@ -74,8 +75,8 @@ class BatchOrder(Sampler[list[int]]):
 class BatchLoader(DataLoader):
     """Batches in the order of a BatchOrder, from any number of worker processes.
 
-    Its state is how many batches of the epoch it has handed out: Lightning saves it with a checkpoint, and a run that
-    goes on gets the very next one. (Workers read ahead; what they read and nobody was handed is read again.)
+    Its state is how many batches of the epoch it has handed out; a loader that goes on from it gives the very next one.
+    (Workers read ahead; what they read and nobody was handed is read again.)
     """
 
     def __init__(self, dataset: Dataset, sampler: BatchOrder, num_workers: int = 0):
@@ -98,7 +99,33 @@ class BatchLoader(DataLoader):
         return {"handed_out": self.handed_out}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.sampler.skip = state["handed_out"]
+        self.sampler.skip = state["handed_out"] % max(1, len(self))  # after the last one comes a whole pass
+
+
+class ResumableData(LightningDataModule):
+    """A data module whose place in the training data is saved with a checkpoint.
+
+    (Lightning saves the state of loaders itself, but restores it too late where a schedule asked for the number of steps.)
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._train: BatchLoader | None = None
+        self._place: dict[str, Any] | None = None
+
+    def from_its_place(self, loader: BatchLoader) -> BatchLoader:
+        """The loader of the training split, going on where the checkpoint was saved."""
+        if self._place is not None:
+            loader.load_state_dict(self._place)
+            self._place = None
+        self._train = loader
+        return loader
+
+    def state_dict(self) -> dict[str, Any]:
+        return {} if self._train is None else self._train.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._place = state or None
 
 
 class BatchDataset(Dataset):

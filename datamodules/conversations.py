@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from lightning import LightningDataModule
 from rich.console import Console
 from rich.progress import Progress
 
-from datamodules.batching import BatchDataset, BatchLoader, BatchOrder, PackedRows, Row
+from datamodules.batching import BatchDataset, BatchLoader, BatchOrder, PackedRows, ResumableData, Row
 from datamodules.readers import Conversation, Report, iterate, source_state
 from datamodules.storage import EncodedRows, StoredConversations
 from mhc.chat import encode_batch, prompt_ids
@@ -54,7 +53,7 @@ class Totals:
     largest_id: int = 0
 
 
-class ConversationData(LightningDataModule):
+class ConversationData(ResumableData):
     """Conversations from a file, a folder, or the project's own generator.
 
     Splits are decided by a hash of the first user prompt, so no prompt is trained on in one run and tested in
@@ -122,7 +121,7 @@ class ConversationData(LightningDataModule):
         """Batches in an order that is a pure function of (seed, epoch)."""
         if not self.rows("train"):
             raise UserError(f"{self.path}: every conversation is held out, none is left to train on: add some")
-        return self._loader("train")
+        return self.from_its_place(self._loader("train"))
 
     def val_dataloader(self) -> BatchLoader:
         """The validation split in a fixed order."""

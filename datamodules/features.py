@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from datamodules.batching import BatchLoader, BatchOrder, Row
+from datamodules.batching import BatchLoader, BatchOrder, ResumableData, Row
 from datamodules.conversations import Prompt
 from mhc.collecting import bar
 from mhc.errors import UserError
@@ -73,7 +72,7 @@ def targets(mask: Tensor, ids: Tensor, greedy: Tensor) -> Tensor:
     return agreed
 
 
-class FeatureData(LightningDataModule):
+class FeatureData(ResumableData):
     """Features collected by `run.py collect`, memory-mapped; every shard is checked against its sha256 at setup.
 
     Rows no longer than the collection's sample_size give the very batches that ConversationData gives, with the features
@@ -117,7 +116,7 @@ class FeatureData(LightningDataModule):
         """Batches in an order that is a pure function of (seed, epoch)."""
         if not len(self.samples("train")):
             raise UserError(f"'{self.path}' has no samples to train on: collect more")
-        return self._loader("train")
+        return self.from_its_place(self._loader("train"))
 
     def val_dataloader(self) -> BatchLoader:
         """The validation split in a fixed order."""

@@ -198,7 +198,7 @@ class InProcess:
             else:
                 reason = f"{len(ids)} tokens do not fit the backbone's context of {backbone.context}"
                 yield Reply(request.key, reason=reason, final=True)
-        asked.sort(key=lambda pair: len(pair[0]))  # rows of one length waste the least
+        asked.sort(key=lambda pair: -len(pair[0]))  # long answers often follow long prompts: they should not come last
         prompts = [ids for ids, _ in asked]
         samplings = [replace(self.sampling, seed=request.seed) for _, request in asked]
         for number, answer in self.engine.generate_ids(
