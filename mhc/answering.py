@@ -1,10 +1,13 @@
 """Conversations answered anew, turn by turn: what is asked next, who answers, what is kept.
 
-A *back end* is a function: requests in, one reply to each in any order. `InProcess` is this project's engine;
-`mhc.server.Server` asks an OpenAI-compatible one. Everything else is the same for both.
+A *back end* is a function: requests in, one reply to each in any order. It takes requests as it has room for them: an
+iteration that ends may be begun again, since every reply may bring a further request, until there is none and no reply
+is due. `InProcess` is this project's engine; `mhc.server.Server` asks an OpenAI-compatible one. Everything else is the
+same for both.
 """
 
 import json
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -30,7 +33,8 @@ class Request:
 
 @dataclass(frozen=True)
 class Reply:
-    """An answer (text, why it ended, its tokens), or the reason why there is none; `final` if asking again is no use."""
+    """An answer (text, why it ended, its tokens), or the reason why there is none; `final` if asking again is no use;
+    attempts: how often it was asked, 0 where that was of no use from the start."""
 
     key: str
     text: str = ""
@@ -41,7 +45,7 @@ class Reply:
     attempts: int = 1
 
 
-Answerer = Callable[[Sequence[Request]], Iterable[Reply]]
+Answerer = Callable[[Iterable[Request]], Iterable[Reply]]
 
 
 @dataclass
@@ -99,6 +103,28 @@ class Counts:
     tokens: int = 0
 
 
+class Requests:
+    """What can be asked now: the next turns of conversations under way before the first turns of others, of which at most
+    `window` are under way."""
+
+    def __init__(self, jobs: Iterable[Job], seed: int, window: int):
+        self.fresh, self.seed, self.window = iter(jobs), seed, window
+        self.active: dict[str, Job] = {}
+        self.next_turns: deque[Job] = deque()
+
+    def __iter__(self) -> Iterator[Request]:
+        while job := self._next():
+            yield job.request(self.seed)
+
+    def _next(self) -> Job | None:
+        if self.next_turns:
+            return self.next_turns.popleft()
+        job = next(self.fresh, None) if len(self.active) < self.window else None
+        if job is not None:
+            self.active[job.key] = job
+        return job
+
+
 def answer_all(
     jobs: Sequence[Job],
     answerer: Answerer,
@@ -110,9 +136,10 @@ def answer_all(
 ) -> Counts:
     """Append a record to `out` for every job that is not in it, and keep what is not finished in <out>.partial.jsonl.
 
-    window: conversations that are worked on together; first all their first answers are asked for, then the second ones.
+    window: conversations that are under way at once.
     What could not be answered stands in <out>.rejects.jsonl, which every run begins anew. Raises UserError where
-    GIVE_UP jobs in a row were rejected, or all that there ever were, and what Journal raises.
+    GIVE_UP jobs in a row were rejected (those never asked for do not count), or all that there ever were, and what
+    Journal raises.
     """
     counts, in_a_row = Counts(), 0
     partial, rejects = out.with_suffix(".partial.jsonl"), out.with_suffix(".rejects.jsonl")
@@ -121,7 +148,9 @@ def answer_all(
         done = {record["key"] for record in kept.records()}
         begun: dict[str, list[tuple[str, str]]] = {}
         for piece in pieces.records():
-            begun.setdefault(piece["key"], []).append((piece["text"], piece["finish_reason"]))
+            answers = begun.setdefault(piece["key"], [])
+            if piece["turn"] == len(answers):  # else it was given to an answer that is damaged now
+                answers.append((piece["text"], piece["finish_reason"]))
         waiting = {job.key: job for job in jobs}  # identical rows stand once
         counts.kept_before = sum(key in done for key in waiting)
         waiting = [job for key, job in waiting.items() if key not in done]
@@ -131,43 +160,36 @@ def answer_all(
         rejects.write_text("")
         refused = stack.enter_context(Journal(rejects, tell))
         progress(counts)
-        for start in range(0, len(waiting), window):
-            active = {job.key: job for job in waiting[start : start + window]}
-            for key in [
-                key for key, job in active.items() if job.complete
-            ]:  # killed between its last answer and its line
-                kept.append(active.pop(key).record())
+        for job in [job for job in waiting if job.complete]:  # killed between its last answer and its line
+            kept.append(job.record())
+            counts.kept += 1
+        requests = Requests([job for job in waiting if not job.complete], seed, window)
+        for reply in answerer(requests):
+            job = requests.active[reply.key]
+            turn = len(job.finish_reasons)
+            reason = reply.reason or (None if reply.text.strip() else "an empty answer")
+            if reason is None:
+                in_a_row = 0
+                job.answer(reply.text, reply.finish_reason)
+                counts.answers, counts.tokens = counts.answers + 1, counts.tokens + reply.tokens
+                if not job.complete:
+                    piece = {"key": job.key, "turn": turn, "text": reply.text, "finish_reason": reply.finish_reason}
+                    pieces.append(piece)
+                    requests.next_turns.append(job)
+                    continue
+            else:
+                in_a_row += reply.attempts > 0
+                told = {"id": job.id, "key": job.key, "turn": turn, "reason": reason, "attempts": reply.attempts}
+                refused.append(told)
+                counts.rejected += 1
+            ended = reason is not None and (reply.final or reply.reason is None) and turn
+            if reason is None or ended:
+                kept.append(job.record())
                 counts.kept += 1
-            while active:
-                for reply in answerer([job.request(seed) for job in active.values()]):
-                    job = active[reply.key]
-                    reason = reply.reason or (None if reply.text.strip() else "an empty answer")
-                    if reason is None:
-                        in_a_row = 0
-                        job.answer(reply.text, reply.finish_reason)
-                        counts.answers, counts.tokens = counts.answers + 1, counts.tokens + reply.tokens
-                        if not job.complete:
-                            pieces.append({"key": job.key, "text": reply.text, "finish_reason": reply.finish_reason})
-                    else:
-                        turn, in_a_row = len(job.finish_reasons), in_a_row + 1
-                        told = {
-                            "id": job.id,
-                            "key": job.key,
-                            "turn": turn,
-                            "reason": reason,
-                            "attempts": reply.attempts,
-                        }
-                        refused.append(told)
-                        counts.rejected += 1
-                    ended = reason is not None and (reply.final or reply.reason is None) and job.finish_reasons
-                    if (reason is None and job.complete) or ended:
-                        kept.append(job.record())
-                        counts.kept += 1
-                    if reason is not None or job.complete:
-                        del active[job.key]
-                    progress(counts)
-                    if in_a_row >= GIVE_UP:
-                        raise UserError(f"{GIVE_UP} prompts in a row were rejected, the last one: {reason}")
+            del requests.active[job.key]
+            progress(counts)
+            if in_a_row >= GIVE_UP:
+                raise UserError(f"{GIVE_UP} prompts in a row were rejected, the last one: {reason}")
         if counts.rejected and not counts.kept + counts.kept_before:
             raise UserError(f"all {counts.rejected} prompts were rejected, see {rejects}; the last one: {reason}")
     if not counts.rejected:
@@ -183,44 +205,58 @@ class InProcess:
         self.engine, self.sampling = engine, sampling
         self.max_new_tokens, self.batch_size = max_new_tokens, batch_size
 
-    def __call__(self, requests: Sequence[Request]) -> Iterator[Reply]:
+    def __call__(self, requests: Iterable[Request]) -> Iterator[Reply]:
         from mhc.chat import prompt_ids
 
-        backbone, asked = self.engine.backbone, []
-        for request in requests:
-            try:
-                ids = prompt_ids(backbone.tokenizer, request.messages)
-            except UserError as problem:
-                yield Reply(request.key, reason=str(problem), final=True)
-                continue
-            if len(ids) < backbone.context - 1:
-                asked.append((ids, request))
-            else:
-                reason = f"{len(ids)} tokens do not fit the backbone's context of {backbone.context}"
-                yield Reply(request.key, reason=reason, final=True)
-        asked.sort(key=lambda pair: -len(pair[0]))  # long answers often follow long prompts: they should not come last
-        prompts = [ids for ids, _ in asked]
-        samplings = [replace(self.sampling, seed=request.seed) for _, request in asked]
-        for number, answer in self.engine.generate_ids(
-            prompts, self.max_new_tokens, self.batch_size, sampling=samplings
-        ):
-            yield Reply(asked[number][1].key, answer.text, answer.finish_reason, len(answer.token_ids))
+        backbone = self.engine.backbone
+        while several := list(requests):  # all that can be asked now: the batch is not drained often
+            asked = []
+            for request in several:
+                try:
+                    ids = prompt_ids(backbone.tokenizer, request.messages)
+                except UserError as problem:
+                    yield Reply(request.key, reason=str(problem), final=True, attempts=0)
+                    continue
+                if len(ids) < backbone.context - 1:
+                    asked.append((ids, request))
+                else:
+                    reason = f"{len(ids)} tokens do not fit the backbone's context of {backbone.context}"
+                    yield Reply(request.key, reason=reason, final=True, attempts=0)
+            asked.sort(
+                key=lambda pair: -len(pair[0])
+            )  # long answers often follow long prompts: they should not come last
+            prompts = [ids for ids, _ in asked]
+            samplings = [replace(self.sampling, seed=request.seed) for _, request in asked]
+            answers = self.engine.generate_ids(prompts, self.max_new_tokens, self.batch_size, sampling=samplings)
+            for number, answer in answers:
+                yield Reply(asked[number][1].key, answer.text, answer.finish_reason, len(answer.token_ids))
 
 
-def open_manifest(path: Path, out: Path, settings: dict[str, Any]) -> None:
-    """Write the manifest of a new file; refuse to go on with one that was made with other settings."""
+def open_manifest(path: Path, out: Path, settings: dict[str, Any], notes: dict[str, Any]) -> None:
+    """Write the manifest of a new file; refuse to go on with one that was made with other settings. notes: what is told
+    in it and may differ from run to run."""
     if not path.exists():
         if out.exists() and out.stat().st_size:
             raise UserError(
                 f"'{out}' has no {path.name} beside it, so nobody knows how it was made: choose another --out"
             )
-        write_json(path, {"settings": settings})
-        return
+        told: dict[str, Any] = {"settings": settings}
+    else:
+        try:
+            told = json.loads(path.read_text())
+            made_with = dict(told["settings"])
+        except (ValueError, KeyError, TypeError) as problem:
+            raise UserError(f"'{path}' is none of ours or damaged: choose another --out") from problem
+        _require_same(made_with, settings, out)
     try:
-        made_with = json.loads(path.read_text())["settings"]
-    except (ValueError, KeyError, TypeError) as problem:
-        raise UserError(f"'{path}' is none of ours or damaged: choose another --out") from problem
-    changed = [f"{name}: {made_with.get(name)}" for name in settings if made_with.get(name) != settings[name]]
+        write_json(path, told | notes)
+    except OSError as problem:
+        raise UserError(f"cannot write '{path}' ({problem.strerror}): make room, or choose another --out") from problem
+
+
+def _require_same(made_with: dict[str, Any], settings: dict[str, Any], out: Path) -> None:
+    every = [*settings, *(name for name in made_with if name not in settings)]
+    changed = [f"{name}: {made_with.get(name)}" for name in every if made_with.get(name) != settings.get(name)]
     if changed:
         raise UserError(
             f"'{out}' was made with other settings ({', '.join(changed)}): choose another --out, or delete it"

@@ -7,7 +7,9 @@ is taken out; both are told with their place. Only one process may write to a jo
 import fcntl
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,58 +32,73 @@ class Journal:
         self.path, self.tell = path, tell
 
     def __enter__(self) -> "Journal":
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            self._file = open(self.path, "ab", buffering=0)
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self._locked(self.path)
+            while not os.path.samestat(os.fstat(self._file.fileno()), os.stat(self.path)):  # it was being mended
+                self._file.close()
+                self._file = self._locked(self.path)
         except OSError as problem:
             raise UserError(f"cannot write '{self.path}' ({problem.strerror}): choose another --out") from problem
+        return self
+
+    def _locked(self, path: Path) -> Any:
+        """The file at `path`, to be appended to by this process alone."""
+        file = open(path, "ab", buffering=0)  # noqa: SIM115
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as problem:
-            self._file.close()
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as problem:
+            file.close()
             raise UserError(
                 f"another process is writing '{self.path}': wait for it, or choose another --out"
             ) from problem
-        return self
+        return file
 
     def __exit__(self, *error: object) -> None:
         self._file.close()
 
     def records(self) -> Iterator[dict[str, Any]]:
         """The whole records, first to last; what is not whole is taken out of the file behind the last one."""
-        whole, damaged = 0, []  # where the last whole line ends; what stands between
+        at, damaged = 0, set()  # where the line starts; numbers of lines
         with open(self.path, "rb") as file:
             for number, line in enumerate(file, start=1):
-                record = _checked(line)
-                if record is None:
-                    damaged.append((number, whole, whole + len(line), line.endswith(b"\n")))
+                if not line.endswith(b"\n"):
+                    self.tell(f"{self.path}:{number}: took out a half-written line at the end")
+                    with self._writing():
+                        self._file.truncate(at)
+                elif (record := _checked(line)) is None:
+                    self.tell(f"{self.path}:{number}: took out a damaged line, which is made again")
+                    damaged.add(number)
                 else:
                     yield record
-                whole += len(line)
-        if not damaged:
-            return
-        for number, _, _, ended in damaged:
-            what = "damaged line, which is made again" if ended else "half-written line at the end"
-            self.tell(f"{self.path}:{number}: took out a {what}")
-        data, kept, at = self.path.read_bytes(), b"", 0
-        for _, start, end, _ in damaged:
-            kept, at = kept + data[at:start], end
-        kept += data[at:]
+                at += len(line)
+        if damaged:
+            with self._writing():
+                self._take_out(damaged)
+
+    def _take_out(self, damaged: set[int]) -> None:
+        """Put a copy without these lines in the file's place: whoever is killed here leaves the one or the other."""
         copy = self.path.with_name(self.path.name + ".mended")
-        copy.write_bytes(kept)
-        self._file.truncate(0)  # the same file, so that it stays locked; `copy` is there should this be killed here
-        self._write(kept)
-        copy.unlink()
+        with open(self.path, "rb") as old, open(copy, "wb") as new:
+            new.writelines(line for number, line in enumerate(old, start=1) if number not in damaged)
+            new.flush()
+            os.fsync(new.fileno())
+        locked = self._locked(copy)
+        os.replace(copy, self.path)
+        self._file.close()
+        self._file = locked
 
     def append(self, record: dict[str, Any]) -> None:
         """Write one record, with its check."""
-        line = json.dumps({**record, "check": digest(record)}, ensure_ascii=False) + "\n"
-        self._write(line.encode())
-
-    def _write(self, data: bytes) -> None:
-        try:
+        data = (json.dumps({**record, "check": digest(record)}, ensure_ascii=False) + "\n").encode()
+        with self._writing():
             while data:
                 data = data[self._file.write(data) :]
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
         except OSError as problem:
             raise UserError(
                 f"cannot write '{self.path}' ({problem.strerror}): make room, then run the same command again to go on"

@@ -23,6 +23,10 @@ def main(argv: list[str]) -> int:
     for name in ("batch_size", "max_new_tokens", "concurrency", "timeout"):
         if getattr(options, name) <= 0:
             raise UserError(f"--{name} is {getattr(options, name)}: it must be above 0")
+    if options.limit is not None and options.limit < 1:
+        raise UserError(f"--limit is {options.limit}: it must be at least 1")
+    if options.retries < 0:
+        raise UserError(f"--retries is {options.retries}: it must be 0 or above")
     from mhc.answering import open_manifest
 
     out = Path(options.out)
@@ -31,7 +35,8 @@ def main(argv: list[str]) -> int:
     jobs = _jobs(options)
     answerer, own = (_server if options.server else _in_process)(options)
     manifest = out.with_suffix(".manifest.json")
-    open_manifest(manifest, out, settings | own)
+    notes = {"limit": options.limit, "server": getattr(answerer, "shown_url", None)}
+    open_manifest(manifest, out, settings | own, notes)
     _distill(jobs, answerer, out, manifest, options)
     return 0
 
@@ -83,6 +88,8 @@ def _server(options: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
 
     if options.checkpoint or options.backbone:
         raise UserError("--server answers by itself: leave --backbone and --checkpoint out")
+    if options.temperature < 0 or not 0 < options.top_p <= 1 or options.top_k < 0:
+        raise UserError("--temperature must be 0 or above, --top_p above 0 and at most 1, --top_k 0 or above")
     sampling: dict[str, Any] = {"temperature": options.temperature, "top_p": options.top_p}
     if options.top_k:
         sampling["extra_body"] = {"top_k": options.top_k}
@@ -96,12 +103,13 @@ def _server(options: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
         options.retries,
     )
     options.batch_size = options.concurrency
-    return server, {"server": server.shown_url, "model": server.model}
+    return server, {"model": server.model}
 
 
 def _distill(jobs: list, answerer, out: Path, manifest: Path, options: argparse.Namespace) -> None:
     """Answer them with a bar on the terminal, and leave the counts in the manifest."""
     import json
+    from contextlib import suppress
 
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -110,14 +118,15 @@ def _distill(jobs: list, answerer, out: Path, manifest: Path, options: argparse.
     from mhc.files import write_json
 
     counts, started = Counts(), time.perf_counter()
+    ours = False  # whether we came as far as having the file
     columns = (TextColumn("distilling"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
     try:
         with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress:
             task = progress.add_task("", total=len({job.key for job in jobs}), rate="")
 
             def show(now: Counts) -> None:
-                nonlocal counts
-                counts = now
+                nonlocal counts, ours
+                counts, ours = now, True
                 rate = f"{now.tokens / (time.perf_counter() - started):,.0f} tokens/s"
                 progress.update(task, completed=now.kept_before + now.kept + now.rejected, rate=rate)
 
@@ -130,7 +139,9 @@ def _distill(jobs: list, answerer, out: Path, manifest: Path, options: argparse.
             *told.get("runs", []),
             {"kept": counts.kept, "answers": counts.answers, "tokens": counts.tokens, "seconds": round(seconds, 1)},
         ]
-        write_json(manifest, told)
+        with suppress(OSError):  # a full disk was told of already
+            if ours:
+                write_json(manifest, told)
     if not counts.kept and not counts.rejected:
         _say(f"{out} is complete: {counts.kept_before} conversations")
         return
