@@ -66,6 +66,11 @@ def save(name: str, results: list[dict[str, Any]], folder: Path = RESULTS, **ext
 def write(name: str, results: list[dict[str, Any]], folder: Path = RESULTS, **extra: Any) -> None:
     """Write <folder>/<name>.json (default benchmarks/results) and print it as a table."""
     path = save(name, results, folder, **extra)
+    show(results)
+    print(f"-> {path}")
+
+
+def show(results: list[dict[str, Any]]) -> None:
+    """Results as a table."""
     for row in results:
         print(f"{row['case']:<34} {row['metric']:<26} {row['value']:>9} ({row['low']} - {row['high']})")
-    print(f"-> {path}")

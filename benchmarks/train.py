@@ -8,6 +8,12 @@ Writes benchmarks/results/train.json:
                         time_vs_naive      forward and backward, ours over the straightforward version's
                         memory_mib, naive_memory_mib, seconds, naive_seconds
     loss/K=5/kl         the same for the backbone's distribution as the target
+    packing             with --packing FILE: an epoch's frozen forward and loss over its conversations, rows of 2,048
+                        speedup_vs_padded          packed, over rows padded to 2,048
+                        speedup_vs_longest         packed, over batches in random order padded to their longest row
+                        speedup_vs_grouped         packed, over batches of about one length (what pack: false does)
+                        real_token_share           of the packed positions; and of the other three
+                        loss_difference            the most that an epoch's mean loss differs among the four
 
 5 heads, 8 rows of 1,024 tokens, a vocabulary of 32,000, width 512, three quarters of the positions supervised. The
 straightforward version is what Medusa's training does: logits of every head at every position, stacked (K,B,T,V), then one
@@ -21,16 +27,24 @@ import resource
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div
 
-from common import result, write
+from common import RESULTS, result, show, timed, write
+from datamodules import ConversationData
+from datamodules.batching import PackedRows, batch_order, collate
+from mhc.benchmark import machine, versions
+from mhc.drafters import Cascade
+from mhc.files import write_json
 from mhc.losses import Teacher, chunked_loss
+from mhc.module import DraftModule
 
 K, B, T, D, V = 5, 8, 1024, 512, 32_000
 SUPERVISED = 0.75
+ROW, PACKED = 2048, 2  # tokens of a packed row, and packed rows in a batch
 
 
 def stacked(hidden: list[Tensor], weight: Tensor, labels: Tensor, mask: Tensor, taught: Tensor | None) -> Tensor:
@@ -71,11 +85,98 @@ def one(version: str, objective: str) -> dict[str, float]:
     return {"seconds": seconds, "mib": held / 1024, "loss": loss.item(), "slope": hidden[0].grad.abs().sum().item()}
 
 
+def packing(path: str, count: int, repeats: int) -> None:
+    """The same conversations in four layouts, in turn; what stands in train.json about the loss stays."""
+    backbone_rows, module = _conversations(path, count)
+    layouts = _layouts(backbone_rows)
+    seconds: dict[str, list[float]] = {name: [] for name in layouts}
+    losses, shares = {}, {}
+    for repeat in range(repeats + 1):
+        for name, batches in layouts.items():
+            spent, (losses[name], shares[name]) = timed(lambda batches=batches: _epoch(module, batches))
+            if repeat:  # the first pass warms up
+                seconds[name].append(spent)
+    worst = max(losses.values()) - min(losses.values())
+    assert worst < 1e-4, f"the layouts differ in their loss: {losses}"
+    results = [
+        result("packing", f"speedup_vs_{other}", [a / b for a, b in zip(seconds[other], seconds["packed"])])
+        for other in ("padded", "longest", "grouped")
+    ]
+    results += [result("packing", "real_token_share", [shares["packed"]])]
+    results += [
+        result("packing", f"real_token_share_{other}", [shares[other]]) for other in ("padded", "longest", "grouped")
+    ]
+    results.append(result("packing", "loss_difference", [worst]))
+    kept = json.loads((RESULTS / "train.json").read_text())
+    kept["results"] = [row for row in kept["results"] if row["case"] != "packing"] + results
+    kept["packing"] = {
+        "data": Path(path).name,
+        "conversations": len(backbone_rows),
+        "rows": ROW,
+        "machine": machine(),
+        "versions": versions(),
+    }
+    write_json(RESULTS / "train.json", kept)
+    show(results)
+
+
+def _conversations(path: str, count: int):
+    """Encoded conversations, and a module that trains MHC heads on the pocket."""
+    data = ConversationData(path, max_length=ROW, limit=count)
+    module = DraftModule(lambda backbone: Cascade(backbone, heads=K), "pocket")
+    data.tokenizer = module.tokenizer
+    return data.rows("train"), module
+
+
+def _layouts(rows) -> dict[str, list[dict[str, Tensor]]]:
+    """The batches of an epoch: packed and padded rows of ROW tokens, PACKED of them at a time."""
+    lengths, shuffled = rows.lengths, torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)).tolist()
+    packed = PackedRows(rows, lengths, ROW, seed=0)
+    several = max(1, PACKED * len(rows) // len(packed))  # as many conversations in a batch as are packed into one
+    random = [shuffled[i : i + several] for i in range(0, len(shuffled), several)]
+    longest = [collate([rows[i] for i in batch], 0) for batch in random]
+    padded = [
+        collate([rows[i] for i in batch], 0)
+        for batch in (shuffled[i : i + PACKED] for i in range(0, len(rows), PACKED))
+    ]
+    for batch in padded:
+        missing = ROW - batch["ids"].shape[1]
+        batch.update({name: torch.nn.functional.pad(part, (0, missing)) for name, part in batch.items()})
+    return {
+        "packed": [
+            collate([packed[i] for i in range(at, min(at + PACKED, len(packed)))], 0)
+            for at in range(0, len(packed), PACKED)
+        ],
+        "padded": padded,
+        "longest": longest,
+        "grouped": [collate([rows[i] for i in batch], 0) for batch in batch_order(lengths, several, 0, 0)],
+    }
+
+
+def _epoch(module, batches: list[dict[str, Tensor]]) -> tuple[float, float]:
+    """Forward and backward over all batches: the first head's mean loss over all anchors, and the share of real tokens."""
+    total, anchors, real, positions = 0.0, 0, 0, 0
+    for batch in batches:
+        loss, figures = module.losses(**batch)
+        loss.backward()
+        module.drafter.zero_grad()
+        value, count = figures["head0_loss"]
+        total, anchors = total + value.item() * count, anchors + count
+        positions += batch["ids"].numel()
+        real += int((batch["segments"] >= 0).sum()) if "segments" in batch else int((batch["ids"] != 0).sum())
+    return total / anchors, real / positions
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--one", nargs=2, metavar=("VERSION", "OBJECTIVE"), help="measure one in this process")
+    parser.add_argument("--packing", metavar="FILE", help="measure packing over these conversations, and only that")
+    parser.add_argument("--conversations", type=int, default=128, help="how many of them (default 128)")
     options = parser.parse_args()
+    if options.packing:
+        packing(options.packing, options.conversations, options.repeats)
+        return
     if options.one:
         print(json.dumps(one(*options.one)))
         return
