@@ -15,59 +15,65 @@ before it stay good.
 import codecs
 import difflib
 import gzip
-import json
+import logging
 import re
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from datamodules.streams import LARGEST, READING, Broken, array_rows, lines, parsed, text_rows
 from mhc.errors import UserError
+from mhc.messages import clean_text
 
-LARGEST = 16 << 20  # bytes of a row: a longer one is damage, or no row
-BLOCK = 1 << 20  # bytes of a JSON array read at a time
 JSON_SUFFIXES, TEXT_SUFFIXES = (".json", ".jsonl", ".ndjson"), (".txt",)
 SUFFIXES = (*JSON_SUFFIXES, ".parquet", *TEXT_SUFFIXES)
-MAGIC = {
-    b"PK\x03\x04": "a zip archive",
-    b"\x89PNG": "a picture",
-    b"\x80\x04": "a pickle",
+MAGIC = {  # how a file starts in lower case
+    b"pk\x03\x04": "a zip archive",
+    b"\x89png": "a picture",
+    b"\xff\xd8\xff": "a picture",
+    b"%pdf": "a PDF",
+    **{b"\x80" + bytes([protocol]): "a pickle" for protocol in range(2, 6)},
     b"\x28\xb5\x2f\xfd": "a zstandard archive",
-    b"\xfd7zXZ": "an xz archive",
-    b"BZh": "a bzip2 archive",
-    b"PAR1": "a parquet file without that ending",
+    b"\xfd7zxz": "an xz archive",
+    b"bzh": "a bzip2 archive",
+    b"par1": "a parquet file without that ending",
     b"\xff\xfe": "UTF-16 text",
     b"\xfe\xff": "UTF-16 text",
+    b"<!doctype": "a web page, no data: download it again",
+    b"<html": "a web page, no data: download it again",
+    b"version https://git-lfs": "a pointer of Git LFS: fetch its content with git lfs pull",
 }
-ESCAPED = re.compile("[\udc80-\udcff]")  # what surrogateescape makes of bytes that are no UTF-8
-READING = (EOFError, gzip.BadGzipFile, zlib.error)
-
-
-class Broken(Exception):
-    """A row that does not parse or has no known shape; the reason is its text."""
 
 
 def raw_rows(path: str) -> Iterator[tuple[str, Any]]:
     """(place, row) of every row; place is "file.json:12" (line of a JSONL file, else number of the row, from 1). A row that
     cannot be read is a Broken. Raises UserError where there is nothing of that name."""
     if str(path).startswith("hf:"):
-        yield from _hub_rows(str(path).removeprefix("hf:"))
+        yield from _hub_rows(str(path))
         return
     for file in data_files(Path(path)):
+        name = clean_text(str(file.relative_to(path)) if file != Path(path) else file.name)
         try:
-            if file.name.endswith(".parquet"):
-                yield from _parquet_rows(file)
-            else:
-                yield from _file_rows(file)
+            yield from (_parquet_rows if name.endswith(".parquet") else _file_rows)(file, name)
         except OSError as problem:
-            yield file.name, Broken(f"the file cannot be read ({problem.strerror or problem})")
+            yield name, Broken(f"the file cannot be read ({problem.strerror or problem})")
 
 
 def data_files(path: Path) -> list[Path]:
-    """The file, or all data files of the folder, by name."""
+    """The file, or all data files of the folder and its folders, by name."""
+    try:
+        return _data_files(path)
+    except OSError as problem:  # a name that is too long, a folder that may not be read
+        raise UserError(
+            f"{str(path)[:200]} cannot be read ({problem.strerror or problem}): check the path"
+        ) from problem
+
+
+def _data_files(path: Path) -> list[Path]:
     if path.is_dir():
-        files = [file for file in sorted(path.rglob("*")) if not file.is_dir() and _ending(file).endswith(SUFFIXES)]
+        files = [file for file in sorted(path.rglob("*")) if _ending(file).endswith(SUFFIXES)]
+        files = [file for file in files if file.is_file() or (file.is_symlink() and not file.exists())]
         if not files:
             raise UserError(f"{path} is a folder without data files: expected {', '.join(SUFFIXES)}, plain or .gz")
         return files
@@ -80,14 +86,15 @@ def data_files(path: Path) -> list[Path]:
     near = difflib.get_close_matches(path.name, names, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(str(folder / name) for name in near)}?" if near else "check the path"
     if re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)) and not near:
-        hint = f"check the path; a data set of the Hugging Face Hub is hf:{path}"
+        hint = f"check the path, or for a data set of the Hugging Face Hub write hf:{path}"
     raise UserError(f"{path} does not exist: {hint}")
 
 
 def source_state(path: str) -> list[Any]:
     """What tells whether a source is still the same: name, size and time of its files."""
     if str(path).startswith("hf:"):
-        return [str(path)]
+        folder = Path(_hub_name(str(path))[0])
+        return [str(path), *(source_state(str(folder)) if folder.is_dir() else [])]
     states = [(file, file.stat()) for file in data_files(Path(path)) if file.exists()]
     return [[str(file.absolute()), state.st_size, state.st_mtime_ns] for file, state in states]
 
@@ -96,27 +103,28 @@ def _ending(file: Path) -> str:
     return file.name.removesuffix(".gz")
 
 
-def _file_rows(file: Path) -> Iterator[tuple[str, Any]]:
+def _file_rows(file: Path, name: str) -> Iterator[tuple[str, Any]]:
     with _opened(file) as stream:
         try:
             start = stream.peek(8192)
         except READING as problem:
-            yield f"{file.name}:1", Broken(f"a damaged gzip file ({problem})")
+            yield f"{name}:1", Broken(f"a damaged gzip file ({problem})")
             return
-        if kind := next((kind for magic, kind in MAGIC.items() if start.startswith(magic)), None):
-            yield file.name, Broken(f"the file is {kind}: convert it to JSON or JSONL in UTF-8")
+        lower = start[:256].removeprefix(codecs.BOM_UTF8).lstrip().lower()
+        if kind := next((kind for magic, kind in MAGIC.items() if lower.startswith(magic)), None):
+            yield name, Broken(f"the file is {kind}{'' if ':' in kind else ': convert it to JSONL in UTF-8'}")
             return
         if start.startswith(codecs.BOM_UTF8):
             stream.read(len(codecs.BOM_UTF8))
             start = start[len(codecs.BOM_UTF8) :]
         if not start.strip() and len(start) < 4096:
-            yield file.name, Broken("the file is empty")
+            yield name, Broken("the file is empty")
         elif _ending(file).endswith(TEXT_SUFFIXES):
-            yield from _text_rows(file.name, stream)
+            yield from text_rows(name, stream)
         elif start.lstrip()[:1] == b"[":
-            yield from _array_rows(file.name, stream)
+            yield from array_rows(name, stream)
         else:
-            yield from _line_rows(file, stream)
+            yield from _line_rows(file, name, stream)
 
 
 @contextmanager
@@ -129,35 +137,8 @@ def _opened(file: Path) -> Iterator[BinaryIO]:
             yield stream
 
 
-# -- lines -----------------------------------------------------------------------------------------
-
-
-def _lines(name: str, stream: BinaryIO) -> Iterator[tuple[str, bytes | Broken]]:
-    """Every line that is not blank, with its place; too long a one is passed over without holding it."""
-    number = 0
-    while True:
-        number += 1
-        try:
-            line = stream.readline(LARGEST + 1)
-            size = len(line)
-            while len(line) > LARGEST and not line.endswith(b"\n"):
-                line = stream.readline(LARGEST + 1)
-                size += len(line)
-                if not line or line.endswith(b"\n"):
-                    break
-        except READING as problem:
-            yield f"{name}:{number}", Broken(f"the gzip file is cut off or damaged here ({problem})")
-            return
-        if size > LARGEST:
-            yield f"{name}:{number}", Broken(f"a row of {size >> 20} MB, more than {LARGEST >> 20}")
-        elif not line:
-            return
-        elif line.strip():
-            yield f"{name}:{number}", line
-
-
-def _line_rows(file: Path, stream: BinaryIO) -> Iterator[tuple[str, Any]]:
-    for number, (where, line) in enumerate(_lines(file.name, stream)):
+def _line_rows(file: Path, name: str, stream: BinaryIO) -> Iterator[tuple[str, Any]]:
+    for number, (where, line) in enumerate(lines(name, stream)):
         row = line if isinstance(line, Broken) else parsed(line)
         if number == 0 and isinstance(row, Broken) and isinstance(whole := _whole(file), dict):
             yield where, whole  # one object, written over several lines
@@ -173,84 +154,10 @@ def _whole(file: Path) -> Any:
             return None
 
 
-def _text_rows(name: str, stream: BinaryIO) -> Iterator[tuple[str, Any]]:
-    for where, line in _lines(name, stream):
-        if isinstance(line, bytes):
-            try:
-                yield where, {"text": line.decode().rstrip("\r\n")}
-            except UnicodeDecodeError:
-                yield where, Broken("not UTF-8 text")
-        else:
-            yield where, line
-
-
-def parsed(line: bytes) -> Any:
-    """The JSON of a line, or why there is none."""
-    try:
-        return json.loads(line.decode())
-    except UnicodeDecodeError:
-        return Broken("not UTF-8 text")
-    except (ValueError, RecursionError):
-        return Broken("not valid JSON")
-
-
-# -- arrays ----------------------------------------------------------------------------------------
-
-
-def _array_rows(name: str, stream: BinaryIO) -> Iterator[tuple[str, Any]]:
-    """The elements of a JSON array, parsed one by one from blocks of the file."""
-    decode = codecs.getincrementaldecoder("utf-8")("surrogateescape").decode
-    parse = json.JSONDecoder().raw_decode
-    number, at, buffer, ended, damage = 1, 0, "", False, ""
-    separators = "[ \t\r\n"  # before the first element; from then on commas
-    while True:
-        while at < len(buffer) and buffer[at] in separators:
-            separators = ", \t\r\n" if buffer[at] == "[" else separators
-            at += 1
-        where = f"{name}:{number}"
-        if buffer[at : at + 1] == "]":
-            if buffer[at + 1 :].strip():
-                yield where, Broken("text behind the end of the array")
-            return
-        reason = "the array ends without ]"
-        if at < len(buffer):
-            try:
-                row, end = parse(buffer, at)
-                if end < len(buffer) or ended:
-                    text = buffer[at:end]
-                    yield where, Broken("not UTF-8 text") if ESCAPED.search(text) else row
-                    number, at = number + 1, end
-                    continue
-            except (ValueError, RecursionError) as problem:
-                reason = "the array is cut off in the middle of a row" if ended else "not valid JSON"
-                if isinstance(problem, RecursionError) or "digit" in str(problem):
-                    reason, ended = "not valid JSON", True
-        if ended or len(buffer) - at > LARGEST:
-            yield where, Broken(f"{damage or reason}; what follows in this file cannot be read")
-            return
-        block, damage = _block(stream, max(BLOCK, len(buffer) - at))
-        ended = not block
-        buffer, at = buffer[at:] + decode(block, ended), 0
-
-
-def _block(stream: BinaryIO, size: int) -> tuple[bytes, str]:
-    """About so many bytes, fewer before the end or before damage, which is told when nothing is left before it."""
-    parts: list[bytes] = []
-    while sum(map(len, parts)) < size:
-        try:
-            part = stream.read1(size)
-        except READING as problem:
-            return b"".join(parts), f"the gzip file is cut off or damaged here ({problem})"
-        if not part:
-            break
-        parts.append(part)
-    return b"".join(parts), ""
-
-
 # -- parquet and the hub ---------------------------------------------------------------------------
 
 
-def _parquet_rows(file: Path) -> Iterator[tuple[str, Any]]:
+def _parquet_rows(file: Path, name: str) -> Iterator[tuple[str, Any]]:
     try:
         from pyarrow import ArrowException
         from pyarrow.parquet import ParquetFile
@@ -260,23 +167,35 @@ def _parquet_rows(file: Path) -> Iterator[tuple[str, Any]]:
     try:
         for batch in ParquetFile(file).iter_batches(batch_size=1024):
             for row in batch.to_pylist():
-                yield f"{file.name}:{number}", row
+                yield f"{name}:{number}", row
                 number += 1
     except (ArrowException, OSError) as problem:
         reason = " ".join(str(problem).split())[:120]
-        yield f"{file.name}:{number}", Broken(f"damaged parquet ({reason}); what follows in this file cannot be read")
+        yield f"{name}:{number}", Broken(f"damaged parquet ({reason}); what follows in this file cannot be read")
 
 
-def _hub_rows(name: str) -> Iterator[tuple[str, Any]]:
+def _hub_name(path: str) -> tuple[str, str | None, str]:
+    """(name, config, split) of hf:NAME[:CONFIG][@SPLIT]."""
+    name, _, split = path.removeprefix("hf:").partition("@")
+    name, _, config = name.partition(":")
+    return name, config or None, split or "train"
+
+
+def _hub_rows(path: str) -> Iterator[tuple[str, Any]]:
     try:
         from datasets import load_dataset
+        from datasets.utils.logging import disable_progress_bar
     except ImportError as problem:
-        raise UserError(f'hf:{name} needs the datasets library: pip install "mhc[data]"') from problem
-    name, _, split = name.partition("@")
-    name, _, config = name.partition(":")
+        raise UserError(f'{path} needs the datasets library: pip install "mhc[data]"') from problem
+    name, config, split = _hub_name(path)
+    disable_progress_bar()
+    for library in ("datasets", "huggingface_hub"):  # they tell of each of many retries
+        logging.getLogger(library).setLevel(logging.ERROR)
     try:
-        for number, row in enumerate(load_dataset(name, config or None, split=split or "train", streaming=True), 1):
+        for number, row in enumerate(load_dataset(name, config, split=split, streaming=True), start=1):
             yield f"{name}:{number}", row
     except Exception as problem:  # the library raises anything from OSError to its own kinds
-        reason = " ".join(str(problem).split())[:200]
-        raise UserError(f"data set hf:{name} cannot be read ({reason}): check its name, config and split") from problem
+        reason, hint = " ".join(str(problem).split())[:200], "check its name, config and split"
+        if isinstance(problem, ConnectionError):
+            hint = "check the name and the network, or bring the data set here and give its folder"
+        raise UserError(f"data set {path} cannot be read ({reason}): {hint}") from problem

@@ -17,12 +17,15 @@ def main(argv: list[str]) -> int:
 
     from datamodules.conversations import ConversationData
     from mhc.backbone import load_tokenizer
+    from mhc.splits import SPLITS
 
     if arguments.config:
         settings, backbone = _from_configs(arguments.config)
         backbone = arguments.backbone or backbone
     else:
         settings, backbone = {"path": arguments.data}, arguments.backbone
+    if arguments.max_length:
+        settings["max_length"] = arguments.max_length
     if not backbone:
         raise UserError("no backbone, so no tokenizer: give --backbone pocket, a directory or a hub name")
     known = list(python_inspect.signature(ConversationData).parameters)
@@ -32,9 +35,13 @@ def main(argv: list[str]) -> int:
     data = ConversationData(**settings)
     data.tokenizer = load_tokenizer(backbone)
     console = Console(highlight=False)
-    data.conversations(arguments.split)
-    for line in data.report.lines():
-        console.print(line, soft_wrap=True)
+    try:
+        data.conversations(arguments.split)
+    finally:  # an error names the first fault only
+        for line in data.report.lines() if data.report and data.report.read else []:
+            console.print(line, soft_wrap=True)
+    sizes = ", ".join(f"{name} {len(data.conversations(name)):,}" for name in SPLITS)
+    console.print(f"splits: {sizes}", soft_wrap=True)
     _show(console, data, arguments.split, arguments.index)
     return 0
 
@@ -47,9 +54,10 @@ def _parser() -> Parser:
     )
     add = parser.add_argument
     add("--config", action="append", default=[], metavar="YAML", help="a run's config; repeatable")
-    add("--data", metavar="PATH", help="a file or folder of conversations, or pocket")
+    add("--data", metavar="PATH", help="a file or folder of conversations, hf:NAME, or pocket")
     add("--backbone", metavar="NAME", help="whose tokenizer: pocket, a directory or a hub name")
     add("--index", type=int, default=0, metavar="N", help="which row to show, from 0 (default 0)")
+    add("--max_length", type=int, metavar="N", help="cut rows at N tokens (default: the config's, else 512)")
     add("--split", choices=("train", "validation", "test"), default="train", help="default: train")
     return parser
 
@@ -118,14 +126,16 @@ def _show(console, data, split: str, index: int) -> None:
     console.print(legend, soft_wrap=True)
     console.print(f"this row: {len(ids):,} tokens, {int(mask.sum()):,} supervised")
     totals = data.totals[split]
-    longest = max(len(row_ids) for row_ids, _ in rows)
+    share, cut = totals.supervised / totals.tokens, totals.truncated / totals.conversations
     console.print(
         f"{split}: {totals.conversations:,} conversations in {len(rows):,} rows, {totals.tokens:,} tokens, "
-        f"{totals.supervised:,} supervised ({totals.supervised / totals.tokens:.0%}), longest {longest:,}, "
-        f"{totals.truncated:,} cut at {data.max_length:,}, "
-        f"{totals.dropped:,} rows dropped (nothing to learn left)",
+        f"{totals.supervised:,} supervised ({share:.0%}), longest {int(rows.lengths.max()):,}",
         soft_wrap=True,
     )
+    text = f"{totals.truncated:,} conversations ({cut:.0%}) cut at {data.max_length:,} tokens (data.max_length)"
+    if totals.dropped:
+        text += f", {totals.dropped:,} of them left out because no token before that is learned"
+    console.print(text, soft_wrap=True)
 
 
 def _painted(tokenizer, ids: list[int], mask: list[bool], terminal: bool):

@@ -5,11 +5,12 @@ import json
 import os
 import pickle
 import sys
+import tracemalloc
 
 import pytest
 
-from datamodules.files import LARGEST
 from datamodules.readers import Report, iterate, read_conversations
+from datamodules.streams import LARGEST
 from mhc.errors import UserError
 
 GOOD = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]}
@@ -27,27 +28,43 @@ def turns(*pairs) -> bytes:
 
 # name: (file name, content, where of the report it stands, what it says, at which place)
 ROW_FAULTS = {
-    "half a line": (b'{"messages": [{"role": "user"\n', "broken", "not valid JSON"),
+    "half a line": (b'{"messages": [{"role": "user"\n', "broken", "not valid JSON (Expecting ',' delimiter)"),
     "an empty object": (b"{}\n", "broken", "shape not recognised (keys: no keys)"),
-    "NUL in a line": (LINE.replace(b"hi", b"h\0i"), "broken", "not valid JSON"),
+    "NUL in a line": (LINE.replace(b"hi", b"h\0i"), "broken", "not valid JSON (Invalid control character)"),
     "not UTF-8": (LINE.replace(b"hi", b"h\xffi"), "broken", "not UTF-8 text"),
     "50 MB": (LONG, "broken", f"a row of 50 MB, more than {LARGEST >> 20}"),
-    "deep nesting": (b"[" * 100_000 + b"\n", "broken", "not valid JSON"),
-    "a huge integer": (b'{"question": ' + b"9" * 10_000 + b', "answer": "x"}\n', "broken", "not valid JSON"),
+    "deep nesting": (b"[" * 100_000 + b"\n", "broken", "not valid JSON (too deeply nested)"),
+    "a huge integer": (
+        b'{"question": ' + b"9" * 10_000 + b', "answer": "x"}\n',
+        "broken",
+        "not valid JSON (a number with",
+    ),
     "null": (b"null\n", "broken", "a row is null, not an object"),
     "a number": (b"12\n", "broken", "a row is a int, not an object"),
     "an array": (b"[1]\n", "broken", "a row is a list, not an object"),
     "unknown shape": (b'{"title": "x"}\n', "broken", "shape not recognised (keys: title)"),
     "unknown role": (turns(("user", "a"), ("critic", "b")), "dropped", "unknown role 'critic'"),
-    "role not a text": (turns(("user", "a"), (3, "b")), "dropped", "unknown role '3'"),
+    "role not a text": (turns(("user", "a"), (3, "b")), "dropped", "unknown role (int)"),
     "no turns": (b'{"messages": []}\n', "dropped", "no turns"),
-    "an empty turn": (turns(("user", "a"), ("assistant", ""), ("user", "b")), "dropped", "a turn without content"),
-    "an empty answer": (turns(("user", "a"), ("assistant", " ")), "dropped", "a turn without content and no answer"),
+    "an empty turn": (turns(("user", "a"), ("assistant", ""), ("user", "b")), "dropped", "no answer"),
+    "an empty answer": (turns(("user", "a"), ("assistant", " ")), "dropped", "no answer"),
     "content a number": (turns(("user", 5), ("assistant", "x")), "dropped", "content is not text"),
     "content a list": (turns(("user", [1]), ("assistant", "x")), "dropped", "content is not text"),
     "content missing": (turns(("user", None), ("assistant", "x")), "dropped", "content is missing"),
     "NaN": (b'{"question": NaN, "answer": "x"}\n', "dropped", "content is not text"),
-    "no answer": (turns(("user", "a")), "dropped", "no assistant turn to learn from"),
+    "no answer": (turns(("user", "a")), "dropped", "no answer: a prompt without an assistant turn"),
+    "no prompt": (turns(("user", " "), ("assistant", "b")), "dropped", "no prompt"),
+    "a turn that is no object": (
+        b'{"messages": [{"role": "user", "content": "x"}, 5]}\n',
+        "dropped",
+        "a turn is a int",
+    ),
+    "a text that is null": (b'{"text": null}\n', "dropped", "content is missing"),
+    "keys no terminal shows": (
+        b'{"a\\ud800\\u001b": 1}\n',
+        "broken",
+        "shape not recognised (keys: 'a\\ud800\\x1b')",
+    ),
     "leading assistant": (
         turns(("assistant", "a"), ("user", "b"), ("assistant", "c")),
         "repaired",
@@ -100,10 +117,11 @@ def test_lone_surrogates_and_duplicate_ids(tmp_path):
     conversations, report = read_conversations(tmp_path / "x.jsonl")
     assert [c.id for c in conversations] == ["a\ufffd", "a\ufffd", "7"]
     assert [m["content"] for m in conversations[0].messages] == ["x\ufffd?", "\U0001f600 \ufffd"]
-    assert report.noticed == {"an id that another row has as well": (1, "x.jsonl:2")}
+    assert report.noticed == {"duplicate id": (1, "x.jsonl:2")}
 
 
 # What is wrong with the whole file, or from some place on: (name, content, rows kept, message)
+DAMAGED = ROWS[:-2] + b',{"messages": oops}' + b"," + ROWS[1:]
 GZIPPED = gzip.compress("".join(json.dumps(row) + "\n" for row in NOISE).encode())
 GZIPPED_ARRAY = gzip.compress(json.dumps(NOISE).encode())
 FILE_FAULTS = {
@@ -111,6 +129,16 @@ FILE_FAULTS = {
     "array without ]": ("x.json", ROWS.rstrip(b"]\n "), MANY, rf"x\.json:{MANY + 1}: the array ends without \]"),
     "text behind the array": ("x.json", ROWS + b"!", MANY, rf"x\.json:{MANY + 1}: text behind the end"),
     "array damaged": ("x.json", ROWS[:-2] + b",{oops}]", MANY, rf"x\.json:{MANY + 1}: the array is cut off"),
+    "array damaged inside": ("x.json", DAMAGED, MANY, rf"x\.json:{MANY + 1}: not valid JSON .*; what follows"),
+    "array with a huge row": (
+        "x.json",
+        ROWS[:-2] + b"," + LONG + b"]",
+        MANY,
+        rf":{MANY + 1}: a row of more than 16 MB",
+    ),
+    "array too deep": ("x.json", ROWS[:-2] + b"," + b"[" * 99_999, MANY, rf":{MANY + 1}: not valid JSON \(too deep"),
+    "array with a row not UTF-8": ("x.json", ROWS[:-2] + b',"\xff"]', MANY, rf"x\.json:{MANY + 1}: not UTF-8 text"),
+    "array with a row that is null": ("x.json", ROWS[:-2] + b",null]", MANY, rf"x\.json:{MANY + 1}: a row is null"),
     "gzip cut": ("x.jsonl.gz", GZIPPED[: len(GZIPPED) // 2], (100, 300), r"x\.jsonl\.gz:\d+: the gzip file is cut off"),
     "gzip garbage": ("x.jsonl.gz", GZIPPED[:40_000] + b"garbage" * 99, (50, 300), r"x\.jsonl\.gz:\d+: not"),
     "gzip array cut": ("x.json.gz", GZIPPED_ARRAY[: len(GZIPPED) // 2], (100, 300), r"x\.json\.gz:\d+: .*cut off"),
@@ -118,10 +146,12 @@ FILE_FAULTS = {
     "empty": ("x.json", b"", 0, r"x\.json: the file is empty"),
     "white space": ("x.json", b" \n\n", 0, r"x\.json: the file is empty"),
     "UTF-16": ("x.json", LINE.decode().encode("utf-16"), 0, r"x\.json: the file is UTF-16 text: convert"),
-    "HTML": ("x.json", b"<!DOCTYPE html>\n<p>404</p>\n", 0, r"x\.json:1: not valid JSON"),
+    "HTML": ("x.json", b"<!DOCTYPE html>\n<p>404</p>\n", 0, r"x\.json: the file is a web page, no data: download"),
+    "LFS": ("x.json", b"version https://git-lfs.github.com/spec/v1\n", 0, r"x\.json: the file is a pointer of Git LFS"),
     "pickle": ("x.json", pickle.dumps(GOOD, protocol=4), 0, r"x\.json: the file is a pickle"),
     "zip": ("x.json", b"PK\x03\x04" + bytes(99), 0, r"x\.json: the file is a zip archive"),
     "picture": ("x.jsonl", b"\x89PNG\r\n\x1a\n" + bytes(99), 0, r"x\.jsonl: the file is a picture"),
+    "old pickle": ("x.json", pickle.dumps(GOOD, protocol=2), 0, r"x\.json: the file is a pickle"),
     "any bytes": ("x.json", bytes(range(256)), 0, r"x\.json:1: not"),
     "damaged parquet": ("x.parquet", b"PAR1" + bytes(99), 0, r"x\.parquet:1: damaged parquet"),
 }
@@ -156,8 +186,10 @@ def test_no_rows_and_no_files(tmp_path):
     (tmp_path / "good.jsonl").write_bytes(LINE * MANY)
     _, report = read_conversations(tmp_path)
     assert report.kept == MANY and report.broken.popitem()[1] == (1, "link.json")
-    with pytest.raises(UserError, match="a data set of the Hugging Face Hub is hf:tatsu-lab/alpaca"):
+    with pytest.raises(UserError, match="for a data set of the Hugging Face Hub write hf:tatsu-lab/alpaca"):
         read_conversations("tatsu-lab/alpaca")
+    with pytest.raises(UserError, match="cannot be read"):
+        read_conversations("a" * 300)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
@@ -174,6 +206,36 @@ def test_a_file_full_of_broken_rows_stops_early(tmp_path):
     report = Report(str(path))
     with pytest.raises(UserError, match=r"1000 of 1000 rows are broken, the first at x\.jsonl:1"):
         list(iterate(path, report))
+
+
+def test_mixed_formats(tmp_path):
+    rows = [GOOD, {"text": "x"}, {"question": "a?", "answer": "b"}, {"instruction": "a", "output": "b"}]
+    (tmp_path / "x.json").write_text(json.dumps(rows))
+    _, report = read_conversations(tmp_path)
+    assert report.formats == {"messages": 1, "text": 1, "question": 1, "alpaca": 1}
+
+
+def test_a_hub_that_cannot_be_reached_is_one_line(monkeypatch):
+    datasets = pytest.importorskip("datasets")
+
+    def unreachable(*_, **__):
+        raise ConnectionError("Couldn't reach\nthe Hub")
+
+    monkeypatch.setattr(datasets, "load_dataset", unreachable)
+    with pytest.raises(UserError, match=r"data set hf:x/y:en@test cannot be read \(Couldn't reach the Hub\).*network"):
+        read_conversations("hf:x/y:en@test")
+
+
+def test_memory_does_not_grow_with_the_file(tmp_path):
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps([{"question": "x" * 2000, "answer": "y"}] * 20_000))
+    tracemalloc.start()
+    for number, _ in enumerate(iterate(path, Report("x"))):
+        if number == 15_000:
+            break
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8 << 20 < path.stat().st_size / 4
 
 
 def test_parquet_text_and_hub_data(tmp_path, monkeypatch):

@@ -24,6 +24,7 @@ def folder(tmp_path_factory, tokenizer):
 def test_a_file(folder, capsys):
     assert main(["--data", str(folder / "data.json"), "--backbone", str(folder / "backbone")]) == 0
     shown = capsys.readouterr().out
+    assert "splits: train 18" in shown and "0 conversations (0%) cut at 512 tokens" in shown
     assert "question (200)" in shown and "201 rows read, 200 kept" in shown and "data.json:201" in shown
     assert "<|im_start|>assistant\n[[four <|im_end|><|im_end|>]]\n" in shown
     assert "how [b]many" in shown and "[[brackets]]: learned" in shown
@@ -37,6 +38,8 @@ def test_configs_are_merged(folder, capsys):
     assert main([*arguments, "--config", str(folder / "data.yaml")]) == 0
     first = capsys.readouterr().out
     assert "cut at 300" in first and "test row 1" in first
+    assert main([*arguments, "--config", str(folder / "data.yaml"), "--max_length", "40"]) == 0
+    assert "cut at 40" in capsys.readouterr().out
     assert main([*arguments, "--config", str(over)]) == 0
     assert "cut at 512" in capsys.readouterr().out
 
@@ -71,6 +74,13 @@ def test_bad_arguments(folder):
     ]:
         with pytest.raises(UserError, match=message):
             main(arguments)
+
+
+def test_prompts_alone_are_counted_before_the_error(folder, tmp_path, capsys):
+    (tmp_path / "x.jsonl").write_text('{"turns": ["a?", "b?"]}\n' * 3)
+    with pytest.raises(UserError, match="distill"):
+        main(["--data", str(tmp_path), "--backbone", str(folder / "backbone")])
+    assert "3 rows read, 0 kept\n  dropped 3: no answer" in capsys.readouterr().out
 
 
 def test_help_needs_no_torch():

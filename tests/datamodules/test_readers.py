@@ -2,10 +2,11 @@
 
 import gzip
 import json
+import re
 
 import pytest
 
-from datamodules.readers import read_conversations
+from datamodules.readers import Report, iterate, read_conversations
 from mhc.errors import UserError
 
 USER, ASSISTANT = {"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}
@@ -43,11 +44,91 @@ def read_one(tmp_path, row):
         ),
         ("alpaca", {"instruction": "hi", "input": "", "output": "hello"}),
         ("question", {"question": "hi", "answer": "hello"}),
+        ("question", {"prompt": "hi", "completion": "hello"}),
+        ("question", {"query": "hi", "response": "hello", "text": "hi hello"}),
+        ("question", {"question": "hi", "std_answer": "hello", "class": "chat"}),
+        ("question", {"prompt": [USER], "completion": [ASSISTANT]}),
+        ("alpaca", {"instruction": "hi", "input": "", "response": "hello"}),
+        ("preference", {"prompt": "hi", "chosen": "hello", "rejected": "no"}),
+        ("preference", {"question": "hi", "chosen": "hello", "rejected": "no"}),
+        (
+            "preference",
+            {"conversations": [{"from": "human", "value": "hi"}], "chosen": {"from": "gpt", "value": "hello"}},
+        ),
+        ("preference", {"prompt": "hi", "chosen": PAIR, "rejected": [USER]}),
+        ("preference", {"prompt": "hi", "chosen": [ASSISTANT], "rejected": [ASSISTANT]}),
+        ("preference", {"prompt": [USER], "chosen": [ASSISTANT], "rejected": [ASSISTANT]}),
+        ("preference", {"chosen": "\n\nHuman: hi\n\nAssistant: hello", "rejected": "\n\nHuman: hi\n\nAssistant: no"}),
+        ("messages", {"messages": PAIR, "conversations": None, "text": None}),
+        (
+            "sharegpt",
+            {"conversations": [{"from": "human", "value": "hi", "role": None}, {"from": "gpt", "value": "hello"}]},
+        ),
     ],
 )
 def test_formats(tmp_path, form, row):
     messages, report = read_one(tmp_path, row)
     assert messages == PAIR and report.formats == {form: 1} and report.kept == 1
+
+
+def contents(messages):
+    return [(message["role"], message["content"]) for message in messages]
+
+
+def test_text_and_tldr(tmp_path):
+    assert read_one(tmp_path, {"text": "a document"})[0] == [{"role": "document", "content": "a document"}]
+    examples = [{"task": "List files", "command": "ls"}, {"task": "With sizes", "command": "ls -l"}]
+    messages, report = read_one(
+        tmp_path, {"page": "common/ls", "command": "ls", "description": "", "examples": examples}
+    )
+    assert report.formats == {"tldr": 1} and contents(messages) == [
+        ("user", "With `ls`: List files"),
+        ("assistant", "ls"),
+        ("user", "With `ls`: With sizes"),
+        ("assistant", "ls -l"),
+    ]
+
+
+def test_tool_turns(tmp_path):
+    turns = [("human", "sum?"), ("function_call", "add(1, 2)"), ("observation", "3"), ("gpt", "It is 3.")]
+    rows = [{"from": name, "value": text} for name, text in [("tool", "lost"), *turns]]
+    messages, report = read_one(tmp_path, {"conversations": rows})
+    assert [m["role"] for m in messages] == ["user", "assistant", "tool", "assistant"]
+    assert report.repaired == {"leading tool turn removed": (1, "one.jsonl:1")}
+
+
+@pytest.mark.parametrize(
+    "row, texts",
+    [
+        ({"question_id": 81, "turns": ["a?", "b?"]}, ["a?", "", "b?", ""]),
+        ({"question": "a?", "std_answer": ""}, ["a?", ""]),
+        ({"prompt": "a?"}, ["a?", ""]),
+        ({"instruction": "Add.", "input": "1 2"}, ["Add.\n\n1 2", ""]),
+        ({"messages": [USER, ASSISTANT, USER]}, ["hi", "hello", "hi", ""]),
+        ({"messages": [USER, USER]}, ["hi", "", "hi", ""]),
+        ({"messages": [USER, {"role": "assistant", "content": None}]}, ["hi", ""]),
+        ({"text": "a document"}, ["a document", ""]),
+    ],
+)
+def test_prompts_without_answers_are_kept_for_distillation(tmp_path, row, texts):
+    report = Report("x")
+    (conversation,) = iterate(jsonl(tmp_path / "x.jsonl", [row]), report, answered=False)
+    assert contents(conversation.messages) == list(zip(["user", "assistant"] * 2, texts))
+    assert not report.dropped and report.kept == 1
+
+
+def test_prompts_alone_are_for_distill(tmp_path):
+    answers = {"question_id": 101, "answer_id": "x", "choices": [{"index": 0, "turns": ["a"]}]}
+    path = jsonl(tmp_path / "x.jsonl", [answers, *[{"question_id": i, "turns": ["a?"]} for i in range(3)]])
+    with pytest.raises(UserError, match=r"none of 4 rows.*x\.jsonl:2: no answer.*run\.py distill"):
+        read_conversations(path)
+
+
+def test_places_in_folders_of_folders(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        jsonl(tmp_path / name / "x.jsonl", [GOOD])
+    assert [c.where for c in read_conversations(tmp_path)[0]] == ["a/x.jsonl:1", "b/x.jsonl:1"]
 
 
 def test_alpaca_input_and_system(tmp_path):
@@ -105,10 +186,13 @@ def test_repairs(tmp_path, turns, kept, repair):
     "turns, reason",
     [
         ([], "no turns"),
-        ([USER], "no assistant turn"),
-        ([ASSISTANT], "no assistant turn"),
-        ([{"role": "system", "content": "x"}, ASSISTANT], "no assistant turn"),
-        ([USER, {"role": "assistant", "content": ""}], "a turn without content"),
+        ([USER], "no answer: a prompt without an assistant turn"),
+        ([ASSISTANT], "no prompt"),
+        ([{"role": "system", "content": "x"}, ASSISTANT], "no prompt"),
+        ([{"role": "user", "content": " "}, ASSISTANT], "no prompt"),
+        ([USER, None], "a turn is null, not an object"),
+        ([USER, {"content": "x"}], "unknown role (NoneType)"),
+        ([USER, {"role": "assistant", "content": ""}], "no answer"),
         ([USER, {"role": "critic", "content": "x"}, ASSISTANT], "unknown role 'critic'"),
         ([USER, {"role": ["user"], "content": "x"}, ASSISTANT], "unknown role"),
         ([*PAIR, {"role": "system", "content": "x"}, *PAIR], "a system turn in the middle"),
@@ -123,7 +207,7 @@ def test_dropped_rows_are_counted(tmp_path, turns, reason):
     assert len(conversations) == report.kept == 1 and report.read == 2
     ((found, counted),) = report.dropped.items()
     assert found.startswith(reason) and counted == (1, "x.jsonl:2")
-    with pytest.raises(UserError, match=r"none of 1 rows.*x\.jsonl:1: " + reason):
+    with pytest.raises(UserError, match=r"none of 1 rows.*x\.jsonl:1: " + re.escape(reason)):
         read_conversations(jsonl(path, [{"messages": turns}]))
 
 
