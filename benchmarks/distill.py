@@ -1,6 +1,7 @@
 """Distillation's speed: our engine in batches, plain and with heads, against transformers' generate in batches.
 
-    python benchmarks/distill.py [--checkpoint runs/quickstart/cascade] [--prompts 512] [--batch_size 32] [--repeats 3]
+    python benchmarks/distill.py [--checkpoint runs/quickstart/cascade] [--compile] [--prompts 512] [--batch_size 32]
+        [--repeats 3]
 
 Writes benchmarks/results/distill.json:
 
@@ -8,6 +9,7 @@ Writes benchmarks/results/distill.json:
                        speedup_vs_transformers_same_layout on our layout of the weights
                        tokens_per_second
     <heads>/batched    speedup_vs_transformers, speedup_vs_plain (with --checkpoint)
+    plain/compiled     the same (with --compile), once compiled; seconds_to_compile
 
 The same prompts, answered greedily; transformers gets them sorted by length, so that it pads least, and stops a batch when
 its last row has ended. All take turns; every text is compared, and a difference ends the benchmark.
@@ -15,6 +17,7 @@ its last row has ended. All take turns; every text is compared, and a difference
 
 import argparse
 from pathlib import Path
+from statistics import median
 
 import torch
 from transformers import AutoModelForCausalLM
@@ -30,6 +33,7 @@ def main() -> None:
     parser.add_argument("--backbone", default="pocket")
     parser.add_argument("--data", default="pocket")
     parser.add_argument("--checkpoint", help="heads to measure as well")
+    parser.add_argument("--compile", action="store_true", help="measure compiled plain steps as well")
     parser.add_argument("--prompts", type=int, default=512)
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--max_new_tokens", type=int, default=256)
@@ -37,39 +41,48 @@ def main() -> None:
     options = parser.parse_args()
 
     backbone = Backbone.load(options.backbone)
-    engines = {"plain": Engine(backbone)}
+    engines = {"plain/batched": Engine(backbone)}
     if options.checkpoint:
-        engines[Path(options.checkpoint).name] = Engine.from_checkpoint(options.checkpoint, options.backbone)
+        heads = f"{Path(options.checkpoint).name}/batched"
+        engines[heads] = Engine.from_checkpoint(options.checkpoint, options.backbone)
+    if options.compile:
+        engines["plain/compiled"] = Engine(Backbone.load(options.backbone), compile=True)
     stock = AutoModelForCausalLM.from_pretrained(resolve(options.backbone), dtype=torch.float32).eval()
     data = ConversationData(options.data, limit=20_000 if options.data == "pocket" else None)
     data.tokenizer = backbone.tokenizer
     prompts = sorted((prompt.ids for prompt in data.prompts("train", options.prompts)), key=len)
     pad = backbone.tokenizer.pad_token_id or 0
     runners = {
-        "transformers": lambda: transformers_batches(stock, prompts, options, pad, engines["plain"].end_ids),
-        "same_layout": lambda: transformers_batches(backbone.model, prompts, options, pad, engines["plain"].end_ids),
+        "transformers": lambda: transformers_batches(stock, prompts, options, pad, engines["plain/batched"].end_ids),
+        "same_layout": lambda: transformers_batches(
+            backbone.model, prompts, options, pad, engines["plain/batched"].end_ids
+        ),
     }
     for name, engine in engines.items():
         runners[name] = lambda engine=engine: ours(engine, prompts, options)
     seconds: dict[str, list[float]] = {name: [] for name in runners}
-    expected = None
+    expected, first = None, {}
     for repeat in range(options.repeats + 1):
         for name in sorted(runners, key=lambda name: (list(runners).index(name) + repeat) % len(runners)):
             spent, texts = timed(runners[name])
             expected = expected or texts
             assert texts == expected, f"{name} differs from the others"
-            if repeat:  # the first pass warms up
+            if repeat:
                 seconds[name].append(spent)
+            else:  # the first pass warms up
+                first[name] = spent
     tokens = sum(map(len, expected))
-    rates = [tokens / spent for spent in seconds["plain"]]
-    results = [result("plain/batched", "tokens_per_second", rates)]
-    for other, metric in (("transformers", "vs_transformers"), ("same_layout", "vs_transformers_same_layout")):
-        ratios = [theirs / mine for theirs, mine in zip(seconds[other], seconds["plain"])]
-        results.append(result("plain/batched", f"speedup_{metric}", ratios))
-    for name in list(engines)[1:]:
-        for other in ("transformers", "plain"):
-            ratios = [theirs / mine for theirs, mine in zip(seconds[other], seconds[name])]
-            results.append(result(f"{name}/batched", f"speedup_vs_{other}", ratios))
+    results = []
+    others = {"transformers": "transformers", "same_layout": "transformers_same_layout", "plain/batched": "plain"}
+    for name in engines:
+        results.append(result(name, "tokens_per_second", [tokens / spent for spent in seconds[name]]))
+        for other, called in others.items():
+            if name != other:
+                ratios = [theirs / mine for theirs, mine in zip(seconds[other], seconds[name])]
+                results.append(result(name, f"speedup_vs_{called}", ratios))
+    if options.compile:
+        spent = first["plain/compiled"] - median(seconds["plain/compiled"])
+        results.append(result("plain/compiled", "seconds_to_compile", [spent]))
     shape = {name: getattr(options, name) for name in ("batch_size", "max_new_tokens", "backbone", "data")}
     write("distill", results, prompts=len(prompts), tokens=tokens, **shape)
 

@@ -249,9 +249,11 @@ def packed_options(model: PreTrainedModel, packing: Packing) -> dict[str, Any]:
 
 
 def _as_taken(mask: dict[str, Tensor], model: PreTrainedModel) -> Tensor | dict[str, Tensor]:
-    """Masks by layer type as this model takes them: one alone where all layers are alike; floats for eager attention."""
-    if model.config._attn_implementation == "eager":
-        lowest = torch.finfo(model.dtype).min
+    """Masks by layer type as this model takes them: one alone where all layers are alike; floats for eager attention, and
+    on a CPU, where every layer would make them anew."""
+    eager = model.config._attn_implementation == "eager"
+    if eager or model.device.type == "cpu":
+        lowest = torch.finfo(model.dtype).min if eager else float("-inf")
         mask = {
             kind: torch.zeros_like(seen, dtype=model.dtype).masked_fill_(~seen, lowest) for kind, seen in mask.items()
         }

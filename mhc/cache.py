@@ -90,8 +90,12 @@ class TreeCache(Cache):
 
     def expect(self, count: int) -> None:
         """The next forward brings `count` entries a row. (Said beforehand, so that a compiled forward depends on
-        how far it reads, not on every length.)"""
+        how far it reads, not on every length, and so that all layers share the places they write to.)"""
         self.reach = self.extent(count)
+        if not self.even:
+            sizes = len(self.starts), self.buffer.shape[3], count
+            every, heads, step = (torch.arange(size, device=self.buffer.device) for size in sizes)
+            self.slots = every[:, None, None], heads[None, :, None], (self.starts[:, None] + step)[:, None]
 
     def extent(self, count: int) -> int:
         """Slots that attention reads in a forward of `count` new entries a row."""
@@ -111,10 +115,7 @@ class TreeCache(Cache):
         if self.even:
             rows[:, :, self.longest : self.longest + count] = states
         else:
-            # index_put_, not scatter_: compiled, a scatter would copy the whole buffer
-            every, heads = (torch.arange(size, device=buffer.device) for size in rows.shape[:2])
-            slots = self.starts[:, None] + torch.arange(count, device=buffer.device)  # (B,T)
-            rows.index_put_((every[:, None, None], heads[None, :, None], slots[:, None]), states)
+            rows.index_put_(self.slots, states)  # not scatter_: compiled, it would copy the whole buffer
         return rows[:, :, : self.reach]
 
     def commit(self, path: torch.Tensor) -> None:
@@ -153,5 +154,6 @@ class TreeCache(Cache):
 
     def move(self, source: int, target: int) -> None:
         """Copy row `source` over row `target` (a finished one), so that active rows stay together."""
-        self.buffer[:, :, target] = self.buffer[:, :, source]
-        self.lengths[target] = self.lengths[source]
+        filled = self.lengths[source]
+        self.buffer[:, :, target, :, :filled] = self.buffer[:, :, source, :, :filled]
+        self.lengths[target] = filled

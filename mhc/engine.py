@@ -184,7 +184,7 @@ class Engine:
                     warming(done, total)
         waiting = deque(range(len(prompts)))
         while waiting or rows.serving:
-            while waiting and len(rows.serving) < rows.size:
+            while waiting and rows.has_room(waiting):
                 numbers = rows.next_of(waiting)
                 tokens = self._prefill(rows, numbers)
                 for number, token in zip(numbers, tokens):

@@ -18,8 +18,10 @@ from mhc.sampling import GREEDY, Draw, Sampler, Sampling
 if TYPE_CHECKING:
     from mhc.engine import Engine
 
-BUCKET = 256  # compiled rounds attend to a multiple of so many slots
-PREFILL_TOKENS = 8192  # prompts are read several at once, up to so many tokens, padding included
+FIXED = ("cuda",)  # devices on which compiled rounds keep their shapes, as CUDA graphs want it
+BUCKET = {"cuda": 256, "cpu": 8}  # compiled rounds attend to a multiple of so many slots
+PREFILL_TOKENS = {"cuda": 8192, "cpu": 1024}  # prompts are read several at once, up to so many tokens with padding
+TOGETHER = 8  # prompts are waited for until this part of the rows is free: reading them one by one costs twice as much
 
 
 class Rows:
@@ -30,8 +32,9 @@ class Rows:
 
     def __init__(self, engine: "Engine", size: int, capacity: int, speculate: bool):
         self.engine, self.size, self.speculate = engine, size, speculate
-        self.cache = engine.backbone.cache(size, capacity, BUCKET if engine.compile else None)
         device = engine.backbone.device
+        self.bucket, self.most_read = BUCKET.get(device.type, 256), PREFILL_TOKENS.get(device.type, 8192)
+        self.cache = engine.backbone.cache(size, capacity, self.bucket if engine.compile else None)
         self.memory = engine.drafter.allocate(size, self.cache.capacity) if speculate else None
         self._root = torch.zeros(size, dtype=torch.long, device=device)
         self.sampler = Sampler(size, engine.backbone.vocabulary_size, device)
@@ -40,6 +43,7 @@ class Rows:
             torch.zeros(1, 1, dtype=torch.long, device=device),
         )
         self.compiled = engine.compile
+        self.fixed = self.compiled and device.type in FIXED
         self.graphs = Graphs() if self.compiled and device.type == "cuda" else None
 
     def start(self, prompts: Sequence[list[int]], room: list[int], sampling: list[Sampling]) -> None:
@@ -51,7 +55,6 @@ class Rows:
         self.pace = Pace(self.engine.tree) if self.speculate else None
         self.cache.lengths = [0] * self.size
         self.sampler.declare(sampling)
-        self.sampler.assign(([*sampling, *[GREEDY] * self.size])[: self.size])
 
     def run(self, round: Callable[["Rows"], torch.Tensor]) -> torch.Tensor:
         """One round of the rows being served."""
@@ -68,17 +71,20 @@ class Rows:
         least = min(len(prompt) for prompt in self.prompts)
         most = max(len(prompt) + more for prompt, more in zip(self.prompts, self.room))
         most = min(most, self.cache.capacity - self.nodes)
-        lengths = [*range(max(1, least // BUCKET * BUCKET), most, BUCKET), most]
+        lengths = [*range(max(1, least // self.bucket * self.bucket), most, self.bucket), most]
+        if self.graphs is None:
+            lengths = lengths[:2]  # the second length, with other rows, is compiled for all others as well
         for done, length in enumerate(lengths):
             self.cache.lengths = [length] * self.size
-            self.cache.select(0, self.size)
+            self.serving = [0] * max(1, self.size - done)
+            self._assign()
+            self.cache.select(self.active.start, self.active.stop)
             if self.graphs is None:
-                if done < 2:  # the second length is compiled for all others as well
-                    round(self)
+                round(self)
             elif (key := self._key(round)) not in self.graphs:
                 self.graphs.record(key, lambda: round(self))
             yield done + 1, len(lengths)
-        self.cache.lengths = [0] * self.size
+        self.serving, self.cache.lengths = [], [0] * self.size
 
     @property
     def steps_plainly(self) -> bool:
@@ -102,15 +108,22 @@ class Rows:
 
     @property
     def active(self) -> slice:
-        """The rows that a round computes: those being served; in compiled rounds, whose shapes are fixed, all."""
-        return slice(0, self.size if self.compiled else len(self.serving))
+        """The rows that a round computes: those being served; all where shapes are fixed; compiled ones at least two,
+        since a program for one row is a program of its own."""
+        least = self.size if self.fixed else min(2, self.size) if self.compiled else 0
+        return slice(0, max(least, len(self.serving)))
+
+    def has_room(self, waiting: deque[int]) -> bool:
+        """Whether enough rows are free to read waiting prompts into."""
+        free = self.size - len(self.serving)
+        return free >= max(1, min(self.size // TOGETHER, len(waiting)))
 
     def next_of(self, waiting: deque[int]) -> list[int]:
         """As many waiting prompts as there are free rows, as far as one forward should read."""
         numbers, longest = [], 0
         while waiting and len(self.serving) + len(numbers) < self.size:
             longest = max(longest, len(self.prompts[waiting[0]]))
-            if numbers and longest * (len(numbers) + 1) > PREFILL_TOKENS:
+            if numbers and longest * (len(numbers) + 1) > self.most_read:
                 break
             numbers.append(waiting.popleft())
         return numbers

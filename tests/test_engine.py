@@ -4,6 +4,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+import mhc.rows
 from mhc.backbone import Backbone
 from mhc.drafters import Cascade, Diffusion, Eagle3, Medusa
 from mhc.engine import Engine
@@ -137,7 +138,8 @@ def test_rounds_over_fixed_buffers_give_the_same_text(name, monkeypatch):
     """What compilation and CUDA graphs run: fixed shapes, idle rows computed too, lengths read from the device."""
     backbone = tiny_backbone(name)
     monkeypatch.setattr(backbone, "compiled", lambda: backbone.model.base_model)  # the shapes without the compiler
-    monkeypatch.setattr("mhc.rows.BUCKET", 16)
+    monkeypatch.setattr("mhc.rows.FIXED", ("cpu",))
+    monkeypatch.setitem(mhc.rows.BUCKET, "cpu", 16)
     expected = {sampling: answers(Engine(backbone), 1, sampling=sampling) for sampling in (GREEDY, *SAMPLINGS.values())}
     for tree in ("tree", "dynamic", "dynamic_cut"):
         engine = Engine(backbone, randomised(Cascade(backbone, heads=4)), TREES[tree], compile=True)

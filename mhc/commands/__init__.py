@@ -35,6 +35,13 @@ def add_backbone(parser: argparse.ArgumentParser) -> None:
     add("--quantize", choices=("int8", "int4"), help="keep the backbone's weights in 8 or 4 bits (needs torchao)")
 
 
+def add_compile(parser: argparse.ArgumentParser) -> None:
+    """Whether the engine compiles its rounds."""
+    parser.add_argument(
+        "--compile", action="store_true", help="compile the rounds, on CUDA as graphs: slow to start, then faster"
+    )
+
+
 def loading_of(options: argparse.Namespace) -> dict[str, Any]:
     """How `Backbone.load` shall load, by these flags."""
     import torch

@@ -11,7 +11,7 @@ from array import array
 from pathlib import Path
 from typing import Any
 
-from mhc.commands import Parser, add_backbone, add_sampling, loading_of, sampling_of
+from mhc.commands import Parser, add_backbone, add_compile, add_sampling, loading_of, sampling_of
 from mhc.errors import UserError
 
 WINDOW = 64  # times the answers made at once: conversations that are worked on together
@@ -69,9 +69,11 @@ def _in_process(options: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
     if options.model is not None:
         raise UserError("--model goes with --server: give --backbone here")
     if options.checkpoint:
-        engine = Engine.from_checkpoint(options.checkpoint, options.backbone, **loading_of(options))
+        engine = Engine.from_checkpoint(
+            options.checkpoint, options.backbone, compile=options.compile, **loading_of(options)
+        )
     else:
-        engine = Engine(Backbone.load(options.backbone or "pocket", **loading_of(options)))
+        engine = Engine(Backbone.load(options.backbone or "pocket", **loading_of(options)), compile=options.compile)
     backbone = engine.backbone
     told = {
         "backbone": backbone.name,
@@ -176,6 +178,7 @@ def _parser() -> Parser:
     add("--limit", type=int, metavar="N", help="at most N conversations of each split (pocket: N in all)")
     add("--batch_size", type=int, default=32, metavar="B", help="answers made at once (default 32)")
     add("--max_new_tokens", type=int, default=256, metavar="N", help="length limit of an answer (default 256)")
+    add_compile(parser)
     add_sampling(parser)
     parser.set_defaults(seed=1)
     add_backbone(parser)

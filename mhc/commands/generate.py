@@ -5,7 +5,7 @@ import sys
 from contextlib import contextmanager
 from itertools import accumulate
 
-from mhc.commands import Parser, add_backbone, add_sampling, loading_of, sampling_of
+from mhc.commands import Parser, add_backbone, add_compile, add_sampling, loading_of, sampling_of
 from mhc.errors import UserError
 
 
@@ -133,7 +133,7 @@ def _parser() -> Parser:
         "tuned one (run.py tune), else the one the heads were trained with",
     )
     add("--max_new_tokens", type=int, default=256, metavar="N", help="length limit (default 256)")
-    add("--compile", action="store_true", help="compile the rounds, on CUDA as graphs: slow to start, then faster")
+    add_compile(parser)
     add("--json", action="store_true", help="print one JSON object instead of text")
     add_backbone(parser)
     return parser
