@@ -54,6 +54,7 @@ def main(arguments: list[str]) -> int:
             subclass_mode_model=True,
             subclass_mode_data=True,
             args=arguments,
+            trainer_defaults={"use_distributed_sampler": False},  # datamodules.batching shares the rows out
             save_config_kwargs={"overwrite": True},
             parser_kwargs={"parser_mode": "omegaconf+", "exit_on_error": False},
         )
