@@ -24,7 +24,8 @@ class CLI(LightningCLI):
     and which tests and validates the best heads of the run's folder when told nothing else."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.set_defaults({"seed_everything": 0})
+        # datamodules.batching shares the rows out itself
+        parser.set_defaults({"seed_everything": 0, "trainer.use_distributed_sampler": False})
 
     def before_instantiate_classes(self) -> None:
         chosen = self.config[self.subcommand]
@@ -54,7 +55,6 @@ def main(arguments: list[str]) -> int:
             subclass_mode_model=True,
             subclass_mode_data=True,
             args=arguments,
-            trainer_defaults={"use_distributed_sampler": False},  # datamodules.batching shares the rows out
             save_config_kwargs={"overwrite": True},
             parser_kwargs={"parser_mode": "omegaconf+", "exit_on_error": False},
         )
