@@ -131,7 +131,7 @@ class BatchLoader(DataLoader):
                     f"the checkpoint was trained on other batches ({what}: {state[what]}, now {here}): go on with the same "
                     "data and data.seed, and with a data.batch_size that times the processes makes the same global batch"
                 )
-        self.sampler.skip = state["trained"] % max(1, len(self))  # after the last one comes a whole pass
+        self.sampler.skip = state["trained"]
 
 
 class BatchData(LightningDataModule):
@@ -156,7 +156,8 @@ class BatchData(LightningDataModule):
         return BatchLoader(dataset, order, self.workers, self._trained)
 
     def _trained(self) -> int:
-        return self.trainer.fit_loop.epoch_loop.batch_progress.current.processed
+        """Batches of the epoch that are behind us; 0 at its end, for then a whole one follows."""
+        return self.trainer.fit_loop.epoch_loop.batch_progress.current.processed % self.trainer.num_training_batches
 
     def train_batches(self) -> int:
         """The number of global batches of a training epoch."""

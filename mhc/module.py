@@ -24,6 +24,7 @@ from mhc.drafters import Drafter
 from mhc.errors import UserError
 from mhc.losses import OBJECTIVES, Teacher, chunked_loss
 from mhc.packing import Packing
+from mhc.resume import reseed
 
 
 def optimize(
@@ -53,13 +54,6 @@ def total_steps(trainer: Trainer) -> int:
     batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
     steps = math.ceil(batches / trainer.accumulate_grad_batches) * trainer.max_epochs
     return steps if trainer.max_steps == -1 else min(steps, trainer.max_steps)
-
-
-def reseed(trainer: Trainer, seed: int, index: int) -> None:
-    """Dice for a batch that hang on the run's seed, the process, the epoch and the batch's number in it alone: a resumed run
-    throws what an undisturbed one would have thrown."""
-    source = np.random.SeedSequence([seed, trainer.global_rank, trainer.current_epoch, index])
-    torch.manual_seed(int(source.generate_state(1, np.uint64)[0]))
 
 
 def find_anchors(mask: Tensor, counted: Tensor | None = None) -> tuple[Tensor, Tensor]:
