@@ -109,7 +109,8 @@ def run(
     """The status of a run in `folder`, -9 where it was killed. Some time after it had begun step `stop_at` all its processes
     are sent the signal `how`. fresh: in an interpreter of its own; otherwise in a copy of this process, which is quick to
     start. before: called in it first. What it says is added to <folder>.txt."""
-    told = folder.with_suffix(".txt")
+    told, notes = folder.with_suffix(".txt"), folder / "batches-0.jsonl"
+    behind = notes.stat().st_size if notes.exists() else 0
     child = os.fork()
     if not child:
         os.setsid()
@@ -124,7 +125,7 @@ def run(
             os._exit(main(arguments))
         finally:
             os._exit(1)
-    while stop_at is not None and not began_step(folder, stop_at):
+    while stop_at is not None and begun(folder, behind) < stop_at:
         if (ended := os.waitpid(child, os.WNOHANG))[0]:
             return os.waitstatus_to_exitcode(ended[1])
         time.sleep(0.001)
@@ -134,13 +135,14 @@ def run(
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def began_step(folder: Path, step: int) -> bool:
-    """Whether a run in this folder has begun so many steps."""
+def begun(folder: Path, behind: int = 0) -> int:
+    """The furthest step that runs in this folder have begun, as of the notes behind so many bytes; -1 for none."""
     try:
-        *_, last = (folder / "batches-0.jsonl").read_text().splitlines()
-        return json.loads(last)["step"] >= step
-    except (OSError, ValueError):  # none yet, or one half written
-        return False
+        with open(folder / "batches-0.jsonl") as file:
+            file.seek(behind)
+            return max((json.loads(line)["step"] for line in file if line.endswith("\n")), default=-1)
+    except FileNotFoundError:
+        return -1
 
 
 def trained_rows(folder: Path) -> Counter:
