@@ -11,6 +11,7 @@ import random
 import signal
 import sys
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable
 from itertools import zip_longest
@@ -123,7 +124,8 @@ def run(
             os.execve(sys.executable, [sys.executable, str(ROOT / "run.py"), *arguments], environment)
         try:
             os._exit(main(arguments))
-        finally:
+        except BaseException:
+            traceback.print_exc()
             os._exit(1)
     while stop_at is not None and begun(folder, behind) < stop_at:
         if (ended := os.waitpid(child, os.WNOHANG))[0]:
