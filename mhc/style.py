@@ -1,0 +1,41 @@
+"""The look of report.html: readable on a phone, light or dark as the reader's system is."""
+
+STYLE = """
+:root { color-scheme: light dark; --ink: #1f2328; --quiet: #5c6670; --paper: #f6f7f9; --card: #ffffff; --rule: #d5dae0;
+        --accent: #1a7f37; --warn: #9a6700; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e6e9ed; --quiet: #9aa4af; --paper: #0f1216; --card: #181c22;
+        --rule: #333a43; --accent: #4ac26b; --warn: #d9a520; } }
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--paper); color: var(--ink); font: 16px/1.5 system-ui, sans-serif; }
+main { max-width: 1120px; margin: 0 auto; padding: 28px 16px 56px; }
+h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 2px; overflow-wrap: anywhere; }
+h2 { font-size: 1.15rem; margin: 0 0 12px; }
+h3 { font-size: .95rem; margin: 0 0 6px; }
+p { margin: 10px 0; }
+.quiet, figcaption, dt { color: var(--quiet); font-size: .875rem; overflow-wrap: anywhere; }
+.note { color: var(--warn); font-weight: 600; }
+section, .tiles > div { background: var(--card); border: 1px solid var(--rule); border-radius: 10px; }
+section { padding: 18px; margin-top: 16px; }
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 12px; margin-top: 18px; }
+.tiles > div { padding: 12px 14px; }
+.tiles strong { display: block; font-size: 1.6rem; line-height: 1.25; font-variant-numeric: tabular-nums; }
+.tiles > div:first-child strong { color: var(--accent); }
+.tiles span { color: var(--quiet); font-size: .8125rem; line-height: 1.35; display: block; }
+.grid { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(300px, 100%), 1fr)); gap: 18px; }
+.grid > div { min-width: 0; }
+.scroll, figure > div { overflow-x: auto; }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
+th, td { text-align: right; padding: 7px 10px; border-bottom: 1px solid var(--rule); white-space: nowrap; }
+th { color: var(--quiet); font-weight: 500; font-size: .875rem; }
+th:first-child, td:first-child { text-align: left; padding-left: 0; }
+tbody tr:last-child td { border-bottom: 0; }
+figure { margin: 0; min-width: 0; }
+figure svg { display: block; width: 100%; max-width: 520px; height: auto; }
+figure.wide svg { max-width: none; min-width: 640px; }
+dl { display: grid; grid-template-columns: auto 1fr; gap: 2px 14px; margin: 0; font-size: .9rem; }
+dd { margin: 0; text-align: right; overflow-wrap: anywhere; }
+details { margin-top: 16px; }
+summary { cursor: pointer; color: var(--quiet); }
+pre, code { font: .8125rem/1.45 ui-monospace, monospace; }
+pre { overflow-x: auto; border: 1px solid var(--rule); border-radius: 8px; padding: 12px; }
+"""
