@@ -18,7 +18,7 @@ from mhc.errors import UserError
 class Divergence(Callback):
     """Before every update looks at the loss of each of its batches, as it is logged, and at the gradient's norm. Where one
     is not finite, `fit` ends with a line that names the step, the heads and the rows. The weights have not changed then,
-    nor has any checkpoint.
+    nor has any checkpoint. A validation loss that is not finite ends it as well, before the checkpoint is written.
 
     skip: leave out that update only. Weights and moments stay as they are, bit for bit; the schedule goes on.
     train/skipped_updates counts, and a line names each. patience: so many in a row end the run all the same.
@@ -79,6 +79,16 @@ class Divergence(Callback):
         if self.skip:
             module.log("train/skipped_updates", float(self.skipped))
 
+    def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
+        """Weights that an update has broken are not saved: this callback stands before the one that would."""
+        loss = trainer.callback_metrics.get("val/loss")
+        if trainer.state.fn == "fit" and not trainer.sanity_checking and loss is not None and not loss.isfinite():
+            raise UserError(
+                f"step {trainer.global_step}: the validation loss is not finite, an update before has broken the weights. "
+                "Checkpoints are as they were. Lower the learning rate "
+                f"({trainer.optimizers[0].param_groups[0]['lr']:.3g} here) and go on with --ckpt_path last, or start again"
+            )
+
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         if self.skipped:
             trainer.print(f"{self.skipped} of {trainer.global_step} updates were left out: not finite")
@@ -95,14 +105,9 @@ def _tell(trainer: Trainer, batches: list[tuple[int, dict[str, Tensor]]], broken
     blamed = [batch for batch, bad in zip(batches, broken) if bad]
     if not any(broken):
         return f"step {trainer.global_step}: another process says that its loss is not finite"
-    names = {
-        name.removeprefix("train/").removesuffix("loss").rstrip("_").replace("head", "head ") or "total"
-        for _, losses in blamed
-        for name, loss in losses.items()
-        if not loss.isfinite()
-    }
-    heads = sorted(names - {"total"} or names)
-    what = f"the loss ({', '.join(heads)})" if heads else "the gradient"
+    heads = sorted({int(name[len("train/head") :].split("_")[0]) for name in _not_finite(blamed) if "head" in name})
+    which = f" ({', '.join(f'head {head}' for head in heads)})" if heads else ""
+    what = f"the loss{which}" if _not_finite(blamed) else "the gradient"
     order = trainer.train_dataloader.sampler
     numbers = sorted(number for index, _ in blamed or batches for number in next(islice(order, index, None)))
     places = trainer.datamodule.origins(numbers)
@@ -111,6 +116,10 @@ def _tell(trainer: Trainer, batches: list[tuple[int, dict[str, Tensor]]], broken
         f"{', '.join(str(index) for index, _ in blamed or batches)}: {what} is not finite; rows "
         f"{', '.join(map(str, numbers))} of the training data, {_together(places)}"
     )
+
+
+def _not_finite(batches: list[tuple[int, dict[str, Tensor]]]) -> list[str]:
+    return [name for _, losses in batches for name, loss in losses.items() if not loss.isfinite()]
 
 
 def _together(places: list[str]) -> str:

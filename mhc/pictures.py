@@ -177,8 +177,10 @@ def curves_svg(title: str, series: Mapping[str, Mapping[int, float]], logarithmi
         axis.set_xlabel("step")
         axis.grid(alpha=1, linewidth=0.6)
         finite = [v for points in series.values() for v in points.values() if isfinite(v)]
-        if logarithmic and finite and min(finite) > 0:
+        if logarithmic and finite and max(finite) > 20 * min(finite) > 0:
             axis.set_yscale("log")
+            axis.yaxis.set_major_formatter("{x:g}")
+            axis.yaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
         axis.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(5, integer=True))
         if any(series):
             axis.legend(

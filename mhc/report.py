@@ -102,7 +102,7 @@ def _title(config: dict[str, Any], heads: dict[str, Any]) -> str:
     if heads:
         return f"{heads['drafter']} heads on {heads['backbone']}"
     model = config.get("model", {})
-    return f"Training of {model.get('class_path', 'a model').rpartition('.')[2]}"
+    return f"Training of {model.get('init_args', {}).get('model', {}).get('model_type', 'a model')}"
 
 
 def _summary(curves: Curves, heads: dict[str, Any], cost: dict[str, Any], decoded: dict[str, Any]) -> str:
@@ -186,9 +186,9 @@ def _tree(heads: dict[str, Any], decoded: dict[str, Any], tuned: dict[str, Any])
         return ""
     tree = tuned.get("tree") or heads["tree"]
     shape = (
-        f"a fixed tree of {len(tree['choices']) + 1} nodes"
+        f"A fixed tree of {len(tree['choices']) + 1} nodes"
         if "choices" in tree
-        else "grown by the heads' probabilities: " + ", ".join(f"{key} {tree[key]}" for key in sorted(tree))
+        else "Grown by the heads' probabilities: " + ", ".join(f"{key} {tree[key]}" for key in sorted(tree))
     )
     found = "found by <code>run.py tune</code>" if tuned else "not tuned yet: <code>run.py tune</code>"
     told = f"<p>{escape(shape)}; {found}.</p>"
@@ -209,31 +209,29 @@ def _tree(heads: dict[str, Any], decoded: dict[str, Any], tuned: dict[str, Any])
 
 def _training(curves: Curves, cost: dict[str, Any]) -> str:
     """The curves there are, each with a sentence."""
-    by_head = {
-        kind: {name[4:].replace("head", "head ").split("_")[0]: name for name in curves if name.endswith(f"_{kind}")}
-        for kind in ("loss", "top1")
-    }
-    by_head = {
-        kind: {label: name for label, name in found.items() if name.startswith("val/head")}
-        for kind, found in by_head.items()
-    }
+
+    def by_head(kind: str) -> dict[str, str]:
+        found = (re.fullmatch(rf"val/head(\d+)_{kind}", name) for name in curves)
+        numbers = sorted(int(match[1]) for match in found if match)
+        return {f"head {number}": f"val/head{number}_{kind}" for number in numbers}
+
     step = {"decoded": "val/tokens_per_step", "foretold": "val/simulated_tokens_per_step"}
     step["from any position"] = "val/expected_tokens_per_step"
     charts = [
-        ("loss", {"training": "train/loss", "validation": "val/loss"}, False),
-        ("tokens per step, validation", step, False),
-        ("loss of each head, validation", by_head["loss"], False),
-        ("top-1 of each head, validation", by_head["top1"], False),
-        ("learning rate", {"": "train/learning_rate"}, False),
-        ("gradient norm, before clipping", {"": "train/gradient_norm"}, True),
-        ("tokens a second", {"": "train/tokens_per_second"}, False),
-        ("updates left out", {"": "train/skipped_updates"}, False),
+        ("loss", {"training": "train/loss", "validation": "val/loss"}, ""),
+        ("tokens per step, validation", step, "Where drafting does as in training, decoded lies on foretold."),
+        ("loss of each head, validation", by_head("loss"), ""),
+        ("top-1 of each head, validation", by_head("top1"), ""),
+        ("learning rate", {"": "train/learning_rate"}, ""),
+        ("gradient norm", {"": "train/gradient_norm"}, "Before clipping."),
+        ("tokens a second", {"": "train/tokens_per_second"}, "Padding not counted."),
+        ("updates left out", {"": "train/skipped_updates"}, "Their loss or gradient was not finite."),
     ]
     shown = ""
-    for title, names, logarithmic in charts:
+    for title, names, caption in charts:
         series = {label: curves[name] for label, name in names.items() if name in curves}
         if series:
-            shown += _figure(curves_svg(title, series, logarithmic), "")
+            shown += _figure(curves_svg(title, series, logarithmic="norm" in title), caption)
     told = ""
     if cost:
         goal = f" of {cost['max_steps']:,}" if cost["max_steps"] > 0 else ""
@@ -252,15 +250,15 @@ def _settings(config: dict[str, Any], heads: dict[str, Any]) -> str:
     arguments = dict(model.get("init_args", {}))
     drafter = arguments.pop("drafter", None)
     groups = {
-        "Model": {"class": model.get("class_path", ""), **_flat(arguments)},
+        "Model": {"class": _last(model.get("class_path", "")), **_flat(arguments)},
         "Heads": _flat(drafter or {}) | ({"fingerprint of the backbone": heads["fingerprint"]} if heads else {}),
-        "Data": {"class": data.get("class_path", ""), **_flat(data.get("init_args", {}))},
+        "Data": {"class": _last(data.get("class_path", "")), **_flat(data.get("init_args", {}))},
         "Trainer": _flat({name: trainer.get(name) for name in TRAINER} | {"seed": config.get("seed_everything")}),
     }
     cards = "".join(f"<div><h3>{name}</h3>{_pairs(pairs)}</div>" for name, pairs in groups.items() if pairs)
     whole = escape(yaml.safe_dump(config, sort_keys=False))
     more = f"<details><summary>The whole configuration</summary><pre>{whole}</pre></details>"
-    return _section("What was run", f'<div class="grid">{cards}</div>{more}')
+    return _section("What was run", f'<div class="grid small">{cards}</div>{more}')
 
 
 def _machine(cost: dict[str, Any], decoded: dict[str, Any]) -> str:
@@ -269,7 +267,7 @@ def _machine(cost: dict[str, Any], decoded: dict[str, Any]) -> str:
         for name, found in (("Trained on", cost), ("Decoded on", decoded))
         if "machine" in found
     )
-    return _section("Machine and versions", f'<div class="grid">{cards}</div>') if cards else ""
+    return _section("Machine and versions", f'<div class="grid small">{cards}</div>') if cards else ""
 
 
 # -- pieces of a page --------------------------------------------------------------------------------
@@ -301,8 +299,12 @@ def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         if isinstance(one, dict):
             found |= _flat(one, "" if key == "init_args" else f"{prefix}{key}.")
         elif one is not None:
-            found[f"{prefix}{key}".replace("class_path", "class")] = one
+            found[f"{prefix}{key}".replace("class_path", "class")] = _last(one) if key == "class_path" else one
     return found
+
+
+def _last(path: str) -> str:
+    return path.rpartition(".")[2]
 
 
 def _duration(seconds: float) -> str:

@@ -21,7 +21,8 @@ section { padding: 18px; margin-top: 16px; }
 .tiles strong { display: block; font-size: 1.6rem; line-height: 1.25; font-variant-numeric: tabular-nums; }
 .tiles > div:first-child strong { color: var(--accent); }
 .tiles span { color: var(--quiet); font-size: .8125rem; line-height: 1.35; display: block; }
-.grid { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(300px, 100%), 1fr)); gap: 18px; }
+.grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(300px, 100%), 1fr)); gap: 18px; }
+.grid.small { grid-template-columns: repeat(auto-fill, minmax(min(240px, 100%), 1fr)); gap: 18px 26px; }
 .grid > div { min-width: 0; }
 .scroll, figure > div { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
