@@ -187,7 +187,7 @@ def curves_svg(title: str, series: Mapping[str, Mapping[int, float]], logarithmi
                 frameon=False, ncols=3, fontsize=8, loc="lower left", bbox_to_anchor=(-0.1, 1), borderaxespad=0.2
             )
 
-    return _svg(draw, title, (5, 3.1))
+    return _svg(draw, title, (4.2, 2.8))
 
 
 def histogram_svg(title: str, counts: Sequence[int]) -> str:
@@ -201,7 +201,7 @@ def histogram_svg(title: str, counts: Sequence[int]) -> str:
         axis.set_yticks([])
         axis.spines["left"].set_visible(False)
 
-    return _svg(draw, title, (5, 2.4))
+    return _svg(draw, title, (4.2, 2.1))
 
 
 def tree_svg(parents: Sequence[int], labels: Sequence[str], strong: Sequence[bool]) -> str:

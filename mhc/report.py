@@ -188,7 +188,8 @@ def _tree(heads: dict[str, Any], decoded: dict[str, Any], tuned: dict[str, Any])
     shape = (
         f"A fixed tree of {len(tree['choices']) + 1} nodes"
         if "choices" in tree
-        else "Grown by the heads' probabilities: " + ", ".join(f"{key} {tree[key]}" for key in sorted(tree))
+        else "Grown by the heads' probabilities: "
+        + ", ".join(f"{name} {tree[name]}" for name in ("width", "depth", "budget", "confidence") if name in tree)
     )
     found = "found by <code>run.py tune</code>" if tuned else "not tuned yet: <code>run.py tune</code>"
     told = f"<p>{escape(shape)}; {found}.</p>"
@@ -251,7 +252,7 @@ def _settings(config: dict[str, Any], heads: dict[str, Any]) -> str:
     drafter = arguments.pop("drafter", None)
     groups = {
         "Model": {"class": _last(model.get("class_path", "")), **_flat(arguments)},
-        "Heads": _flat(drafter or {}) | ({"fingerprint of the backbone": heads["fingerprint"]} if heads else {}),
+        "Heads": _flat(drafter or {}) | ({"backbone's fingerprint": heads["fingerprint"]} if heads else {}),
         "Data": {"class": _last(data.get("class_path", "")), **_flat(data.get("init_args", {}))},
         "Trainer": _flat({name: trainer.get(name) for name in TRAINER} | {"seed": config.get("seed_everything")}),
     }

@@ -22,7 +22,7 @@ section { padding: 18px; margin-top: 16px; }
 .tiles > div:first-child strong { color: var(--accent); }
 .tiles span { color: var(--quiet); font-size: .8125rem; line-height: 1.35; display: block; }
 .grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(300px, 100%), 1fr)); gap: 18px; }
-.grid.small { grid-template-columns: repeat(auto-fill, minmax(min(240px, 100%), 1fr)); gap: 18px 26px; }
+.grid.small { grid-template-columns: repeat(auto-fill, minmax(min(290px, 100%), 1fr)); gap: 18px 32px; }
 .grid > div { min-width: 0; }
 .scroll, figure > div { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
@@ -33,10 +33,12 @@ tbody tr:last-child td { border-bottom: 0; }
 figure { margin: 0; min-width: 0; }
 figure svg { display: block; width: 100%; max-width: 520px; height: auto; }
 figure.wide svg { max-width: none; min-width: 640px; }
-dl { display: grid; grid-template-columns: auto 1fr; gap: 2px 14px; margin: 0; font-size: .9rem; }
+dl { display: grid; grid-template-columns: fit-content(58%) 1fr; gap: 2px 14px; margin: 0; font-size: .9rem; }
 dd { margin: 0; text-align: right; overflow-wrap: anywhere; }
 details { margin-top: 16px; }
 summary { cursor: pointer; color: var(--quiet); }
 pre, code { font: .8125rem/1.45 ui-monospace, monospace; }
 pre { overflow-x: auto; border: 1px solid var(--rule); border-radius: 8px; padding: 12px; }
+@media (max-width: 600px) { main { padding: 18px 10px 40px; } section { padding: 14px; } table { font-size: .875rem; }
+        th, td { padding: 6px; } }
 """
