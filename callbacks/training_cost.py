@@ -67,7 +67,7 @@ class TrainingCost(Callback):
         return {"seconds": self.seconds, "tokens": int(self.tokens)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.seconds, self.tokens = state["seconds"], state["tokens"]
+        self.seconds, self.tokens = state["seconds"], state.get("tokens", 0)  # older checkpoints did not count them
         self._logged = self.seconds, self.tokens
 
 
