@@ -7,7 +7,6 @@
 The page stands alone: pictures are inline SVG, nothing is fetched. Everything that comes from a file is escaped.
 """
 
-import csv
 import json
 import re
 from html import escape
@@ -17,10 +16,9 @@ from typing import Any
 import yaml
 
 from mhc.errors import UserError
+from mhc.page import STYLE, duration, figure, flat, last_name, pairs, section, table
 from mhc.pictures import curves_svg, histogram_svg, tree_svg
-from mhc.style import STYLE
-
-Curves = dict[str, dict[int, float]]  # of each logged figure its value at each step where it was logged
+from mhc.run_logs import Curves, read_logs
 
 TRAINER = ("accelerator", "devices", "num_nodes", "strategy", "precision", "max_epochs", "max_steps", "max_time")
 TRAINER += ("accumulate_grad_batches", "gradient_clip_val", "val_check_interval", "check_val_every_n_epoch")
@@ -50,35 +48,7 @@ def report(folder: Path) -> str:
     )
 
 
-# -- what was logged ---------------------------------------------------------------------------------
-
-
-def read_logs(folder: Path) -> tuple[Curves, dict[str, Any]]:
-    """The curves of a run, and the configuration it had last. A run that was resumed has one metrics.csv or several: where
-    steps were made again, what was logged later holds, and nothing is kept from beyond where it went on."""
-
-    def order(path: Path) -> list[Any]:
-        return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", str(path))]
-
-    rows: dict[int, dict[str, float]] = {}
-    config: dict[str, Any] = {}
-    for path in sorted(folder.glob("*/*/metrics.csv"), key=order):
-        with path.open(newline="", encoding="utf-8") as file:
-            found = [row for row in csv.DictReader(file) if (row["step"] or "").isdigit()]
-        if not any(row.get("train/loss") for row in found):
-            continue  # of `validate` or `test`
-        first = min(int(row["step"]) for row in found)
-        rows = {step: row for step, row in rows.items() if step < first}
-        for row in found:
-            numbers = {name: float(value) for name, value in row.items() if name and value and name != "step"}
-            rows.setdefault(int(row["step"]), {}).update(numbers)
-        if (path.parent / "config.yaml").exists():
-            config = yaml.safe_load((path.parent / "config.yaml").read_text(encoding="utf-8"))
-    curves: Curves = {}
-    for step in sorted(rows):
-        for name, value in rows[step].items():
-            curves.setdefault(name, {})[step] = value
-    return curves, config
+# -- files -------------------------------------------------------------------------------------------
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -118,15 +88,17 @@ def _summary(curves: Curves, heads: dict[str, Any], cost: dict[str, Any], decode
         if "val/loss" in curves:
             tiles.append((f"{min(curves['val/loss'].values()):.3f}", "validation loss, at best"))
     if cost:
-        tiles.append((_duration(cost["seconds"]), f"of training, {cost['steps']:,} steps"))
+        tiles.append((duration(cost["seconds"]), f"of training, {cost['steps']:,} steps"))
         if "tokens" in cost:
             tiles.append((f"{cost['tokens'] / cost['seconds']:,.0f}", "tokens a second in training"))
         tiles.append((f"{cost['peak_memory_mib'] / 1024:.1f} GiB", "memory at most"))
     shown = "".join(
-        f"<div><strong>{escape(figure)}</strong><span>{escape(what)}</span></div>" for figure, what in tiles
+        f"<div><strong>{escape(number)}</strong><span>{escape(what)}</span></div>" for number, what in tiles
     )
     unfinished = (
-        '<p class="note">The run has not finished: this is what it had logged.</p>' if curves and not cost else ""
+        '<p class="note">The run has not finished: this is what it had logged.</p>'
+        if (curves or heads) and not cost
+        else ""
     )
     return f'<div class="tiles">{shown}</div>{unfinished}\n'
 
@@ -134,9 +106,9 @@ def _summary(curves: Curves, heads: dict[str, Any], cost: dict[str, Any], decode
 def _decoding(decoded: dict[str, Any], heads: bool, stale: bool) -> str:
     if not decoded:
         hint = "<p class='quiet'>Not measured yet: <code>run.py test</code> with the flags of <code>fit</code> adds it.</p>"
-        return _section("Decoding", hint) if heads else ""
+        return section("Decoding", hint) if heads else ""
     count, guesses = decoded["prompts"], decoded["accepted_histogram"]
-    table = _table(
+    both = table(
         ["", "tokens / s", "tokens / step", "speed", "quartiles", "min - max", "same text"],
         [
             ["plain", f"{decoded['plain_tokens_per_second']:.0f}", "1.00", "1.00×", "", "", ""],
@@ -156,9 +128,9 @@ def _decoding(decoded: dict[str, Any], heads: bool, stale: bool) -> str:
         f"most {decoded['tree_nodes']} nodes in turn, greedy, batch 1. Speeds are medians over prompts.</p>"
     )
     note = '<p class="note">Newer heads lie in the folder: run <code>test</code> again.</p>' if stale else ""
-    return _section(
+    return section(
         "Decoding",
-        note + table + told + _figure(histogram_svg("guesses accepted in a step", guesses), "share of all steps"),
+        note + both + told + figure(histogram_svg("guesses accepted in a step", guesses), "share of all steps"),
     )
 
 
@@ -178,7 +150,7 @@ def _heads(heads: dict[str, Any], decoded: dict[str, Any]) -> str:
         rows.append([f"head {number}", *cells])
     columns = ["", *(f"{titles[kind]}" for kind in kinds), *(["top-1, test", "top-5, test"] if tested else [])]
     told = "<p class='quiet'>Head k guesses token t+2+k from position t. Validation figures unless it says test.</p>"
-    return _section("The best heads", _table(columns, rows) + told)
+    return section("The best heads", table(columns, rows) + told)
 
 
 def _tree(heads: dict[str, Any], decoded: dict[str, Any], tuned: dict[str, Any]) -> str:
@@ -186,7 +158,7 @@ def _tree(heads: dict[str, Any], decoded: dict[str, Any], tuned: dict[str, Any])
         return ""
     tree = tuned.get("tree") or heads["tree"]
     shape = (
-        f"A fixed tree of {len(tree['choices']) + 1} nodes"
+        f"A fixed tree of {len(tree['choices']) + 1} nodes, the root among them"
         if "choices" in tree
         else "Grown by the heads' probabilities: "
         + ", ".join(f"{name} {tree[name]}" for name in ("width", "depth", "budget", "confidence") if name in tree)
@@ -195,17 +167,15 @@ def _tree(heads: dict[str, Any], decoded: dict[str, Any], tuned: dict[str, Any])
     told = f"<p>{escape(shape)}; {found}.</p>"
     example = decoded.get("example") or tuned.get("example")
     if example:
-        picture = _figure(tree_svg(example["parents"], example["labels"], example["strong"]), example["title"], "wide")
+        picture = figure(tree_svg(example["parents"], example["labels"], example["strong"]), example["title"], "wide")
     elif "choices" in tree:
-        paths = [[], *map(list, tree["choices"])]
+        paths = sorted([[], *map(list, tree["choices"])], key=len)  # parents first
         parents = [paths.index(path[:-1]) if path else -1 for path in paths]
         labels = [f"#{path[-1] + 1}" if path else "root" for path in paths]
-        picture = _figure(
-            tree_svg(parents, labels, [False] * len(paths)), "each node by its rank among guesses", "wide"
-        )
+        picture = figure(tree_svg(parents, labels, [False] * len(paths)), "each node by its rank among guesses", "wide")
     else:
         picture = "<p class='quiet'>A round of it is drawn once <code>run.py test</code> has run.</p>"
-    return _section("The tree", told + picture)
+    return section("The tree", told + picture)
 
 
 def _training(curves: Curves, cost: dict[str, Any]) -> str:
@@ -232,16 +202,16 @@ def _training(curves: Curves, cost: dict[str, Any]) -> str:
     for title, names, caption in charts:
         series = {label: curves[name] for label, name in names.items() if name in curves}
         if series:
-            shown += _figure(curves_svg(title, series, logarithmic="norm" in title), caption)
+            shown += figure(curves_svg(title, series, logarithmic="norm" in title), caption)
     told = ""
     if cost:
         goal = f" of {cost['max_steps']:,}" if cost["max_steps"] > 0 else ""
         seen = f", {cost['tokens']:,} tokens seen" if "tokens" in cost else ""
         told = (
-            f"<p>{cost['steps']:,}{goal} steps in {_duration(cost['seconds'])} (validation and loading apart){seen}; "
+            f"<p>{cost['steps']:,}{goal} steps in {duration(cost['seconds'])} (validation and loading apart){seen}; "
             f"{cost['parameters']:,} trained parameters.</p>"
         )
-    return _section("Training", f'{told}<div class="grid">{shown}</div>') if shown or told else ""
+    return section("Training", f'{told}<div class="grid">{shown}</div>') if shown or told else ""
 
 
 def _settings(config: dict[str, Any], heads: dict[str, Any]) -> str:
@@ -251,64 +221,21 @@ def _settings(config: dict[str, Any], heads: dict[str, Any]) -> str:
     arguments = dict(model.get("init_args", {}))
     drafter = arguments.pop("drafter", None)
     groups = {
-        "Model": {"class": _last(model.get("class_path", "")), **_flat(arguments)},
-        "Heads": _flat(drafter or {}) | ({"backbone's fingerprint": heads["fingerprint"]} if heads else {}),
-        "Data": {"class": _last(data.get("class_path", "")), **_flat(data.get("init_args", {}))},
-        "Trainer": _flat({name: trainer.get(name) for name in TRAINER} | {"seed": config.get("seed_everything")}),
+        "Model": {"class": last_name(model.get("class_path", "")), **flat(arguments)},
+        "Heads": flat(drafter or {}) | ({"backbone's fingerprint": heads["fingerprint"]} if heads else {}),
+        "Data": {"class": last_name(data.get("class_path", "")), **flat(data.get("init_args", {}))},
+        "Trainer": flat({name: trainer.get(name) for name in TRAINER} | {"seed": config.get("seed_everything")}),
     }
-    cards = "".join(f"<div><h3>{name}</h3>{_pairs(pairs)}</div>" for name, pairs in groups.items() if pairs)
+    cards = "".join(f"<div><h3>{name}</h3>{pairs(found)}</div>" for name, found in groups.items() if found)
     whole = escape(yaml.safe_dump(config, sort_keys=False))
     more = f"<details><summary>The whole configuration</summary><pre>{whole}</pre></details>"
-    return _section("What was run", f'<div class="grid small">{cards}</div>{more}')
+    return section("What was run", f'<div class="grid small">{cards}</div>{more}')
 
 
 def _machine(cost: dict[str, Any], decoded: dict[str, Any]) -> str:
     cards = "".join(
-        f"<div><h3>{name}</h3>{_pairs(_flat(found['machine'] | found['versions']))}</div>"
+        f"<div><h3>{name}</h3>{pairs(flat(found['machine'] | found['versions']))}</div>"
         for name, found in (("Trained on", cost), ("Decoded on", decoded))
         if "machine" in found
     )
-    return _section("Machine and versions", f'<div class="grid small">{cards}</div>') if cards else ""
-
-
-# -- pieces of a page --------------------------------------------------------------------------------
-
-
-def _section(title: str, inner: str) -> str:
-    return f"<section><h2>{escape(title)}</h2>{inner}</section>\n"
-
-
-def _figure(svg: str, caption: str, kind: str = "") -> str:
-    told = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
-    return f'<figure class="{kind}"><div>{svg}</div>{told}</figure>'
-
-
-def _table(columns: list[str], rows: list[list[str]]) -> str:
-    head = "".join(f"<th>{escape(column)}</th>" for column in columns)
-    body = "".join("<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows)
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-
-
-def _pairs(pairs: dict[str, Any]) -> str:
-    return "<dl>" + "".join(f"<dt>{escape(k)}</dt><dd>{escape(str(v))}</dd>" for k, v in pairs.items()) + "</dl>"
-
-
-def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as one level, without those that are not set."""
-    found: dict[str, Any] = {}
-    for key, one in value.items():
-        if isinstance(one, dict):
-            found |= _flat(one, "" if key == "init_args" else f"{prefix}{key}.")
-        elif one is not None:
-            found[f"{prefix}{key}".replace("class_path", "class")] = _last(one) if key == "class_path" else one
-    return found
-
-
-def _last(path: str) -> str:
-    return path.rpartition(".")[2]
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
+    return section("Machine and versions", f'<div class="grid small">{cards}</div>') if cards else ""

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 import run
 from callbacks import Divergence
 from datamodules import ConversationData, FeatureData
-from datamodules.batching import batch_order
+from datamodules.batching import PackedRows, batch_order
 from mhc.collecting import collect
 from mhc.drafters import Cascade, Medusa
 from mhc.errors import UserError
@@ -168,7 +168,8 @@ def test_processes_decide_together(tiny, features, tmp_path, monkeypatch):
     assert all(value.isfinite().all() for value in one["weights"].values())
 
 
-def test_a_language_model_names_the_lines_of_its_file(tmp_path):
+@pytest.mark.parametrize("pack", [False, True])
+def test_a_language_model_names_the_lines_of_its_file(tmp_path, pack):
     """Conversations that nothing is learned from (their answers begin too late) are counted over. Here the loss is finite
     still, and its gradient no longer."""
     path = sums(tmp_path)
@@ -183,12 +184,15 @@ def test_a_language_model_names_the_lines_of_its_file(tmp_path):
         tokenizer=str(ROOT / "mhc/lm/pocket"),
         learning_rate=1e30,
     )
-    data = ConversationData(str(path), max_length=64, batch_size=8)
+    data = ConversationData(str(path), max_length=64, batch_size=4 if pack else 8, pack=pack)
     with pytest.raises(UserError) as caught:
         fit(module, data, tmp_path, Divergence())
-    numbers = sorted(batch_order(data.rows("train").lengths, 8, 0, 0)[1])
+    rows, lengths = data.rows("train"), data.rows("train").lengths
+    packed = PackedRows(rows, lengths, 64, 0)
+    numbers = sorted(batch_order([64] * len(packed), 4, 0, 0)[1] if pack else batch_order(lengths, 8, 0, 0)[1])
+    inside = [row for number in numbers for row in packed.bins[number]] if pack else numbers
     learned = [c.where for c in data.conversations("train") if "Please" not in c.prompt]
-    lines = [learned[number].rpartition(":")[2] for number in numbers]
+    lines = [learned[row].rpartition(":")[2] for row in inside]
     assert data.totals["train"].dropped > 0
     assert f"step 1, epoch 0, batch 1: the gradient is not finite; rows {', '.join(map(str, numbers))}" in str(
         caught.value

@@ -10,7 +10,8 @@ import pytest
 import run
 from mhc.errors import UserError
 from mhc.pictures import MOST_POINTS, curves_svg, tree_svg
-from mhc.report import read_logs, report
+from mhc.report import report
+from mhc.run_logs import read_logs
 from tests.test_command_line import CASCADE, COMMON, small, sums
 
 VOID = {"meta", "path", "use", "rect", "circle", "line"}
