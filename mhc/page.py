@@ -35,7 +35,7 @@ th:first-child, td:first-child { text-align: left; padding-left: 0; }
 tbody tr:last-child td { border-bottom: 0; }
 figure { margin: 0; min-width: 0; }
 figure svg { display: block; width: 100%; max-width: 520px; height: auto; }
-figure.wide svg { max-width: none; min-width: 640px; }
+figure.wide svg { max-width: 760px; min-width: 480px; }
 dl { display: grid; grid-template-columns: fit-content(75%) 1fr; gap: 2px 14px; margin: 0; font-size: .9rem; }
 dd { margin: 0; text-align: right; overflow-wrap: anywhere; }
 details { margin-top: 16px; }

@@ -173,7 +173,9 @@ def curves_svg(title: str, series: Mapping[str, Mapping[int, float]], logarithmi
             colour = SERIES[number % len(SERIES)]
             steps, values = _thinned(points)
             mark = "o" if len(steps) < 25 else ""
-            axis.plot(steps, values, color=colour, label=label, marker=mark, markersize=3, linewidth=1.5)
+            axis.plot(
+                steps, values, color=colour, label=label, marker=mark, markersize=3, linewidth=1.5, zorder=9 - number
+            )
         axis.set_xlabel("step")
         axis.grid(alpha=1, linewidth=0.6)
         finite = [v for points in series.values() for v in points.values() if isfinite(v)]
@@ -205,9 +207,12 @@ def histogram_svg(title: str, counts: Sequence[int]) -> str:
 
 
 def tree_svg(parents: Sequence[int], labels: Sequence[str], strong: Sequence[bool]) -> str:
-    """A tree as `draw_tree` draws it, as tall as it has leaves."""
-    leaves = len(parents) - len(set(parents[1:]))
-    return _svg(lambda axis: draw_tree(axis, parents, labels, strong, ""), "", (9, max(1.5, 0.3 * leaves)))
+    """A tree as `draw_tree` draws it, as tall as it has leaves and as wide as it is deep."""
+    leaves, deep = len(parents) - len(set(parents[1:])), [0]
+    for parent in parents[1:]:
+        deep.append(deep[parent] + 1)
+    inches = (max(4, 1.1 * max(deep) + 1), max(1.5, 0.3 * leaves))
+    return _svg(lambda axis: draw_tree(axis, parents, labels, strong, ""), "", inches)
 
 
 def _thinned(points: Mapping[int, float]) -> tuple[list[float], list[float]]:
