@@ -14,7 +14,7 @@ from lightning.pytorch.loggers import CSVLogger
 from safetensors.torch import load_file, save_file
 
 import run
-from callbacks import Divergence
+from callbacks import Divergence, TrainingCost
 from datamodules import ConversationData, FeatureData
 from datamodules.batching import PackedRows, batch_order
 from mhc.collecting import collect
@@ -161,11 +161,15 @@ def test_processes_decide_together(tiny, features, tmp_path, monkeypatch):
     module, guard = module_on(tiny, Cascade, monkeypatch), Divergence(skip=True)
     data = FeatureData(str(features), batch_size=BATCH)
     chosen = {"strategy": "ddp_fork", "devices": 2, "use_distributed_sampler": False}
-    fit(module, data, tmp_path, PoisonOneProcess(), guard, Result(tmp_path, guard), **chosen)
+    fit(module, data, tmp_path, PoisonOneProcess(), TrainingCost(), guard, Result(tmp_path, guard), **chosen)
     one, two = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
     assert one["guard"] == two["guard"] == {"skipped": 1, "in_a_row": 0}
     assert all(torch.equal(value, two["weights"][name]) for name, value in one["weights"].items())
     assert all(value.isfinite().all() for value in one["weights"].values())
+    cost = json.loads((tmp_path / "training.json").read_text())
+    assert cost["tokens"] == 2 * sum(LENGTHS[2:])  # both saw every row
+    with next(tmp_path.glob("logs/*/metrics.csv")).open() as file:
+        assert all(float(row["train/tokens_per_second"]) > 0 for row in csv.DictReader(file))
 
 
 @pytest.mark.parametrize("pack", [False, True])
