@@ -11,10 +11,12 @@ from rich.table import Table
 
 from callbacks.drafter_checkpoint import DrafterCheckpoint
 from mhc.acceptance import foretell_all, save_guesses
-from mhc.benchmark import race
+from mhc.benchmark import machine, race, versions
 from mhc.checkpoint import for_decoding, tuned_tree, write_json
 from mhc.engine import Engine
 from mhc.errors import UserError
+from mhc.sampling import GREEDY
+from mhc.tuning import example_round
 
 RESULT, GUESSES = "decode_benchmark.json", "guesses.csv"
 
@@ -44,7 +46,8 @@ class DecodeBenchmark(Callback):
         if trainer.is_global_zero:
             guesses = foretell_all(engine.drafter, prompts, [answer.token_ids for answer in plain])
             save_guesses(Path(trainer.default_root_dir) / GUESSES, guesses, module.tokenizer)
-        return figures[""]
+        example = example_round(engine, prompts[0], GREEDY) if engine.tree.nodes > 1 else None
+        return {**figures[""], "example": example, "machine": machine(), "versions": versions()}
 
     def on_test_end(self, trainer: Trainer, module: LightningModule) -> None:
         module.backbone.lay_out()

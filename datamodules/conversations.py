@@ -11,6 +11,7 @@ import time
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -255,14 +256,33 @@ class ConversationData(BatchData):
             write_json(result, {"totals": asdict(totals), "encoded": told})
         return rows, Totals(**json.loads(result.read_text())["totals"])
 
+    def origins(self, numbers: Sequence[int]) -> list[str]:
+        """Where training rows come from: "file.jsonl:12" of each conversation, several for a packed row."""
+        packed = self.trainer.train_dataloader.dataset.rows
+        if isinstance(packed, PackedRows):
+            numbers = [row for number in numbers for row in packed.bins[number]]
+        conversations = self.conversations("train")
+        if self.totals["train"].dropped:
+            numbers = [self._learned_from[row] for row in numbers]
+        return [conversations[number].where for number in numbers]
+
+    @cached_property
+    def _learned_from(self) -> array:
+        """The numbers of the conversations that became training rows, found by encoding them again."""
+        return array("q", (number for number, _ in self._numbered("train", Totals())))
+
     def _encoded(self, split: str, totals: Totals) -> Iterator[Row]:
         """Row by row what can be learned from; `totals` counts along."""
+        return (row for _, row in self._numbered(split, totals))
+
+    def _numbered(self, split: str, totals: Totals) -> Iterator[tuple[int, Row]]:
+        """As `_encoded`, each row with the number of its conversation."""
         tokenizer, conversations = self._tokenizer(), self.conversations(split)
         totals.conversations = len(conversations)
         chunks = range(0, len(conversations), CHUNK)
         for start in _progress(chunks, len(chunks), f"encoding {split}"):
             several = [conversation.messages for conversation in conversations[start : start + CHUNK]]
-            for ids, mask in encode_batch(tokenizer, several):
+            for number, (ids, mask) in enumerate(encode_batch(tokenizer, several), start):
                 totals.truncated += len(ids) > self.max_length
                 ids, mask = np.array(ids[: self.max_length], np.int32), np.array(mask[: self.max_length], bool)
                 if self.supervise == "all":
@@ -273,7 +293,7 @@ class ConversationData(BatchData):
                 totals.tokens += len(ids)
                 totals.supervised += int(mask.sum())
                 totals.largest_id = max(totals.largest_id, int(ids.max()))
-                yield ids, mask
+                yield number, (ids, mask)
 
     def _tokenizer(self):
         if self.tokenizer is None:

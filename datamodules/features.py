@@ -164,6 +164,10 @@ class FeatureData(BatchData):
             rows.append((ids.numpy(), mask.numpy()))
         return rows
 
+    def origins(self, numbers: Sequence[int]) -> list[str]:
+        """Which row of the training split each sample comes from, as "collected:12"."""
+        return [f"collected:{self.samples('train').row(number)}" for number in numbers]
+
     def prompts(self, split: str, count: int) -> list[Prompt]:
         """At most `count` prompts of "validation" or "test", in the order of ConversationData; 512 of each are kept."""
         path = self.path / PROMPTS

@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from mhc.checkpoint_io import CheckpointFiles, newest_whole, previous, require_whole
 from mhc.errors import UserError
 from mhc.resume import RunCheckpoint
+from mhc.secrets import Parser, hidden
 
 # References across config files (`${data.init_args.max_length}`) hold in any order and follow overrides.
 jsonargparse.set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
@@ -45,6 +46,12 @@ class CLI(LightningCLI):
             named = "best"
         chosen["ckpt_path"] = None if named is None else self.found(named, folder)
         chosen["weights_only"] = True  # reading a checkpoint executes nothing
+        loggers = chosen.trainer.logger
+        for logger in loggers if isinstance(loggers, list) else [loggers]:
+            if getattr(logger, "class_path", "").endswith("WandbLogger"):
+                require_wandb(logger.init_args.offline)
+                if logger.init_args.offline:  # said once more, for wandb's `settings` in a YAML would say online
+                    logger.init_args.mode = "offline"
         if self.subcommand == "test":
             chosen["verbose"] = False  # the decode benchmark prints one table, with what matters
 
@@ -79,6 +86,7 @@ def main(arguments: list[str]) -> int:
             subclass_mode_data=True,
             args=arguments,
             save_config_kwargs={"overwrite": True},
+            parser_class=Parser,
             parser_kwargs={"parser_mode": "omegaconf+", "exit_on_error": False},
         )
     except ArgumentError as error:
@@ -110,6 +118,26 @@ def check_files(arguments: list[str]) -> None:
                 raise UserError(f"config '{path}' is not valid YAML: {error}") from error
 
 
+def require_wandb(offline: bool) -> None:
+    """Raise UserError, before anything is loaded, where Weights & Biases is not installed, or shall be online and nobody
+    is logged in."""
+    try:
+        import wandb
+    except ModuleNotFoundError as error:
+        raise UserError('Weights & Biases is not installed: pip install -e ".[wandb]"') from error
+    if offline or os.environ.get("WANDB_MODE", "online") != "online":
+        return
+    try:
+        known = wandb.login(prompt=False)
+    except wandb.Error as error:
+        raise UserError(f"Weights & Biases refuses the login: {hidden(str(error))}") from error
+    if not known:
+        raise UserError(
+            "Weights & Biases is to be online and nobody is logged in: run `wandb login`, set WANDB_API_KEY, or leave "
+            "--trainer.logger.offline true"
+        )
+
+
 def quiet() -> None:
     """Keep what a user cannot act on off the screen."""
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
@@ -123,4 +151,4 @@ def quiet() -> None:
 def shorten(message: str) -> str:
     """The telling lines of jsonargparse's report as one line."""
     lines = [line.strip(" -") for line in message.splitlines() if line.strip()]
-    return " ".join(lines)[:500]
+    return hidden(" ".join(lines))[:500]

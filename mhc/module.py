@@ -123,7 +123,8 @@ class DraftModule(LightningModule):
         self.drafter = drafter(self.backbone)
         kinds = ("loss", "top1", "top5", "acceptance")
         names = [f"head{head}_{kind}" for head in range(self.drafter.heads) for kind in kinds]
-        self.means = nn.ModuleDict({name: MeanMetric() for name in [*names, "loss", "expected_tokens_per_step"]})
+        names += ["loss", "expected_tokens_per_step"]
+        self.means = nn.ModuleDict({name: MeanMetric(nan_strategy="disable") for name in names})  # NaN stays NaN
 
     @property
     def tokenizer(self):

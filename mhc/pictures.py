@@ -1,6 +1,10 @@
-"""Pictures of trees and of what they are worth. Needs matplotlib, which is only imported here."""
+"""Pictures of trees, of what they are worth, and of how training went. Needs matplotlib, which is only imported here."""
 
-from collections.abc import Sequence
+import io
+import re
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from math import ceil, isfinite
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +14,18 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 GREEN, GREY, BLUE = "#2ca02c", "#9a9a9a", "#1f77b4"
+SERIES = (
+    "#3b82f6",
+    "#0d9488",
+    "#65a30d",
+    "#d97706",
+    "#ef4444",
+    "#a855f7",
+    "#ec4899",
+    "#64748b",
+)  # on white and on black
+INK, RULE = "#010203", "#040506"  # stand in an SVG for what the page's style decides
+MOST_POINTS = 400  # of a curve
 FAMILY_COLOURS = ("#7f7f7f", "#1f77b4", "#2ca02c", "#d62728", "#9467bd", "#8c564b")
 
 
@@ -144,3 +160,86 @@ def draw_comparison(path: Path, comparison: dict[str, Any]) -> None:
         axis.grid(alpha=0.3)
     figure.savefig(path, dpi=140)
     plt.close(figure)
+
+
+# -- for a page: inline SVG whose ink, lines and background are the page's own -------------------------
+
+
+def curves_svg(title: str, series: Mapping[str, Mapping[int, float]], logarithmic: bool = False) -> str:
+    """Lines over steps, {label: {step: value}}; long ones as means of neighbours, values that are not finite as gaps."""
+
+    def draw(axis: Any) -> None:
+        for number, (label, points) in enumerate(series.items()):
+            colour = SERIES[number % len(SERIES)]
+            steps, values = _thinned(points)
+            mark = "o" if len(steps) < 25 else ""
+            axis.plot(
+                steps, values, color=colour, label=label, marker=mark, markersize=3, linewidth=1.5, zorder=9 - number
+            )
+        axis.set_xlabel("step")
+        axis.grid(alpha=1, linewidth=0.6)
+        finite = [v for points in series.values() for v in points.values() if isfinite(v)]
+        if logarithmic and finite and max(finite) > 20 * min(finite) > 0:
+            axis.set_yscale("log")
+            axis.yaxis.set_major_formatter("{x:g}")
+            axis.yaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
+        axis.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(5, integer=True))
+        if any(series):
+            axis.legend(
+                frameon=False, ncols=3, fontsize=8, loc="lower left", bbox_to_anchor=(-0.1, 1), borderaxespad=0.2
+            )
+
+    return _svg(draw, title, (4.2, 2.8))
+
+
+def histogram_svg(title: str, counts: Sequence[int]) -> str:
+    """How often 0, 1, 2, ... came, as shares."""
+
+    def draw(axis: Any) -> None:
+        shares = [count / max(1, sum(counts)) for count in counts]
+        bars = axis.bar(range(len(counts)), shares, color=SERIES[0], width=0.7)
+        axis.bar_label(bars, [f"{share:.0%}" for share in shares], fontsize=8, padding=2)
+        axis.set_xticks(range(len(counts)))
+        axis.set_yticks([])
+        axis.spines["left"].set_visible(False)
+
+    return _svg(draw, title, (4.2, 2.1))
+
+
+def tree_svg(parents: Sequence[int], labels: Sequence[str], strong: Sequence[bool]) -> str:
+    """A tree as `draw_tree` draws it, as tall as it has leaves and as wide as it is deep."""
+    leaves, deep = len(parents) - len(set(parents[1:])), [0]
+    for parent in parents[1:]:
+        deep.append(deep[parent] + 1)
+    inches = (max(4, 1.1 * max(deep) + 1), max(1.5, 0.3 * leaves))
+    return _svg(lambda axis: draw_tree(axis, parents, labels, strong, ""), "", inches)
+
+
+def _thinned(points: Mapping[int, float]) -> tuple[list[float], list[float]]:
+    """Steps and values, at most MOST_POINTS of them: each the mean of as many neighbours."""
+    steps, values = list(points), list(points.values())
+    many = ceil(len(steps) / MOST_POINTS)
+    groups = [slice(start, start + many) for start in range(0, len(steps), many)]
+    return [sum(steps[g]) / len(steps[g]) for g in groups], [sum(values[g]) / len(values[g]) for g in groups]
+
+
+def _svg(draw: Callable[[Any], None], title: str, inches: tuple[float, float]) -> str:
+    """What `draw` puts on an axis, as an <svg> element without addresses or ids of its own."""
+    colours = dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), INK)
+    style = colours | {"axes.edgecolor": RULE, "grid.color": RULE, "axes.spines.top": False, "axes.spines.right": False}
+    style |= {"svg.fonttype": "none", "svg.hashsalt": title, "text.parse_math": False, "font.size": 9}
+    with matplotlib.rc_context(style), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # the browser has a font for it
+        figure, axis = plt.subplots(figsize=inches, layout="constrained")
+        draw(axis)
+        if title:
+            axis.figure.suptitle(title, x=0.01, ha="left", fontsize=10, fontweight="bold")
+        file = io.StringIO()
+        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
+        plt.close(figure)
+    text = file.getvalue()
+    text = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", text[text.index("<svg") :], flags=re.DOTALL)
+    text = re.sub(r' id="[\w.]+_\d+"| xmlns(:\w+)?="[^"]*"| (width|height)="[\d.]+pt"', "", text)
+    for colour, variable in ((INK, "--ink"), (RULE, "--rule"), ("#ffffff", "--card")):
+        text = text.replace(colour, f"var({variable})")
+    return text

@@ -172,6 +172,11 @@ class Samples:
         start = int(self._starts[sample])
         return self._open(shard).get_slice(tensor)[start : start + int(self.lengths[sample])]
 
+    def row(self, sample: int) -> int:
+        """Which row of the split a sample is, or is a part of."""
+        shard = bisect_right(self._firsts, sample) - 1
+        return int(self._open(shard).get_slice("rows")[sample - self._firsts[shard]][0])
+
     def each(self, *tensors: str) -> Iterator[tuple[Tensor, ...]]:
         """These tensors of every sample in turn, shard by shard."""
         for shard in range(len(self.names)):

@@ -1,0 +1,38 @@
+"""What a run has logged: its curves, and the configuration it ran with."""
+
+import csv
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+Curves = dict[str, dict[int, float]]  # of each logged figure its value at each step where it was logged
+
+
+def read_logs(folder: Path) -> tuple[Curves, dict[str, Any]]:
+    """The curves of a run, and the configuration it had last. A run that was resumed has one metrics.csv or several: where
+    steps were made again, what was logged later holds, and nothing is kept from beyond where it went on."""
+
+    def order(path: Path) -> list[Any]:
+        return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", str(path))]
+
+    rows: dict[int, dict[str, float]] = {}
+    config: dict[str, Any] = {}
+    for path in sorted(folder.glob("*/*/metrics.csv"), key=order):
+        with path.open(newline="", encoding="utf-8") as file:
+            found = [row for row in csv.DictReader(file) if (row["step"] or "").isdigit()]
+        if not any(row.get("train/loss") for row in found):
+            continue  # of `validate` or `test`
+        first = min(int(row["step"]) for row in found)
+        rows = {step: row for step, row in rows.items() if step < first}
+        for row in found:
+            numbers = {name: float(value) for name, value in row.items() if name and value and name != "step"}
+            rows.setdefault(int(row["step"]), {}).update(numbers)
+        if (path.parent / "config.yaml").exists():
+            config = yaml.safe_load((path.parent / "config.yaml").read_text(encoding="utf-8"))
+    curves: Curves = {}
+    for step in sorted(rows):
+        for name, value in rows[step].items():
+            curves.setdefault(name, {})[step] = value
+    return curves, config
