@@ -108,19 +108,22 @@ class Backbone(nn.Module):
         device: str = "cpu",
         decoding: bool = True,
         quantize: str | None = None,
-        sharding: dict[str, Any] | None = None,
+        sharding: Callable[[str], dict[str, Any]] | None = None,
     ) -> "Backbone":
         """Load `name` ('pocket', a directory or a hub name) with its tokenizer. decoding: lay it out for that.
         quantize: 'int8' or 'int4', the linear layers' weights (a model that is quantised on disk loads as it is).
-        sharding: a strategy's arguments for `from_pretrained`, which then reads each process's shards to where they belong.
+        sharding: a strategy's further arguments for `from_pretrained` by the model's path, with which each process is given
+        its part of every tensor.
         """
         try:
             torch.empty(0, device=device)
         except (RuntimeError, AssertionError) as error:
             raise UserError(f"device '{device}' is not to be had here ({str(error).splitlines()[0]})") from error
         tokenizer = load_tokenizer(name)
-        options = {"dtype": dtype, **(sharding or {})}
-        model = _loading("weights", name, lambda at: AutoModelForCausalLM.from_pretrained(at, **options))
+        further = sharding or (lambda at: {})
+        model = _loading(
+            "weights", name, lambda at: AutoModelForCausalLM.from_pretrained(at, dtype=dtype, **further(at))
+        )
         rows = model.get_output_embeddings().out_features
         if len(tokenizer) > rows:
             raise UserError(

@@ -25,18 +25,18 @@ from mhc.errors import UserError
 from mhc.losses import OBJECTIVES, Teacher, chunked_loss
 from mhc.packing import Packing
 from mhc.sharding import process_count, summed
+from mhc.strategies import keep_by_name
 
 
-def optimize(
-    module: LightningModule, parameters: Any, learning_rate: float, weight_decay: float, warmup: float
-) -> dict[str, Any]:
+def optimize(module: LightningModule, learning_rate: float, weight_decay: float, warmup: float) -> dict[str, Any]:
     """AdamW (no decay on biases and norms), linear warm-up over a share of the steps, cosine to zero."""
-    matrices = [parameter for parameter in parameters if parameter.requires_grad]
+    trained = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
     groups = [
-        {"params": [p for p in matrices if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in matrices if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": [(name, p) for name, p in trained if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [(name, p) for name, p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    optimizer = AdamW(groups, lr=learning_rate, betas=(0.9, 0.95))
+    groups = [group for group in groups if group["params"]]
+    optimizer = keep_by_name(AdamW(groups, lr=learning_rate, betas=(0.9, 0.95)))
     steps = int(module.trainer.estimated_stepping_batches)
     schedule: LambdaLR = get_cosine_schedule_with_warmup(optimizer, int(warmup * steps), steps)
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -132,7 +132,7 @@ class DraftModule(LightningModule):
         """Called once the strategy's processes stand and the data are there: load what waited for that, and show the
         drafter how often each token is learned from (a run that goes on then takes its answer from the checkpoint)."""
         if self.backbone is None:
-            self._build(self._load(sharding=getattr(self.trainer.strategy, "sharding", {})), self._drafter)
+            self._build(self._load(sharding=getattr(self.trainer.strategy, "sharding", lambda path: {})), self._drafter)
         data = self.trainer.datamodule
         if data is not None and self.trainer.state.fn == "fit":
             learned = np.concatenate([ids[mask] for ids, mask in data.rows("train")])
@@ -281,7 +281,7 @@ class DraftModule(LightningModule):
         return figures | {"loss": self._total(figures)}
 
     def configure_optimizers(self) -> dict[str, Any]:
-        return optimize(self, self.drafter.parameters(), self.learning_rate, self.weight_decay, self.warmup)
+        return optimize(self, self.learning_rate, self.weight_decay, self.warmup)
 
     def state_dict(self, *args, **kwargs) -> dict[str, Any]:
         """The heads alone: the backbone is borrowed."""
@@ -362,4 +362,4 @@ class LMModule(LightningModule):
         self.log("val/loss", self.loss(**batch), prog_bar=True, batch_size=count)
 
     def configure_optimizers(self) -> dict[str, Any]:
-        return optimize(self, self.model.parameters(), self.learning_rate, self.weight_decay, self.warmup)
+        return optimize(self, self.learning_rate, self.weight_decay, self.warmup)

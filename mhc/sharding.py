@@ -5,7 +5,6 @@ reads a parameter itself (an unembedding in a chunked loss, heads that are saved
 tensor itself where nothing is split. Gathering takes all processes: each of them must ask.
 """
 
-import torch
 from torch import Tensor, distributed, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
