@@ -1,43 +1,30 @@
-"""Checkpoints of a run that trains heads: the best ones, and the place to go on from."""
+"""The best heads of a run, by what they were measured to bring."""
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 
-from mhc.checkpoint import DESCRIPTION, save_drafter, write_atomically
+from mhc.checkpoint import save_drafter
 from mhc.drafters import Drafter
 from mhc.errors import UserError
 from mhc.tree import FixedTree, Shape, shape_of
 
 
 class DrafterCheckpoint(Callback):
-    """After every validation writes last.ckpt (to resume with) and, where `monitor` has risen,
-    best.ckpt and the heads themselves (drafter.json, drafter.safetensors), all into default_root_dir.
+    """After every validation in which `monitor` has risen, writes best.ckpt and the heads themselves (drafter.json,
+    drafter.safetensors) into default_root_dir. (last.ckpt, to go on with, is mhc.resume's.)
 
     tree: what the heads shall decode with until they are tuned: choices (paths of ranks), a name, or the arguments
     of a FixedTree or DynamicTree; default: a chain of all heads.
-    monitor: a logged figure, higher is better. overwrite: allow a fresh run to replace the heads of
-    an earlier one.
+    monitor: a logged figure, higher is better.
     """
 
     def __init__(
-        self,
-        tree: list[list[int]] | dict[str, Any] | str | None = None,
-        monitor: str = "val/tokens_per_step",
-        overwrite: bool = False,
+        self, tree: list[list[int]] | dict[str, Any] | str | None = None, monitor: str = "val/tokens_per_step"
     ):
-        self.tree, self.monitor, self.overwrite = tree, monitor, overwrite
+        self.tree, self.monitor = tree, monitor
         self.best = float("-inf")
-
-    def on_fit_start(self, trainer: Trainer, module: LightningModule) -> None:
-        existing = Path(trainer.default_root_dir) / DESCRIPTION
-        if existing.exists() and not self.overwrite and not trainer.ckpt_path:
-            raise UserError(
-                f"'{existing.parent}' already holds trained heads: choose another --trainer.default_root_dir, go on "
-                "with --ckpt_path last, or set the DrafterCheckpoint's `overwrite: true`"
-            )
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
         if trainer.sanity_checking or trainer.state.fn != "fit":
@@ -48,16 +35,16 @@ class DrafterCheckpoint(Callback):
             raise UserError(
                 f"DrafterCheckpoint monitors '{self.monitor}', which nothing logs; there are: {', '.join(sorted(figures))}"
             )
-        better = figures[self.monitor] > self.best
-        if better:
-            self.best = figures[self.monitor]
-        for name in ["last.ckpt", *(["best.ckpt"] if better else [])]:
-            write_atomically(folder / name, partial(trainer.save_checkpoint, weights_only=False))
-        if better and trainer.is_global_zero:
+        if not trainer.strategy.broadcast(figures[self.monitor] > self.best):
+            return
+        self.best = figures[self.monitor]
+        trainer.save_checkpoint(folder / "best.ckpt", weights_only=False)
+        state = trainer.strategy.lightning_module_state_dict()  # of every process: some hold but a part
+        if trainer.is_global_zero:
             drafter = module.drafter
-            tree = self.shape(drafter)
             kept = {name: value for name, value in figures.items() if name.startswith("val/")}
-            save_drafter(folder, drafter, tree, kept)
+            heads = {name.removeprefix("drafter."): tensor for name, tensor in state.items()}
+            save_drafter(folder, drafter, self.shape(drafter), kept, heads)
 
     def shape(self, drafter: Drafter) -> Shape:
         """The tree that these heads shall decode with."""

@@ -1,9 +1,15 @@
 """The order of rows in batches, rows packed into full ones, and rows as tensors.
 
-B rows of a batch   T time   R rows
+    B rows of a batch   T time   R rows   W processes
+
+A *global batch* is what all processes train on in one step, B rows of each. The order of an epoch is a pure function of
+its seed, its number and the size of a global batch, so W processes see the rows that one process with W times the batch
+size would see, step by step.
 """
 
-from collections.abc import Iterator, Sequence
+import hashlib
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,8 +17,10 @@ import torch
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from mhc.errors import UserError
 from mhc.packing import PADDING
 
+DUMMY = 3  # tokens of the row that a process gets where the last global batch has none for it
 OPEN = 48  # rows being filled at a time when packing
 WINDOW = 64  # batches: rows are sorted by length inside a shuffled window of this many
 
@@ -53,12 +61,19 @@ def collate(rows: list[Row], pad_id: int) -> dict[str, torch.Tensor]:
 
 
 class BatchOrder(Sampler[list[int]]):
-    """Yields whole batches of row numbers, in a new order every epoch unless it is `fixed`."""
+    """Yields the row numbers of whole batches, in a new order every epoch unless it is `fixed`.
 
-    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int, fixed: bool = False):
+    `batch_size` rows make a global batch; of each this process, number `rank` of `world`, gets every world-th row, which
+    in a short batch may be none. No process has more batches than another.
+    """
+
+    def __init__(
+        self, lengths: Sequence[int], batch_size: int, seed: int, fixed: bool = False, rank: int = 0, world: int = 1
+    ):
         self.lengths, self.batch_size, self.seed = lengths, batch_size, seed
+        self.rank, self.world = rank, world
         self.fixed, self.epoch = fixed, 0
-        self.skip = 0  # batches of the next pass that were had already
+        self.skip = 0  # batches of the next pass that were trained on already
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order of this epoch; Lightning calls it before every epoch."""
@@ -69,17 +84,30 @@ class BatchOrder(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         skipped, self.skip = self.skip, 0  # at the first batch: loaders with workers make two iterators and use one
-        yield from batch_order(self.lengths, self.batch_size, self.seed, self.epoch)[skipped:]
+        for batch in batch_order(self.lengths, self.batch_size, self.seed, self.epoch)[skipped:]:
+            yield batch[self.rank :: self.world]
+
+    def decided_by(self) -> dict[str, Any]:
+        """What an epoch's batches hang on, for whoever goes on in the middle of one."""
+        lengths = np.ascontiguousarray(self.lengths, np.int64)
+        return {
+            "rows": len(lengths),
+            "their lengths": hashlib.sha256(lengths.data).hexdigest()[:16],
+            "rows of a global batch": self.batch_size,
+            "data.seed": self.seed,
+        }
 
 
 class BatchLoader(DataLoader):
     """Batches in the order of a BatchOrder, from any number of worker processes.
 
-    Its state is how many batches of the epoch it has handed out; a loader that goes on from it gives the very next one.
-    (Workers read ahead; what they read and nobody was handed is read again.)
+    Its state, which Lightning keeps in checkpoints, is how many batches of the epoch were trained on, not how many were
+    handed out: whoever goes on from it gets the very next one. trained: asks for that number.
     """
 
-    def __init__(self, dataset: Dataset, sampler: BatchOrder, num_workers: int = 0):
+    def __init__(
+        self, dataset: Dataset, sampler: BatchOrder, num_workers: int = 0, trained: Callable[[], int] | None = None
+    ):
         super().__init__(
             dataset,
             sampler=sampler,
@@ -87,49 +115,59 @@ class BatchLoader(DataLoader):
             num_workers=num_workers,
             persistent_workers=num_workers > 0,
         )
-        self.handed_out = 0
+        self.trained = trained
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
-        self.handed_out = self.sampler.skip
-        for batch in super().__iter__():
-            self.handed_out += 1
-            yield batch
+        yield from super().__iter__()  # not before the first batch is asked for: then epoch and place are known
 
     def state_dict(self) -> dict[str, Any]:
-        return {"handed_out": self.handed_out}
+        return {"trained": self.trained(), **self.sampler.decided_by()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.sampler.skip = state["handed_out"] % max(1, len(self))  # after the last one comes a whole pass
+        """Go on where `state` was taken. Raises UserError where the batches would not be the same ones."""
+        for what, here in self.sampler.decided_by().items():
+            if state[what] != here:
+                raise UserError(
+                    f"the checkpoint was trained on other batches ({what}: {state[what]}, now {here}): go on with the same "
+                    "data and data.seed, and with a data.batch_size that times the processes makes the same global batch"
+                )
+        self.sampler.skip = state["trained"]
 
 
-class ResumableData(LightningDataModule):
-    """A data module whose place in the training data is saved with a checkpoint.
+class BatchData(LightningDataModule):
+    """A data module with one loader for each of "train", "validation" and "test", shared out over the processes.
 
-    (Lightning saves the state of loaders itself, but restores it too late where a schedule asked for the number of steps.)
+    `batch_size` is rows per process and step; `seed` decides the order; `workers` processes make the batches.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._train: BatchLoader | None = None
-        self._place: dict[str, Any] | None = None
+    batch_size: int
+    seed: int
+    workers: int
 
-    def from_its_place(self, loader: BatchLoader) -> BatchLoader:
-        """The loader of the training split, going on where the checkpoint was saved."""
-        if self._place is not None:
-            loader.load_state_dict(self._place)
-            self._place = None
-        self._train = loader
-        return loader
+    @abstractmethod
+    def batches(self, split: str) -> tuple[Dataset, Sequence[int]]:
+        """A dataset that is indexed with a list of row numbers ([] gives a dummy row), and the rows' lengths."""
 
-    def state_dict(self) -> dict[str, Any]:
-        return {} if self._train is None else self._train.state_dict()
+    def loader(self, split: str) -> BatchLoader:
+        """This process's share of the batches, of the training split in a new order every epoch."""
+        dataset, lengths = self.batches(split)
+        rank, world = (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+        order = BatchOrder(lengths, self.batch_size * world, self.seed, split != "train", rank, world)
+        return BatchLoader(dataset, order, self.workers, self._trained)
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._place = state or None
+    def _trained(self) -> int:
+        """Batches of the epoch that are behind us; 0 at its end, for then a whole one follows."""
+        return self.trainer.fit_loop.epoch_loop.batch_progress.current.processed % self.trainer.num_training_batches
+
+    def train_batches(self) -> int:
+        """The number of global batches of a training epoch."""
+        world = 1 if self.trainer is None else self.trainer.world_size
+        return -(-len(self.batches("train")[1]) // (self.batch_size * world))
 
 
 class BatchDataset(Dataset):
-    """Indexed with a list of row numbers, gives the collated batch (for a loader with batch_size=None)."""
+    """Indexed with a list of row numbers, gives the collated batch (for a loader with batch_size=None). Where there is none,
+    a dummy row that nothing is learned from: every process takes part in every step."""
 
     def __init__(self, rows: Sequence[Row], pad_id: int):
         self.rows, self.pad_id = rows, pad_id
@@ -138,7 +176,11 @@ class BatchDataset(Dataset):
         return len(self.rows)
 
     def __getitem__(self, numbers: list[int]) -> dict[str, torch.Tensor]:
-        return collate([self.rows[i] for i in numbers], self.pad_id)
+        return collate([self.rows[i] for i in numbers] or [self._dummy()], self.pad_id)
+
+    def _dummy(self) -> Row:
+        parts = len(self.rows[0])
+        return (np.full(DUMMY, self.pad_id, np.int32), np.zeros(DUMMY, bool), np.zeros(DUMMY, np.int32))[:parts]
 
 
 class PackedRows(Sequence[Row]):

@@ -18,7 +18,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
-from datamodules.batching import BatchDataset, BatchLoader, BatchOrder, PackedRows, ResumableData, Row
+from datamodules.batching import BatchData, BatchDataset, BatchLoader, PackedRows, Row
 from datamodules.readers import Conversation, Report, iterate, source_state
 from datamodules.storage import EncodedRows, StoredConversations
 from mhc.chat import encode_batch, prompt_ids
@@ -53,7 +53,7 @@ class Totals:
     largest_id: int = 0
 
 
-class ConversationData(ResumableData):
+class ConversationData(BatchData):
     """Conversations from a file, a folder, or the project's own generator.
 
     Splits are decided by a hash of the first user prompt, so no prompt is trained on in one run and tested in
@@ -62,7 +62,7 @@ class ConversationData(ResumableData):
     Args:
         path: a file, a folder or hf:NAME (see `datamodules.readers`), or "pocket" for dialogues the project generates.
         max_length: rows longer than this many tokens lose their end.
-        batch_size: rows in a batch.
+        batch_size: rows in a batch, of each process.
         limit: at most this many conversations of each split; for "pocket", the number generated (60000 if
             not given).
         supervise: "assistant" to learn the answers, "all" to learn every token.
@@ -108,6 +108,7 @@ class ConversationData(ResumableData):
         self.totals: dict[str, Totals] = {}
         self._conversations: dict[str, Sequence[Conversation]] = {}
         self._rows: dict[str, EncodedRows] = {}
+        self._batches: dict[str, tuple[BatchDataset, Sequence[int]]] = {}
 
     # -- Lightning ---------------------------------------------------------------------------------
 
@@ -118,27 +119,29 @@ class ConversationData(ResumableData):
             self.rows(split)
 
     def train_dataloader(self) -> BatchLoader:
-        """Batches in an order that is a pure function of (seed, epoch)."""
+        """Batches in an order that is a pure function of (seed, epoch, size of a global batch)."""
         if not self.rows("train"):
             raise UserError(f"{self.path}: every conversation is held out, none is left to train on: add some")
-        return self.from_its_place(self._loader("train"))
+        return self.loader("train")
 
     def val_dataloader(self) -> BatchLoader:
         """The validation split in a fixed order."""
-        return self._loader("validation")
+        return self.loader("validation")
 
     def test_dataloader(self) -> BatchLoader:
         """The test split in a fixed order."""
-        return self._loader("test")
+        return self.loader("test")
 
-    def _loader(self, split: str) -> BatchLoader:
-        rows: Sequence[Row] = self.rows(split)
-        lengths, pad_id = rows.lengths, self._tokenizer().pad_token_id or 0
-        if self.pack:
-            rows = PackedRows(rows, lengths, self.max_length, self.seed, pad_id)
-            lengths = np.full(len(rows), self.max_length)
-        order = BatchOrder(lengths, self.batch_size, self.seed, fixed=split != "train")
-        return BatchLoader(BatchDataset(rows, pad_id), order, self.workers)
+    def batches(self, split: str) -> tuple[BatchDataset, Sequence[int]]:
+        """Every row of a split, packed where asked, and their lengths."""
+        if split not in self._batches:
+            rows: Sequence[Row] = self.rows(split)
+            lengths, pad_id = rows.lengths, self._tokenizer().pad_token_id or 0
+            if self.pack:
+                rows = PackedRows(rows, lengths, self.max_length, self.seed, pad_id)
+                lengths = np.full(len(rows), self.max_length)
+            self._batches[split] = BatchDataset(rows, pad_id), lengths
+        return self._batches[split]
 
     # -- conversations -----------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from datamodules.batching import BatchLoader, BatchOrder, ResumableData, Row
+from datamodules.batching import DUMMY, BatchData, BatchLoader, Row
 from datamodules.conversations import Prompt
 from mhc.collecting import bar
 from mhc.errors import UserError
@@ -24,7 +24,7 @@ class FeatureBatches(Dataset):
 
     ids (B,T) int64, mask (B,T) bool, hidden (B,T,D), taps (B,T,n*D) where columns of them are wanted, counted (B,T) bool.
     columns: the places of the wanted layers among those stored. agreed: only tokens that the backbone would say itself
-    are targets.
+    are targets. An empty list gives a dummy row that nothing is learned from.
     """
 
     def __init__(self, samples: Samples, pad_id: int, width: int, columns: Sequence[int], store: str, agreed: bool):
@@ -35,7 +35,8 @@ class FeatureBatches(Dataset):
         return len(self.samples)
 
     def __getitem__(self, numbers: list[int]) -> dict[str, Tensor]:
-        rows, longest, samples = len(numbers), int(self.samples.lengths[numbers].max()), self.samples
+        samples, rows = self.samples, max(1, len(numbers))
+        longest = max((int(samples.lengths[number]) for number in numbers), default=DUMMY)
         batch = {
             "ids": torch.full((rows, longest), self.pad_id),
             "mask": torch.zeros(rows, longest, dtype=torch.bool),
@@ -72,7 +73,7 @@ def targets(mask: Tensor, ids: Tensor, greedy: Tensor) -> Tensor:
     return agreed
 
 
-class FeatureData(ResumableData):
+class FeatureData(BatchData):
     """Features collected by `run.py collect`, memory-mapped; every shard is checked against its sha256 at setup.
 
     Rows no longer than the collection's sample_size give the very batches that ConversationData gives, with the features
@@ -81,7 +82,7 @@ class FeatureData(ResumableData):
 
     Args:
         path: a folder that `run.py collect` wrote.
-        batch_size: samples in a batch.
+        batch_size: samples in a batch, of each process.
         seed: decides the order of batches.
         workers: processes that read batches; 0 does it in the main process.
         supervise: "text" to learn every supervised token, "agreed" only those that the backbone would say itself.
@@ -113,27 +114,27 @@ class FeatureData(ResumableData):
             self.samples(split)
 
     def train_dataloader(self) -> BatchLoader:
-        """Batches in an order that is a pure function of (seed, epoch)."""
+        """Batches in an order that is a pure function of (seed, epoch, size of a global batch)."""
         if not len(self.samples("train")):
             raise UserError(f"'{self.path}' has no samples to train on: collect more")
-        return self.from_its_place(self._loader("train"))
+        return self.loader("train")
 
     def val_dataloader(self) -> BatchLoader:
         """The validation split in a fixed order."""
-        return self._loader("validation")
+        return self.loader("validation")
 
     def test_dataloader(self) -> BatchLoader:
         """The test split in a fixed order."""
-        return self._loader("test")
+        return self.loader("test")
 
-    def _loader(self, split: str) -> BatchLoader:
+    def batches(self, split: str) -> tuple[FeatureBatches, Sequence[int]]:
+        """Every sample of a split, and their lengths."""
         samples, settings = self.samples(split), self.manifest["settings"]
         columns, agreed = self._columns(), self.supervise == "agreed"
         batches = FeatureBatches(
             samples, self.manifest["pad_id"], settings["width"], columns, settings["store"], agreed
         )
-        order = BatchOrder(samples.lengths, self.batch_size, self.seed, fixed=split != "train")
-        return BatchLoader(batches, order, self.workers)
+        return batches, samples.lengths
 
     # -- the folder --------------------------------------------------------------------------------
 

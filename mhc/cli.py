@@ -1,30 +1,38 @@
 """fit, validate and test: LightningCLI with this project's manners."""
 
 import logging
+import sys
 import warnings
-import zipfile
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import jsonargparse
 import yaml
 from jsonargparse import ArgumentError
-from lightning import LightningDataModule, LightningModule
+from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
+from mhc.checkpoint_io import CheckpointFiles, newest_whole, previous, require_whole
 from mhc.errors import UserError
+from mhc.resume import RunCheckpoint
 
 # References across config files (`${data.init_args.max_length}`) hold in any order and follow overrides.
 jsonargparse.set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
 
 
 class CLI(LightningCLI):
-    """LightningCLI whose --ckpt_path also takes `last` and `best`, the names DrafterCheckpoint writes,
-    and which tests and validates the best heads of the run's folder when told nothing else."""
+    """LightningCLI whose runs write last.ckpt, whose --ckpt_path also takes `last` and `best` (DrafterCheckpoint's), and
+    which tests and validates the best heads of the run's folder when told nothing else."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.set_defaults({"seed_everything": 0})
+        # datamodules.batching shares the rows out itself
+        parser.set_defaults({"seed_everything": 0, "trainer.use_distributed_sampler": False})
+        parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
+
+    def _parse_ckpt_path(self) -> None:
+        """Lightning lets hyperparameters in a checkpoint overrule the configuration, and reads it unchecked for that."""
 
     def before_instantiate_classes(self) -> None:
         chosen = self.config[self.subcommand]
@@ -32,15 +40,28 @@ class CLI(LightningCLI):
         named = chosen.get("ckpt_path")
         if named is None and self.subcommand != "fit" and (folder / "best.ckpt").exists():
             named = "best"
-        if named in ("last", "best"):
-            named = str(folder / f"{named}.ckpt")
-        if named is not None and not Path(named).is_file():
-            raise UserError(f"no checkpoint '{named}': `run.py fit` writes last.ckpt and best.ckpt into {folder}")
-        require_checkpoint(named)
-        chosen["ckpt_path"] = named
+        chosen["ckpt_path"] = None if named is None else self.found(named, folder)
         chosen["weights_only"] = True  # reading a checkpoint executes nothing
         if self.subcommand == "test":
             chosen["verbose"] = False  # the decode benchmark prints one table, with what matters
+
+    def found(self, named: str, folder: Path) -> str | None:
+        """The whole checkpoint that is meant by `last`, `best` or a path; None where a run was stopped before its first."""
+        path = folder / f"{named}.ckpt" if named in ("last", "best") else Path(named)
+        if named == "last" and (path.exists() or previous(path).exists()):
+            return str(newest_whole(path))
+        if named == "last" and self.subcommand == "fit" and next(folder.glob("*/*/config.yaml"), None):
+            print(f"no checkpoint in {folder} yet: starting from the beginning", file=sys.stderr)
+            return None
+        if not path.is_file():
+            raise UserError(f"no checkpoint '{path}': `run.py fit` writes last.ckpt and best.ckpt into {folder}")
+        require_whole(path)
+        return str(path)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        plugins = self._get(self.config_init, "trainer").get("plugins") or []
+        plugins = plugins if isinstance(plugins, list) else [plugins]
+        return super().instantiate_trainer(plugins=[*plugins, CheckpointFiles()], **kwargs)
 
 
 def main(arguments: list[str]) -> int:
@@ -68,11 +89,8 @@ def main(arguments: list[str]) -> int:
 
 
 def check_files(arguments: list[str]) -> None:
-    """Raise UserError that names the file where a --config or --ckpt_path cannot be read (the libraries
-    read both early, and do not say which file it was)."""
+    """Raise UserError that names the file where a --config cannot be read (the libraries do not say which it was)."""
     for flag, path in pairwise(arguments):
-        if flag == "--ckpt_path" and Path(path).is_file():
-            require_checkpoint(path)
         if flag == "--config":
             try:
                 yaml.safe_load(Path(path).read_text())
@@ -80,12 +98,6 @@ def check_files(arguments: list[str]) -> None:
                 raise UserError(f"config '{path}' cannot be read ({error.strerror}): give a YAML file") from error
             except (yaml.YAMLError, UnicodeDecodeError) as error:
                 raise UserError(f"config '{path}' is not valid YAML: {error}") from error
-
-
-def require_checkpoint(path: str | None) -> None:
-    """Raise UserError unless the file is a whole archive, as checkpoints are."""
-    if path is not None and not zipfile.is_zipfile(path):
-        raise UserError(f"checkpoint '{path}' is damaged or none of ours: use another, or train again")
 
 
 def quiet() -> None:

@@ -6,14 +6,26 @@ from pathlib import Path
 from typing import Any
 
 
-def write_atomically(path: Path, write) -> None:
-    """Call write(temporary path) beside `path`, then rename: a reader sees the old file or the new."""
+def write_atomically(path: Path, write, keep: Path | None = None) -> None:
+    """Call write(temporary path) beside `path`, then rename: a reader sees the old file or the new, whatever is killed or
+    runs full meanwhile. keep: where the old file goes, if there is one; it is always there under one of the two names."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".writing")
-    write(temporary)
-    with open(temporary, "rb+") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    temporary.unlink(missing_ok=True)  # what was half written, or a link to elsewhere
+    try:
+        write(temporary)
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        if keep is not None and path.exists():
+            os.replace(path, keep)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the new name, too, outlives a power failure
+    finally:
+        os.close(folder)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -5,13 +5,14 @@
 Index convention: the backbone at t predicts token t+1, head k (from 0) predicts token t+2+k.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from lightning import LightningModule
+from lightning import LightningModule, Trainer
 from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
@@ -24,6 +25,7 @@ from mhc.drafters import Drafter
 from mhc.errors import UserError
 from mhc.losses import OBJECTIVES, Teacher, chunked_loss
 from mhc.packing import Packing
+from mhc.resume import reseed
 from mhc.sharding import process_count, summed
 from mhc.strategies import keep_by_name
 
@@ -37,9 +39,23 @@ def optimize(module: LightningModule, learning_rate: float, weight_decay: float,
     ]
     groups = [group for group in groups if group["params"]]
     optimizer = keep_by_name(AdamW(groups, lr=learning_rate, betas=(0.9, 0.95)))
-    steps = int(module.trainer.estimated_stepping_batches)
+    steps = total_steps(module.trainer)
     schedule: LambdaLR = get_cosine_schedule_with_warmup(optimizer, int(warmup * steps), steps)
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def total_steps(trainer: Trainer) -> int:
+    """Optimizer steps of the whole run. (Lightning's estimate asks for the loader, and before a resumed run's place in the
+    data is known.) Raises UserError where there is no end."""
+    if trainer.max_epochs == trainer.max_steps == -1:
+        raise UserError("the learning rate's schedule needs an end: set trainer.max_epochs or trainer.max_steps")
+    if trainer.max_epochs == -1:
+        return trainer.max_steps
+    data, limit = trainer.datamodule, trainer.limit_train_batches
+    batches = len(trainer.fit_loop._data_source.instance) if data is None else data.train_batches()
+    batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+    steps = math.ceil(batches / trainer.accumulate_grad_batches) * trainer.max_epochs
+    return steps if trainer.max_steps == -1 else min(steps, trainer.max_steps)
 
 
 def find_anchors(mask: Tensor, counted: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -148,8 +164,15 @@ class DraftModule(LightningModule):
     def vocabulary_size(self) -> int:
         return self._vocabulary_size
 
+    def on_fit_start(self) -> None:
+        self.seed = torch.initial_seed()
+
+    def on_train_start(self) -> None:
+        self.steps = total_steps(self.trainer)
+
     def on_train_batch_start(self, batch: Any, index: int) -> None:
-        self.drafter.progress = self.trainer.global_step / max(1, self.trainer.estimated_stepping_batches)
+        reseed(self.trainer, self.seed, index)
+        self.drafter.progress = self.trainer.global_step / max(1, self.steps)
 
     def taught(self, hidden: list[Tensor]) -> Teacher | None:
         """What the backbone itself says behind these hidden states (A,D), given in pieces, where the objective asks."""
@@ -175,7 +198,8 @@ class DraftModule(LightningModule):
         parts = self._parts(ids, mask, segments, hidden, taps, counted)
         targets = [tuple(zip(*(part.targets(head) for part in parts))) for head in range(drafter.heads)]
         shares = self._shares(torch.stack([torch.cat(valid).sum() for valid, _, _ in targets]))
-        guesses = [drafter(part.features, part.ids, part.anchors) for part in parts]
+        # `forward` itself, since hooks (ZeRO-3 has one on every module) make nothing of a generator
+        guesses = [drafter.forward(part.features, part.ids, part.anchors) for part in parts]
         count = sum(len(part.anchors[0]) for part in parts)
         total = torch.zeros((), device=ids.device)
         figures: dict[str, tuple[Tensor, int]] = {}
@@ -350,6 +374,12 @@ class LMModule(LightningModule):
         valid = mask[:, 1:] if segments is None else mask[:, 1:] & (segments[:, 1:] == segments[:, :-1])
         weight = self.model.get_output_embeddings().weight
         return chunked_loss(hidden[:, :-1][valid], (weight,), ids[:, 1:][valid]).loss
+
+    def on_fit_start(self) -> None:
+        self.seed = torch.initial_seed()
+
+    def on_train_batch_start(self, batch: Any, index: int) -> None:
+        reseed(self.trainer, self.seed, index)
 
     def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
         loss = self.loss(**batch)

@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from callbacks import Acceptance
 from mhc.checkpoint import for_decoding
+from mhc.checkpoint_io import CheckpointFiles
 from mhc.drafters import Cascade, Eagle3, Medusa
 from mhc.module import DraftModule
 from mhc.sharding import whole_state
@@ -149,13 +150,14 @@ def run(
         max_steps=STEPS,
         gradient_clip_val=1.0,
         limit_val_batches=3,
-        val_check_interval=until - HALF if start else HALF,
+        val_check_interval=2,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
+        plugins=[CheckpointFiles()],
         default_root_dir=folder,
         callbacks=[watch, Acceptance(prompts=3, max_new_tokens=8)],
     )

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from datamodules.batching import BatchDataset, BatchLoader, BatchOrder, PackedRows, batch_order, collate
+from mhc.errors import UserError
 
 LENGTHS = np.random.default_rng(0).integers(1, 400, size=1003).tolist()
 
@@ -72,21 +73,42 @@ def test_packing_cuts_what_is_too_long_and_takes_nothing():
     assert len(packed([], 16)) == 0
 
 
+@pytest.mark.parametrize("world", [2, 3])
+def test_processes_share_the_batches_that_one_would_have(world):
+    for epoch in (0, 1):
+        orders = [BatchOrder(LENGTHS, 12, 5, rank=rank, world=world) for rank in range(world)]
+        for order in orders:
+            order.set_epoch(epoch)
+        shares = list(zip(*orders, strict=True))  # none has more than another
+        for batch, parts in zip(batch_order(LENGTHS, 12, 5, epoch), shares, strict=True):
+            assert list(parts) == [batch[rank::world] for rank in range(world)]
+
+
+def test_a_process_without_a_row_gets_a_dummy():
+    rows = [row(1, 2, 3, 4)] * 9
+    short = [list(BatchOrder([4] * 9, 4, 0, rank=rank, world=4)) for rank in range(4)]
+    assert sorted(len(share[at]) for share in short for at in range(3)).count(0) == 3
+    for parts in (rows, packed(rows, 8, pad_id=7)):
+        batch = BatchDataset(parts, 7)[[]]
+        assert batch["ids"].tolist() == [[7] * 3] and not batch["mask"].any()
+        assert batch.keys() == BatchDataset(parts, 7)[[0]].keys()
+
+
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_loader_goes_on_with_the_very_next_batch(workers):
+def test_a_loader_goes_on_behind_what_was_trained_on(workers):
     rows = [row(i, i + 1) for i in range(40)]
 
-    def loader():
-        return BatchLoader(BatchDataset(rows, 0), BatchOrder([2] * 40, 4, seed=3), workers)
+    def loader(seed=3):
+        return BatchLoader(BatchDataset(rows, 0), BatchOrder([2] * 40, 4, seed), workers, trained=lambda: 3)
 
     whole = [batch["ids"].tolist() for batch in loader()]
-    stopped, begun = loader(), []
-    for batch in stopped:
-        begun.append(batch["ids"].tolist())
-        if len(begun) == 3:
-            break
-    state = stopped.state_dict()
+    stopped = loader()
+    handed_out = iter(stopped)
+    for _ in range(5):  # of which three were trained on
+        next(handed_out)
     resumed = loader()
-    resumed.load_state_dict(state)
-    assert begun + [batch["ids"].tolist() for batch in resumed] == whole and len(resumed) == 10
+    resumed.load_state_dict(stopped.state_dict())
+    assert [batch["ids"].tolist() for batch in resumed] == whole[3:] and len(resumed) == 10
     assert [batch["ids"].tolist() for batch in resumed] == whole  # the next pass is a whole one
+    with pytest.raises(UserError, match=r"data\.seed: 3, now 4"):
+        loader(seed=4).load_state_dict(stopped.state_dict())

@@ -154,7 +154,7 @@ def test_vocabulary_is_checked_against_the_model(make, tokenizer):
     data = make(rows(40))
     data.tokenizer = None
     module = SimpleNamespace(tokenizer=tokenizer, vocabulary_size=257)
-    data.trainer = SimpleNamespace(lightning_module=module)
+    data.trainer = SimpleNamespace(lightning_module=module, global_rank=0, world_size=1)
     with pytest.raises(UserError, match="gives id 257 but the model has 257 rows"):
         data.setup("fit")
     module.vocabulary_size = 258

@@ -44,7 +44,7 @@ def losses(module: DraftModule, batch: dict) -> tuple[torch.Tensor, dict[str, fl
 
 def data_for(module: DraftModule, folder: Path, **arguments) -> FeatureData:
     data = FeatureData(str(folder), **arguments)
-    data.trainer = SimpleNamespace(lightning_module=module)
+    data.trainer = SimpleNamespace(lightning_module=module, global_rank=0, world_size=1)
     return data
 
 
