@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, Dataset
 from callbacks import Acceptance
 from mhc.checkpoint import for_decoding
 from mhc.checkpoint_io import CheckpointFiles
-from mhc.drafters import Cascade, Eagle3, Medusa
+from mhc.drafters import Cascade, Diffusion, Eagle3
 from mhc.module import DraftModule
 from mhc.sharding import whole_state
 from mhc.strategies import FSDP, ZeRO
@@ -57,10 +57,11 @@ def strategy_of(name: str):
     return {"ddp": DDPStrategy, "fsdp": FSDP}[name]()
 
 
+# Heads with matrices of their own that are read as they are, not through a module: what sharding makes hard.
 DRAFTERS = {
-    "cascade": partial(Cascade, heads=3),
-    "medusa": partial(Medusa, heads=2, own_lm_head=True),
+    "cascade": partial(Cascade, heads=3, cell="low_rank", rank=8, own_lm_head=True),
     "eagle3": partial(Eagle3, heads=2, layers=[0, 1, 1], draft_vocabulary=100),
+    "diffusion": partial(Diffusion, heads=2),
 }
 
 
@@ -136,7 +137,12 @@ def hash_of(backbone) -> str:
 
 
 def run(
-    folder: Path, name: str, strategy, drafter: str = "cascade", until: int = STEPS, start: str | None = None
+    folder: Path,
+    name: str,
+    strategy,
+    drafter: str = os.environ.get("DRAFTER", "cascade"),
+    until: int = STEPS,
+    start: str | None = None,
 ) -> dict:
     """Train to step `until`, from a checkpoint or from nothing; the losses by step and the validation's figures."""
     torch.manual_seed(0)
