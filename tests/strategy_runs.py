@@ -21,6 +21,7 @@ import torch
 from lightning import Callback, LightningDataModule, Trainer
 from lightning.fabric.utilities.seed import reset_seed
 from lightning.pytorch.strategies import DDPStrategy
+from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader, Dataset
 
 from callbacks import Acceptance
@@ -42,6 +43,9 @@ class ZeROOnCPU(ZeRO):
         self.setup_distributed()
 
     def setup_distributed(self) -> None:
+        import deepspeed
+
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # it would be compiled, for a minute
         reset_seed()
         self.set_world_ranks()
         self._init_deepspeed_distributed()
@@ -124,15 +128,24 @@ class Watch(Callback):
         if trainer.global_step == self.until:
             trainer.should_stop = True
             trainer.save_checkpoint(self.folder / f"{self.name}-end.ckpt")
-            heads = for_decoding(module.drafter).state_dict()
+            heads, backbone = for_decoding(module.drafter).state_dict(), whole_state(module.backbone.model)
+            self.held = sum(held_here(parameter) for parameter in module.backbone.parameters())
+            self.backbone = hash_of(backbone)
             if trainer.is_global_zero:
                 torch.save(heads, self.folder / f"{self.name}-heads.pt")
 
 
-def hash_of(backbone) -> str:
+def held_here(parameter: torch.Tensor) -> int:
+    """How many numbers of a parameter this process holds."""
+    if isinstance(parameter, DTensor):
+        return parameter.to_local().numel()
+    return getattr(parameter, "ds_tensor", parameter).numel()
+
+
+def hash_of(state: dict[str, torch.Tensor]) -> str:
     digest = hashlib.sha256()
-    for _, tensor in sorted(whole_state(backbone).items()):
-        digest.update(tensor.cpu().contiguous().numpy().tobytes())
+    for name in sorted(state):
+        digest.update(state[name].contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -169,15 +182,11 @@ def run(
     )
     trainer.fit(module, datamodule=Data(HALF if start else 0), ckpt_path=start, weights_only=True)
     figures = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
-    return {"losses": watch.losses, "val": figures}
+    return {"losses": watch.losses, "val": figures, "backbone": watch.backbone, "held": watch.held}
 
 
 def main(folder: Path, names: list[str]) -> None:
     torch.set_num_threads(1)
-    if any(name.startswith("zero") for name in names):
-        import deepspeed
-
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # it would be compiled, for a minute
     for name in names:
         found = {"first": run(folder, name, strategy_of(name), until=HALF)}
         found["second"] = run(folder, f"{name}-resumed", strategy_of(name), start=str(folder / "single-end.ckpt"))
