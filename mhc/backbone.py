@@ -22,7 +22,7 @@ from mhc.errors import UserError
 from mhc.layout import lay_out_for_few_rows, quantize_weights, unpack
 from mhc.losses import capped
 from mhc.packing import Packing
-from mhc.sharding import element_count, whole_weight
+from mhc.sharding import element_count, is_split, whole_weight
 
 POCKET = Path(__file__).parent / "lm" / "pocket"
 
@@ -138,7 +138,10 @@ class Backbone(nn.Module):
         return backbone.lay_out() if decoding else backbone
 
     def lay_out(self) -> "Backbone":
-        """Arrange the weights for decoding on this processor (training gains nothing by it)."""
+        """Arrange the weights for decoding on this processor (training gains nothing by it), unless they are split over
+        several."""
+        if any(map(is_split, self.model.parameters())):
+            return self
         lay_out_for_few_rows(self.model, tied=self.model.get_input_embeddings().weight)
         return self
 

@@ -38,6 +38,11 @@ def whole_state(module: nn.Module) -> dict[str, Tensor]:
     }
 
 
+def is_split(parameter: Tensor) -> bool:
+    """Whether processes hold a part of this parameter each, even if it is gathered here and now."""
+    return isinstance(parameter, DTensor) or hasattr(parameter, "ds_id")
+
+
 def partitioned(tensor: Tensor) -> bool:
     """Whether ZeRO-3 holds only a part of this parameter here and now."""
     return hasattr(tensor, "ds_status") and tensor.ds_status.name != "AVAILABLE"

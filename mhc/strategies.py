@@ -24,7 +24,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
 from mhc.errors import UserError
-from mhc.sharding import whole
+from mhc.sharding import is_split, whole
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's, which have the shape of their parameter
 NAMES = ("auto", "ddp")  # strategies that need no arguments
@@ -233,6 +233,10 @@ class FSDP(DDPStrategy):
         return {name: whole(value).cpu() for name, value in self.lightning_module.state_dict().items()}
 
     def _split(self, module: LightningModule) -> None:
+        if self.world_size == 1:
+            return
+        if not any(map(is_split, module.parameters())):
+            raise UserError("FSDP splits a DraftModule's backbone while it is read: set model.init_args.sharded to true")
         fully_shard(module)
         for step in ("training_step", "validation_step", "test_step"):  # in which the heads are whole
             register_fsdp_forward_method(module, step)
