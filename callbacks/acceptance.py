@@ -32,7 +32,7 @@ class Acceptance(Callback):
     def on_validation_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
-        figures = self.measure(trainer, module)
+        figures = trainer.strategy.broadcast(self.measure(trainer, module))  # all processes decode alike, in step
         module.log_dict({f"val/{name}": value for name, value in figures.items()}, prog_bar=False)
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:

@@ -43,8 +43,8 @@ class DecodeBenchmark(Callback):
             figures, plain = race(
                 {"": engine}, prompts, self.max_new_tokens, lambda done, _: progress.update(task, completed=done)
             )
+        guesses = foretell_all(engine.drafter, prompts, [answer.token_ids for answer in plain])  # by all processes
         if trainer.is_global_zero:
-            guesses = foretell_all(engine.drafter, prompts, [answer.token_ids for answer in plain])
             save_guesses(Path(trainer.default_root_dir) / GUESSES, guesses, module.tokenizer)
         example = example_round(engine, prompts[0], GREEDY) if engine.tree.nodes > 1 else None
         return {**figures[""], "example": example, "machine": machine(), "versions": versions()}

@@ -39,10 +39,12 @@ class DrafterCheckpoint(Callback):
             return
         self.best = figures[self.monitor]
         trainer.save_checkpoint(folder / "best.ckpt", weights_only=False)
+        state = trainer.strategy.lightning_module_state_dict()  # of every process: some hold but a part
         if trainer.is_global_zero:
             drafter = module.drafter
             kept = {name: value for name, value in figures.items() if name.startswith("val/")}
-            save_drafter(folder, drafter, self.shape(drafter), kept)
+            heads = {name.removeprefix("drafter."): tensor for name, tensor in state.items()}
+            save_drafter(folder, drafter, self.shape(drafter), kept, heads)
 
     def shape(self, drafter: Drafter) -> Shape:
         """The tree that these heads shall decode with."""

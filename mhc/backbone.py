@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 import mhc.attention  # noqa: F401  (registers the attention named "mhc")
@@ -22,6 +22,7 @@ from mhc.errors import UserError
 from mhc.layout import lay_out_for_few_rows, quantize_weights, unpack
 from mhc.losses import capped
 from mhc.packing import Packing
+from mhc.sharding import element_count, is_split, whole_weight
 
 POCKET = Path(__file__).parent / "lm" / "pocket"
 
@@ -70,6 +71,11 @@ def load_tokenizer(name: str):
     return _loading("tokenizer", name, AutoTokenizer.from_pretrained)
 
 
+def vocabulary_size_of(name: str) -> int:
+    """The vocabulary size of backbone `name`, without its weights."""
+    return _loading("config", name, AutoConfig.from_pretrained).get_text_config(decoder=True).vocab_size
+
+
 class Backbone(nn.Module):
     """A causal LM that is borrowed: frozen, in eval mode, never saved with the drafter.
 
@@ -83,14 +89,16 @@ class Backbone(nn.Module):
         self.tokenizer, self.name = tokenizer, name or model.config._name_or_path
         config = model.config.get_text_config(decoder=True)
         self.width, self.layers = config.hidden_size, config.num_hidden_layers
-        self.vocabulary_size = self.unembedding.shape[0]
-        self.parameter_count = model.num_parameters()  # counted now: packed weights are no parameters any more
+        self.vocabulary_size = model.get_output_embeddings().out_features
+        # counted now: packed weights are no parameters any more
+        self.parameter_count = sum(element_count(parameter) for parameter in model.parameters())
         self.context = getattr(config, "max_position_embeddings", None) or 1 << 30
         self.window, self.layer_types = _windows(config)
         self.softcap = getattr(config, "final_logit_softcapping", None)
         if model.config._attn_implementation == "sdpa":
             model.set_attn_implementation("mhc")
         self._compiled: tuple = ()  # the fused forward, once it is wanted; a tuple, so that it is no second submodule
+        self._fingerprint: str | None = None
 
     @classmethod
     def load(
@@ -100,29 +108,40 @@ class Backbone(nn.Module):
         device: str = "cpu",
         decoding: bool = True,
         quantize: str | None = None,
+        sharding: Callable[[str], dict[str, Any]] | None = None,
     ) -> "Backbone":
         """Load `name` ('pocket', a directory or a hub name) with its tokenizer. decoding: lay it out for that.
         quantize: 'int8' or 'int4', the linear layers' weights (a model that is quantised on disk loads as it is).
+        sharding: a strategy's further arguments for `from_pretrained` by the model's path, with which each process is given
+        its part of every tensor.
         """
         try:
             torch.empty(0, device=device)
         except (RuntimeError, AssertionError) as error:
             raise UserError(f"device '{device}' is not to be had here ({str(error).splitlines()[0]})") from error
         tokenizer = load_tokenizer(name)
-        model = _loading("weights", name, lambda at: AutoModelForCausalLM.from_pretrained(at, dtype=dtype))
-        if len(tokenizer) > model.get_output_embeddings().weight.shape[0]:
+        further = sharding or (lambda at: {})
+        model = _loading(
+            "weights", name, lambda at: AutoModelForCausalLM.from_pretrained(at, dtype=dtype, **further(at))
+        )
+        rows = model.get_output_embeddings().out_features
+        if len(tokenizer) > rows:
             raise UserError(
                 f"backbone '{name}': the tokenizer has {len(tokenizer)} tokens but the model only "
-                f"{model.get_output_embeddings().weight.shape[0]} rows: they do not belong together"
+                f"{rows} rows: they do not belong together"
             )
-        model = model.to(device)
+        if sharding is None:
+            model = model.to(device)
         if quantize:
             quantize_weights(model, quantize)
         backbone = cls(model, tokenizer, name)
         return backbone.lay_out() if decoding else backbone
 
     def lay_out(self) -> "Backbone":
-        """Arrange the weights for decoding on this processor (training gains nothing by it)."""
+        """Arrange the weights for decoding on this processor (training gains nothing by it), unless they are split over
+        several."""
+        if any(map(is_split, self.model.parameters())):
+            return self
         lay_out_for_few_rows(self.model, tied=self.model.get_input_embeddings().weight)
         return self
 
@@ -169,8 +188,8 @@ class Backbone(nn.Module):
 
     @property
     def unembedding(self) -> Tensor:
-        """The matrix (V,D) behind `unembed`."""
-        return self.model.get_output_embeddings().weight
+        """The matrix (V,D) behind `unembed`, whole (where it is split over processes, all of them must ask)."""
+        return whole_weight(self.model.get_output_embeddings())
 
     def cap(self, logits: Tensor) -> Tensor:
         """Logits as the model squashes them, where it does (Gemma 2)."""
@@ -217,7 +236,13 @@ class Backbone(nn.Module):
 
     def fingerprint(self) -> str:
         """Hash of the architecture and of a few weights, in whatever precision they were loaded: tells backbones apart
-        without reading all of them."""
+        without reading all of them. Computed once, for they do not change (where they are split over processes, all of
+        them must ask the first time)."""
+        if self._fingerprint is None:
+            self._fingerprint = self._hash()
+        return self._fingerprint
+
+    def _hash(self) -> str:
         config = self.model.config.to_diff_dict()
         kept = {
             key: value

@@ -14,6 +14,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 import mhc
 import mhc.drafters
@@ -22,6 +23,7 @@ from mhc.drafters import Drafter
 from mhc.errors import UserError
 from mhc.files import write_atomically, write_json
 from mhc.layout import lay_out_for_few_rows
+from mhc.sharding import whole_state
 from mhc.tree import Shape, shape_of
 
 DESCRIPTION, WEIGHTS, TUNED = "drafter.json", "drafter.safetensors", "tree.json"
@@ -64,12 +66,19 @@ def _built(description: dict[str, Any], drafter: Drafter) -> str:
     return f"{description['drafter']}({shown})"
 
 
-def save_drafter(folder: Path, drafter: Drafter, tree: Shape, metrics: dict[str, float] | None = None) -> None:
-    """Write the heads to `folder`; `metrics` are kept beside them for the reader. A tree tuned for other heads goes."""
+def save_drafter(
+    folder: Path,
+    drafter: Drafter,
+    tree: Shape,
+    metrics: dict[str, float] | None = None,
+    state: dict[str, Tensor] | None = None,
+) -> None:
+    """Write the heads to `folder`; `metrics` are kept beside them for the reader. A tree tuned for other heads goes.
+    state: the heads' tensors, where they are split over processes and had to be gathered."""
     (folder / TUNED).unlink(missing_ok=True)
     weights = {
         name: (tensor.float() if tensor.is_floating_point() else tensor).detach().cpu().contiguous()
-        for name, tensor in drafter.state_dict().items()
+        for name, tensor in (drafter.state_dict() if state is None else state).items()
     }
     write_atomically(folder / WEIGHTS, lambda at: save_file(weights, at))
     digest = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
@@ -124,7 +133,7 @@ def for_decoding(drafter: Drafter) -> Drafter:
     """A copy of the heads as decoding wants them: on their backbone's device, in its precision, laid out for few rows."""
     backbone = drafter.backbone
     copy = type(drafter)(backbone, **drafter.arguments)
-    copy.load_state_dict(drafter.state_dict())
+    copy.load_state_dict(whole_state(drafter))
     copy = copy.to(backbone.device, backbone.dtype).eval().requires_grad_(False)
     lay_out_for_few_rows(copy)
     return copy

@@ -21,6 +21,7 @@ from mhc.checkpoint_io import CheckpointFiles, newest_whole, previous, require_w
 from mhc.errors import UserError
 from mhc.resume import RunCheckpoint
 from mhc.secrets import Parser, hidden
+from mhc.strategies import require_strategy
 
 # References across config files (`${data.init_args.max_length}`) hold in any order and follow overrides.
 jsonargparse.set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
@@ -40,6 +41,7 @@ class CLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         chosen = self.config[self.subcommand]
+        require_strategy(chosen.trainer.strategy)
         folder = Path(chosen.trainer.default_root_dir or ".")
         named = chosen.get("ckpt_path")
         if named is None and self.subcommand != "fit" and (folder / "best.ckpt").exists():

@@ -67,7 +67,8 @@ class _ChunkedLoss(torch.autograd.Function):
             label = index[part, None]
             known = label >= 0
             at_label = logits.gather(1, label.clamp(min=0))
-            rank[part] = torch.where(known, (logits > at_label).sum(dim=1, keepdim=True), logits.shape[1])[:, 0]
+            above = logits.shape[1] - (logits <= at_label).sum(dim=1, keepdim=True)  # heads of NaN are right nowhere
+            rank[part] = torch.where(known, above, logits.shape[1])[:, 0]
             log_sum = logits.logsumexp(dim=1, keepdim=True)
             p, best = _taught(teacher, part, vocabulary, softcap, dtype) if teacher else (None, None)
             if objective == "ce":

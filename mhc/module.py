@@ -7,6 +7,7 @@ Index convention: the backbone at t predicts token t+1, head k (from 0) predicts
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -19,24 +20,25 @@ from torchmetrics import MeanMetric
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.optimization import get_cosine_schedule_with_warmup
 
-from mhc.backbone import Backbone, Features, load_tokenizer, packed_options
+from mhc.backbone import Backbone, Features, load_tokenizer, packed_options, vocabulary_size_of
 from mhc.drafters import Drafter
 from mhc.errors import UserError
 from mhc.losses import OBJECTIVES, Teacher, chunked_loss
 from mhc.packing import Packing
 from mhc.resume import reseed
+from mhc.sharding import process_count, summed
+from mhc.strategies import keep_by_name
 
 
-def optimize(
-    module: LightningModule, parameters: Any, learning_rate: float, weight_decay: float, warmup: float
-) -> dict[str, Any]:
+def optimize(module: LightningModule, learning_rate: float, weight_decay: float, warmup: float) -> dict[str, Any]:
     """AdamW (no decay on biases and norms), linear warm-up over a share of the steps, cosine to zero."""
-    matrices = [parameter for parameter in parameters if parameter.requires_grad]
+    trained = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
     groups = [
-        {"params": [p for p in matrices if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in matrices if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": [(name, p) for name, p in trained if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [(name, p) for name, p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    optimizer = AdamW(groups, lr=learning_rate, betas=(0.9, 0.95))
+    groups = [group for group in groups if group["params"]]
+    optimizer = keep_by_name(AdamW(groups, lr=learning_rate, betas=(0.9, 0.95)))
     steps = total_steps(module.trainer)
     schedule: LambdaLR = get_cosine_schedule_with_warmup(optimizer, int(warmup * steps), steps)
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -67,6 +69,11 @@ def find_anchors(mask: Tensor, counted: Tensor | None = None) -> tuple[Tensor, T
     return row, position
 
 
+def _mean(values: Tensor) -> Tensor:
+    """Their mean, 0 where there are none."""
+    return values.float().sum() / max(1, values.numel())
+
+
 class Part(NamedTuple):
     """Rows of one conversation each, as drafters see them: features, ids (B,T), mask (B,T), anchors."""
 
@@ -90,7 +97,8 @@ class DraftModule(LightningModule):
     directory or a hub name. objective: 'ce' learns the text, 'kl' the backbone's distribution (softened by
     distillation_temperature), 'lk' acceptance itself; see mhc.losses. head_weight: head k's loss counts head_weight**k.
     learning_rate, weight_decay, warmup (share of the steps): AdamW with a cosine schedule. dtype: precision in
-    which the frozen backbone is held. quantize: 'int8' or 'int4', its linear weights (needs torchao).
+    which the frozen backbone is held. quantize: 'int8' or 'int4', its linear weights (needs torchao). sharded: load the
+    backbone only when the trainer's strategy stands, which splits it over the processes as it is read (ZeRO-3, FSDP).
 
     Logs head{k}_loss, head{k}_top1, head{k}_top5, with 'kl' and 'lk' head{k}_acceptance (how much of the backbone's
     distribution the head's covers), and expected_tokens_per_step: what a chain would emit a step (bonus counted) if it
@@ -109,6 +117,7 @@ class DraftModule(LightningModule):
         head_weight: float = 0.8,
         dtype: str = "float32",
         quantize: str | None = None,
+        sharded: bool = False,
     ):
         super().__init__()
         if objective not in OBJECTIVES:
@@ -119,30 +128,45 @@ class DraftModule(LightningModule):
         self.learning_rate, self.weight_decay, self.warmup = learning_rate, weight_decay, warmup
         self.objective, self.distillation_temperature = objective, distillation_temperature
         self.head_weight = head_weight
-        self.backbone = Backbone.load(backbone, dtype=getattr(torch, dtype), decoding=False, quantize=quantize)
-        self.drafter = drafter(self.backbone)
+        load = partial(Backbone.load, backbone, dtype=getattr(torch, dtype), decoding=False, quantize=quantize)
+        if sharded:
+            self.backbone = None
+            self._tokenizer, self._vocabulary_size = load_tokenizer(backbone), vocabulary_size_of(backbone)
+            self._load, self._drafter = load, drafter
+        else:
+            self._build(load(), drafter)
+
+    def _build(self, backbone: Backbone, drafter: Callable[[Backbone], Drafter]) -> None:
+        self.backbone = backbone
+        self._tokenizer, self._vocabulary_size = backbone.tokenizer, backbone.vocabulary_size
+        self.drafter = drafter(backbone)
         kinds = ("loss", "top1", "top5", "acceptance")
         names = [f"head{head}_{kind}" for head in range(self.drafter.heads) for kind in kinds]
-        names += ["loss", "expected_tokens_per_step"]
+        names += ["expected_tokens_per_step"]
         self.means = nn.ModuleDict({name: MeanMetric(nan_strategy="disable") for name in names})  # NaN stays NaN
 
-    @property
-    def tokenizer(self):
-        return self.backbone.tokenizer
-
-    @property
-    def vocabulary_size(self) -> int:
-        return self.backbone.vocabulary_size
-
-    def on_fit_start(self) -> None:
-        """Show the drafter how often each token is learned from; a run that goes on has its answer in the checkpoint."""
-        self.seed = torch.initial_seed()
+    def configure_model(self) -> None:
+        """Called once the strategy's processes stand and the data are there: load what waited for that, and show the
+        drafter how often each token is learned from (a run that goes on then takes its answer from the checkpoint)."""
+        if self.backbone is None:
+            self._build(self._load(sharding=getattr(self.trainer.strategy, "sharding", lambda path: {})), self._drafter)
         data = self.trainer.datamodule
-        if data is not None and not self.trainer.ckpt_path:
+        if data is not None and self.trainer.state.fn == "fit":
             learned = np.concatenate([ids[mask] for ids, mask in data.rows("train")])
             frequencies = torch.bincount(torch.from_numpy(learned), minlength=self.vocabulary_size)
             if told := self.drafter.prepare(frequencies):
                 self.print(told)
+
+    @property
+    def tokenizer(self):
+        return self._tokenizer
+
+    @property
+    def vocabulary_size(self) -> int:
+        return self._vocabulary_size
+
+    def on_fit_start(self) -> None:
+        self.seed = torch.initial_seed()
 
     def on_train_start(self) -> None:
         self.steps = total_steps(self.trainer)
@@ -173,15 +197,17 @@ class DraftModule(LightningModule):
         """
         drafter = self.drafter
         parts = self._parts(ids, mask, segments, hidden, taps, counted)
-        guesses = [drafter(part.features, part.ids, part.anchors) for part in parts]
+        targets = [tuple(zip(*(part.targets(head) for part in parts))) for head in range(drafter.heads)]
+        shares = self._shares(torch.stack([torch.cat(valid).sum() for valid, _, _ in targets]))
+        # `forward` itself, since hooks (ZeRO-3 has one on every module) make nothing of a generator
+        guesses = [drafter.forward(part.features, part.ids, part.anchors) for part in parts]
         count = sum(len(part.anchors[0]) for part in parts)
         total = torch.zeros((), device=ids.device)
         figures: dict[str, tuple[Tensor, int]] = {}
         reached = torch.ones(count, dtype=torch.bool, device=ids.device)  # where every head so far was right
         expected = torch.ones(count, device=ids.device)  # tokens a chain would emit: one bonus, and
-        for head in range(drafter.heads):
+        for head, (valid, row, target) in enumerate(targets):
             found = [next(guess) for guess in guesses]
-            valid, row, target = zip(*(part.targets(head) for part in parts))
             weight = None
             if found[0].weight is not None:
                 weight = torch.cat([guess.weight[there] for guess, there in zip(found, valid)])
@@ -195,7 +221,8 @@ class DraftModule(LightningModule):
                 drafter.vocabulary,
                 self.backbone.softcap,
             )
-            total = total + self.head_weight**head * loss
+            total = total + self.head_weight**head * shares[head] * loss
+            figures[f"head{head}_loss"] = loss.detach(), len(rank)
             hits = torch.zeros_like(reached)
             hits[torch.cat(valid)] = rank < 1
             reached &= hits
@@ -203,14 +230,26 @@ class DraftModule(LightningModule):
             if weight is not None:  # a figure is about what was guessed, not about what was shown
                 asked = weight > 0
                 rank, acceptance = rank[asked], None if acceptance is None else acceptance[asked]
-            figures[f"head{head}_loss"] = loss.detach(), len(rank)
-            figures[f"head{head}_top1"] = (rank < 1).float().mean(), len(rank)
-            figures[f"head{head}_top5"] = (rank < 5).float().mean(), len(rank)
+            figures[f"head{head}_top1"] = _mean(rank < 1), len(rank)
+            figures[f"head{head}_top5"] = _mean(rank < 5), len(rank)
             if acceptance is not None:
-                figures[f"head{head}_acceptance"] = acceptance.mean(), len(rank)
-        figures["loss"] = total.detach(), count
-        figures["expected_tokens_per_step"] = expected.mean(), count
-        return total, {name: figure for name, figure in figures.items() if figure[1]}
+                figures[f"head{head}_acceptance"] = _mean(acceptance), len(rank)
+        figures["expected_tokens_per_step"] = _mean(expected), count
+        return total, figures
+
+    def _shares(self, counts: Tensor) -> Tensor:
+        """By how much to scale each head's loss (K,), a mean over this process's anchors, counts (K,), so that the mean
+        of all processes' gradients is the gradient of the mean over all anchors: 1 where there is one process."""
+        here = counts.float()
+        return process_count() * here / summed(here.clone()).clamp(min=1) if self.training else torch.ones_like(here)
+
+    def _total(self, figures: dict[str, Any]) -> Any:
+        """The loss over all heads, from their means."""
+        return sum(
+            self.head_weight**head * figures[name]
+            for head in range(self.drafter.heads)
+            if (name := f"head{head}_loss") in figures
+        )
 
     def _parts(self, ids, mask, segments, hidden, taps, counted) -> list[Part]:
         """What drafters see: rows of one conversation each. Packed rows are taken apart behind the backbone."""
@@ -230,12 +269,16 @@ class DraftModule(LightningModule):
             features = Features(*(one if one is None else one.to(self.backbone.dtype) for one in (hidden, taps)))
         return [Part(features, ids, mask, find_anchors(mask, counted))]
 
-    def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor | None:
+    def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
+        """The loss of this process's rows, which may be none at all; what is logged is about the rows of all."""
         loss, figures = self.losses(**batch)
-        if "loss" not in figures:
-            return None  # nothing supervised in this batch
-        self.log("loss", loss, prog_bar=True)
-        self.log_dict({f"train/{name}": value for name, (value, _) in figures.items()})
+        means, counts = zip(*figures.values())
+        counts = torch.tensor(counts, dtype=torch.float, device=loss.device)
+        sums, counts = summed(torch.stack([torch.stack(means).float() * counts, counts])).tolist()
+        found = {name: value / count for name, value, count in zip(figures, sums, counts) if count}
+        if found:
+            self.log("loss", self._total(found), prog_bar=True)
+            self.log_dict({f"train/{name}": value for name, value in (found | {"loss": self._total(found)}).items()})
         return loss
 
     def validation_step(self, batch: dict[str, Tensor], index: int) -> None:
@@ -255,12 +298,16 @@ class DraftModule(LightningModule):
     def _means(self) -> dict[str, Tensor]:
         """The epoch's figures by name, computed over all its anchors, and a fresh start."""
         figures = {name: mean.compute() for name, mean in self.means.items() if mean.update_called}
+        guessed = {
+            name for name, mean in self.means.items() if mean.weight
+        }  # others are heads without a token to guess
         for mean in self.means.values():
             mean.reset()
-        return figures
+        figures = {name: value for name, value in figures.items() if name in guessed or not value.isnan()}
+        return figures | {"loss": self._total(figures)}
 
     def configure_optimizers(self) -> dict[str, Any]:
-        return optimize(self, self.drafter.parameters(), self.learning_rate, self.weight_decay, self.warmup)
+        return optimize(self, self.learning_rate, self.weight_decay, self.warmup)
 
     def state_dict(self, *args, **kwargs) -> dict[str, Any]:
         """The heads alone: the backbone is borrowed."""
@@ -347,4 +394,4 @@ class LMModule(LightningModule):
         self.log("val/loss", self.loss(**batch), prog_bar=True, batch_size=count)
 
     def configure_optimizers(self) -> dict[str, Any]:
-        return optimize(self, self.model.parameters(), self.learning_rate, self.weight_decay, self.warmup)
+        return optimize(self, self.learning_rate, self.weight_decay, self.warmup)

@@ -141,10 +141,10 @@ def test_too_many_in_a_row_end_the_run(tiny, features, tmp_path, monkeypatch):
 
 
 class PoisonOneProcess(Callback):
-    """The second process sees infinite features in its batch 1."""
+    """The second process sees infinite features in its batch 0."""
 
     def on_train_batch_start(self, trainer, module, batch, index):
-        if trainer.global_rank == 1 and index == 1:
+        if trainer.global_rank == 1 and index == 0:
             batch["hidden"].fill_(float("inf"))
 
 
@@ -167,7 +167,7 @@ def test_processes_decide_together(tiny, features, tmp_path, monkeypatch):
     assert all(torch.equal(value, two["weights"][name]) for name, value in one["weights"].items())
     assert all(value.isfinite().all() for value in one["weights"].values())
     cost = json.loads((tmp_path / "training.json").read_text())
-    assert cost["tokens"] == 2 * sum(LENGTHS[2:])  # both saw every row
+    assert cost["tokens"] == sum(LENGTHS[2:])  # each saw half of the rows
     with next(tmp_path.glob("logs/*/metrics.csv")).open() as file:
         assert all(float(row["train/tokens_per_second"]) > 0 for row in csv.DictReader(file))
 

@@ -1,0 +1,244 @@
+"""Strategies for several processes, whose checkpoints are all alike: one file with whole tensors by name.
+
+Whatever the strategy and the number of processes, `state_dict` holds the heads and `optimizer_states` the moments by the
+names of the parameters; both are gathered before process 0 writes them and split again after they were read, so that a run
+goes on under another strategy or world size. DeepSpeed's own checkpoint folders are neither written nor read.
+
+A strategy that splits the backbone announces how `transformers` shall read it (`sharding`, or a context in which
+`from_pretrained` splits what it reads). Heads are built and restored whole, and split in `setup`.
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from lightning import LightningModule, Trainer
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, Strategy
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.optim import Optimizer
+
+from mhc.errors import UserError
+from mhc.sharding import is_split, whole
+
+MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's, which have the shape of their parameter
+NAMES = ("auto", "ddp")  # strategies that need no arguments
+
+
+def require_strategy(strategy: Any) -> None:
+    """Raise UserError for a strategy given by a name that is none of ours."""
+    if isinstance(strategy, str) and strategy not in NAMES:
+        raise UserError(
+            f"strategy '{strategy}': choose {' or '.join(NAMES)}, or a file of configs/trainer (zero2.yaml, zero3.yaml, "
+            "zero3-offload.yaml, fsdp.yaml)"
+        )
+
+
+# ---- the optimizer's state by name
+
+
+def keep_by_name(optimizer: Optimizer) -> Optimizer:
+    """Let `state_dict` of an optimizer that was given named parameters speak of these names and of whole tensors, and
+    `load_state_dict` understand that."""
+    optimizer.register_state_dict_post_hook(_named)
+    optimizer.register_load_state_dict_pre_hook(_numbered)
+    return optimizer
+
+
+def _named(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    groups = state["param_groups"]
+    name_of = {number: name for group in groups for number, name in zip(group["params"], group["param_names"])}
+    return {
+        "state": {
+            name_of[number]: {key: whole(value) for key, value in moments.items()}
+            for number, moments in state["state"].items()
+        },
+        "param_groups": [_group(group, group["param_names"]) for group in groups],
+    }
+
+
+def _numbered(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    _require_names(optimizer.param_groups, state)
+    numbers, found, groups = 0, {}, []
+    for here, there in zip(optimizer.param_groups, state["param_groups"]):
+        for name, parameter in zip(here["param_names"], here["params"]):
+            if name in state["state"]:
+                found[numbers] = {key: _as_split(value, parameter) for key, value in state["state"][name].items()}
+            numbers += 1
+        own = list(range(numbers - len(here["params"]), numbers))
+        groups.append(there | {"params": own, "param_names": here["param_names"]})
+    return {"state": found, "param_groups": groups}
+
+
+def _as_split(value: Any, parameter: Tensor) -> Any:
+    """A moment, split as its parameter is."""
+    if isinstance(parameter, DTensor) and isinstance(value, Tensor) and value.shape == parameter.shape:
+        value = value.to(parameter.device)
+        return distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)
+    return value
+
+
+def _group(group: Mapping[str, Any], names: list[str]) -> dict[str, Any]:
+    """A group's settings with the names of its parameters."""
+    kept = {key: value for key, value in group.items() if key not in ("params", "param_names")}
+    return kept | {"params": list(names)}
+
+
+def _require_names(groups: list[dict[str, Any]], state: dict[str, Any]) -> None:
+    """Raise UserError unless the groups of a checkpoint hold the parameters that are trained here."""
+    if [group["param_names"] for group in groups] != [group["params"] for group in state["param_groups"]]:
+        raise UserError("the checkpoint's optimizer trained other parameters: start a new run from its heads")
+
+
+# ---- DeepSpeed
+
+
+class ZeRO(DeepSpeedStrategy):
+    """DeepSpeed's ZeRO: optimizer states and gradients of the heads are split over the processes (stage 2), and all
+    parameters too, the frozen backbone's first of all (stage 3, with the model's `sharded: true`).
+
+    offload: keep what is split in the machine's memory in place of the GPU's. settings: more for the section
+    zero_optimization of DeepSpeed's configuration.
+    """
+
+    def __init__(self, stage: int = 3, offload: bool = False, settings: dict[str, Any] | None = None):
+        if stage not in (1, 2, 3):
+            raise UserError(f"ZeRO stage {stage}: choose 1, 2 or 3")
+        missing = [package for package in ("deepspeed", "accelerate") if find_spec(package) is None]
+        if missing:
+            raise UserError(
+                f'ZeRO needs {" and ".join(missing)}, which is not installed: pip install -e ".[deepspeed]"'
+            )
+        super().__init__(
+            stage=stage,
+            offload_optimizer=offload,
+            offload_parameters=offload and stage == 3,
+            logging_batch_size_per_gpu=1,  # for DeepSpeed's own throughput log, which is off
+        )
+        self.config["zero_force_ds_cpu_optimizer"] = False  # the optimizer stays torch's AdamW, the same everywhere
+        self.config["zero_optimization"] |= settings or {}
+
+    # DeepSpeedStrategy restores from DeepSpeed's folders, after `setup`; ours are restored as everywhere, before it.
+    restore_checkpoint_after_setup = False
+    lightning_restore_optimizer = True
+    save_checkpoint = Strategy.save_checkpoint
+    load_checkpoint = Strategy.load_checkpoint
+    load_model_state_dict = Strategy.load_model_state_dict
+
+    @contextmanager
+    def model_sharded_context(self) -> Iterator[None]:
+        """In here `from_pretrained` gives every process its part of each tensor as it is read (stage 3)."""
+        self._init_config_if_needed()
+        if self.zero_stage_3:
+            from transformers.integrations import HfDeepSpeedConfig
+
+            announced = HfDeepSpeedConfig({**self.config})  # heard of while it lives
+            yield
+            del announced
+        else:
+            yield
+
+    def lightning_module_state_dict(self) -> dict[str, Tensor]:
+        """The heads, from the optimizer's fp32 copies."""
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        state = self.lightning_module.state_dict()
+        for name, parameter in self._trained().items():
+            state[name] = safe_get_full_fp32_param(parameter).cpu()
+        return state
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        from deepspeed.utils import safe_get_full_optimizer_state
+
+        inner = self._linked(optimizer)
+        steps = [state["step"] for state in inner.state.values() if "step" in state]
+        found = {}
+        for name, parameter in self._trained().items() if steps else ():
+            moments = {key: safe_get_full_optimizer_state(parameter, key).cpu() for key in MOMENTS}
+            found[name] = {"step": torch.as_tensor(float(steps[0])), **moments}
+        return {"state": found, "param_groups": [_group(group, group["param_names"]) for group in inner.param_groups]}
+
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        from deepspeed.utils import safe_set_full_optimizer_state
+
+        (state,), (optimizer,) = checkpoint["optimizer_states"], self.optimizers
+        inner = optimizer.optimizer
+        _require_names(inner.param_groups, state)
+        for group, saved in zip(inner.param_groups, state["param_groups"]):
+            group.update({key: value for key, value in saved.items() if key != "params"})
+        if not state["state"]:
+            return
+        step = next(iter(state["state"].values()))["step"]
+        flat = (
+            optimizer.fp32_partitioned_groups_flat if self.zero_stage_3 else optimizer.single_partition_of_fp32_groups
+        )
+        for part in flat:  # as the first step would make them
+            inner.state[part] = {"step": step.clone(), **{key: torch.zeros_like(part) for key in MOMENTS}}
+        self._linked(optimizer)
+        for name, parameter in self._trained().items():
+            for key in MOMENTS:
+                safe_set_full_optimizer_state(parameter, state["state"][name][key].to(self.root_device), key)
+
+    def _linked(self, optimizer: Optimizer) -> Optimizer:
+        """The AdamW inside DeepSpeed's optimizer, whose states each parameter knows its part of. (Below stage 3 DeepSpeed
+        sees to that when the first of its groups has stepped, too early for the others.)"""
+        from deepspeed.utils import lazy_init_hp_params_optimizer_state
+
+        inner = optimizer.optimizer
+        if not self.zero_stage_3:
+            for parameters, flat in zip(optimizer.bit16_groups, optimizer.single_partition_of_fp32_groups):
+                lazy_init_hp_params_optimizer_state(parameters, flat, inner.state)
+        return inner
+
+    def _trained(self) -> dict[str, Tensor]:
+        parameters = self.lightning_module.named_parameters()
+        return {name: parameter for name, parameter in parameters if parameter.requires_grad}
+
+
+# ---- FSDP
+
+
+class FSDP(DDPStrategy):
+    """PyTorch's fully sharded data parallelism (FSDP2): the backbone layer by layer (with the model's `sharded: true`), and
+    the heads with their optimizer's states, which are whole during a step alone."""
+
+    def sharding(self, path: str) -> dict[str, Any]:
+        """The arguments with which `from_pretrained` reads only this process's part of each tensor."""
+        from transformers import AutoConfig
+        from transformers.distributed import DistributedConfig
+
+        os.environ["LOCAL_RANK"] = str(self.local_rank)  # which transformers asks for, and SLURM does not set
+        config = AutoConfig.from_pretrained(path)
+        # Every head embeds, so embeddings stay whole until the step is over; norms are no part of their group.
+        config.base_model_fsdp_plan = {
+            name: "keep_full_weight" if "embed" in name else "free_full_weight" for name in config.base_model_fsdp_plan
+        }
+        return {"config": config, "distributed_config": DistributedConfig(fsdp_size=self.world_size)}
+
+    def setup(self, trainer: Trainer) -> None:
+        self.accelerator.setup(trainer)
+        self.model = self.precision_plugin.convert_module(self.model)
+        self.model_to_device()
+        self._split(self.lightning_module)
+        if trainer.state.fn == TrainerFn.FITTING:
+            self.setup_optimizers(trainer)
+        self.setup_precision_plugin()
+
+    def lightning_module_state_dict(self) -> dict[str, Tensor]:
+        return {name: whole(value).cpu() for name, value in self.lightning_module.state_dict().items()}
+
+    def _split(self, module: LightningModule) -> None:
+        if self.world_size == 1:
+            return
+        if not any(map(is_split, module.parameters())):
+            raise UserError(
+                "FSDP splits a DraftModule's backbone while it is read: set model.init_args.sharded to true"
+            )
+        fully_shard(module)
+        for step in ("training_step", "validation_step", "test_step"):  # in which the heads are whole
+            register_fsdp_forward_method(module, step)
