@@ -5,6 +5,7 @@ the metric's axis, so that a region that always fails is seen.
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from mhc.sweeps import Parameter, Sweep, short_names
 RED, COLOURS = "#c4383a", plt.get_cmap("viridis")
 FAILED_AT = -0.13  # below the metric's axis
 APART = 0.022  # between lines that meet at the same value
+MOST_NAMED = 15  # trials; of more, the five best are named
 
 
 class Scale:
@@ -95,17 +97,13 @@ def parallel_figure(sweep: Sweep, records: Sequence[dict[str, Any]], best: int |
                 at - 0.04, height, label, ha="right", va="center", fontsize=8, zorder=5,
                 bbox={"boxstyle": "round,pad=0.12", "facecolor": "white", "edgecolor": "none", "alpha": 0.8},
             )  # fmt: skip
-    ends = [
-        (measured.height(r["value"]), f"trial {r['trial']}: {r['value']:.4g}", r["trial"] == best) for r in finished
-    ]
-    if len(ends) > 15:  # more would not be legible
-        ends = [end for end in ends if end[2]]
-    for (height, label, strong), shown in zip(ends, _spread([end[0] for end in ends], 0.045)):
-        axis.annotate(
-            label, (last + 0.03, height), (last + 0.12, shown), fontsize=8, va="center",
-            fontweight="bold" if strong else "normal",
-            arrowprops={"arrowstyle": "-", "color": GREY, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 0},
-        )  # fmt: skip
+    named = finished if len(finished) <= MOST_NAMED else (finished[-5:] if sweep.maximise else finished[:5])
+    ends = [measured.height(record["value"]) for record in named]
+    for record, height, shown in zip(named, ends, spread(ends, 0.045)):
+        axis.plot([last + 0.03, last + 0.1], [height, shown], color=GREY, linewidth=0.6)
+        weight = "bold" if record["trial"] == best else "normal"
+        label = f"trial {record['trial']}: {record['value']:.4g}"
+        axis.text(last + 0.12, shown, label, fontsize=8, va="center", fontweight=weight)
     if failed:
         label = "failed: trial " + ", ".join(str(r["trial"]) for r in failed[:8]) + (", ..." if len(failed) > 8 else "")
         axis.text(last + 0.12, FAILED_AT, label, fontsize=8, va="center", color=RED)
@@ -139,7 +137,7 @@ def _heights(scales: dict[str, Scale], records: Sequence[dict[str, Any]]) -> dic
         for record in records:  # by metric, so that neighbours are alike
             together.setdefault(scale.height(record["parameters"][name]), []).append(record["trial"])
         for height, trials in together.items():
-            step = min(APART, 0.7 / len(together) / len(trials)) if scale.values else 0
+            step = min(APART, 0.7 / len(together) / len(trials))
             for place, trial in enumerate(trials):
                 found[trial].append(height + (place - (len(trials) - 1) / 2) * step)
     return found
@@ -148,7 +146,7 @@ def _heights(scales: dict[str, Scale], records: Sequence[dict[str, Any]]) -> dic
 def _line(axis: Any, heights: Sequence[float], colour: Any, label: str, **style: Any) -> PathPatch:
     """A curve through these heights at 0, 1, 2, ..., level where it meets an axis, so that lines can be followed."""
     points, codes = [(0.0, heights[0])], [Curve.MOVETO]
-    for at, (here, there) in enumerate(zip(heights, heights[1:])):
+    for at, (here, there) in enumerate(pairwise(heights)):
         points += [(at + 0.4, here), (at + 0.6, there), (at + 1.0, there)]
         codes += [Curve.CURVE4] * 3
     patch = PathPatch(Curve(points, codes), fill=False, edgecolor=colour, label=label, **({"linewidth": 1.4} | style))
@@ -163,13 +161,18 @@ def _limits(values: Sequence[float]) -> tuple[float, float]:
     return min(values) - margin, max(values) + margin
 
 
-def _spread(heights: Sequence[float], least: float) -> list[float]:
-    """These ascending heights, moved so that neighbours are at least so far apart, their middle kept."""
-    moved: list[float] = []
+def spread(heights: Sequence[float], least: float) -> list[float]:
+    """These ascending heights, moved as little as it takes for neighbours to be at least so far apart."""
+    groups: list[list[float]] = []  # of heights that touch: they stand around their mean
     for height in heights:
-        moved.append(max(height, moved[-1] + least) if moved else height)
-    shift = sum(moved) / len(moved) - sum(heights) / len(heights) if moved else 0
-    return [height - shift for height in moved]
+        groups.append([height])
+        while len(groups) > 1 and _bottom(groups[-1], least) < _bottom(groups[-2], least) + least * len(groups[-2]):
+            groups[-2:] = [groups[-2] + groups[-1]]
+    return [_bottom(group, least) + place * least for group in groups for place in range(len(group))]
+
+
+def _bottom(group: Sequence[float], least: float) -> float:
+    return sum(group) / len(group) - least * (len(group) - 1) / 2
 
 
 def _shown(value: Any) -> str:

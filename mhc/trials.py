@@ -8,6 +8,7 @@ is not a finite number at the end: heads of NaN still decode, at one token a ste
 import csv
 import fcntl
 import math
+import shlex
 import shutil
 import signal
 import subprocess
@@ -49,13 +50,14 @@ def only_runner(folder: Path, tell: Callable[[str], None]):
 
 def run_trial(command: list[str], folder: Path, lock: Any) -> int:
     """Run a trial, or go on with it from its last checkpoint, or start it anew where there is none; its exit status.
-    What it prints goes to log.txt. An interruption (Ctrl-C) is passed on to it and raised once it has ended."""
+    Its command and what it prints go to log.txt. An interruption (Ctrl-C) is passed on to it and raised once it has ended."""
     if (folder / CHECKPOINT).exists():
         command = [*command, "--ckpt_path=last"]
     elif folder.exists():
         shutil.rmtree(folder)
     folder.mkdir(exist_ok=True)
-    with open(folder / LOG, "ab") as log:
+    with open(folder / LOG, "ab", buffering=0) as log:
+        log.write(f"$ {shlex.join(command)}\n".encode())
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, pass_fds=[lock.fileno()]
         )
@@ -105,4 +107,4 @@ def read_logged(folder: Path) -> dict[str, list[tuple[int, float]]]:
 def _last_words(log: Path) -> str:
     """The last line that a program has printed, which says why where it failed."""
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    return lines[-1][:300] if lines else "it said nothing"
+    return "it said nothing" if lines[-1].startswith("$ ") else lines[-1][:300]

@@ -59,6 +59,7 @@ def remember(out: Path, what: str, settings: dict[str, Any]) -> None:
         write_json(path, settings)
         return
     made_with = json.loads(path.read_text())
-    changed = [f"{name}: {made_with.get(name)}" for name, value in settings.items() if made_with.get(name) != value]
+    names = [*settings, *(name for name in made_with if name not in settings)]
+    changed = [f"{name}: {made_with.get(name)}" for name in names if made_with.get(name) != settings.get(name)]
     if changed:
         raise UserError(f"'{out}' holds a {what} with other settings ({', '.join(changed)}): choose another --out")

@@ -55,20 +55,19 @@ def main(argv: list[str]) -> int:
 
 def _run(console, sweep, trials: list, number: int, settings: dict, out: Path, lock: Any, done: dict) -> dict[str, Any]:
     """Run one trial and say how it went; its record."""
-    import shlex
-
+    from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    from mhc.trials import NeverLogged, judge, run_trial
+    from mhc.trials import LOG, NeverLogged, judge, run_trial
 
     folder = out / f"trial-{number:03d}"
-    command = sweep.arguments(settings, folder)
     console.rule(f"trial {number} of {len(trials)}: {_spelled(sweep, settings)}", align="left")
-    console.print(shlex.join(command), style="dim", soft_wrap=True)
+    console.print(f"{_outlook(sweep, done, len(trials))} (it writes {folder / LOG})", style="dim", soft_wrap=True)
     started = time.monotonic()
-    with Progress(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), transient=True) as progress:
-        progress.add_task(_outlook(sweep, done, len(trials)))
-        status = run_trial(command, folder, lock)
+    columns = SpinnerColumn(), TextColumn("running"), TimeElapsedColumn()
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        progress.add_task("")
+        status = run_trial(sweep.arguments(settings, folder), folder, lock)
     try:
         value, reason = judge(folder, status, sweep.metric, sweep.maximise)
     except NeverLogged as error:
@@ -175,8 +174,8 @@ def show(console, sweep, done: dict[int, dict[str, Any]]) -> None:
 
     best, varied = best_of(sweep, done), [parameter.name for parameter in sweep.varied]
     table = Table(title=f"{sweep.name}: best of each run by {sweep.metric}", box=SIMPLE_HEAD, padding=(0, 1))
-    for heading in ("trial", *short_names(varied).values(), sweep.metric, "time", ""):
-        table.add_column(heading, justify="right")
+    for heading in ("trial", *short_names(varied).values(), sweep.metric.split("/")[-1], "time", ""):
+        table.add_column(heading, justify="right", overflow="fold")
     for number in ranked(sweep, done):
         record = done[number]
         value = "failed" if record["value"] is None else f"{record['value']:.4g}"
@@ -226,12 +225,16 @@ def _settings(sweep, seed: int) -> dict[str, Any]:
     """What must be the same for a sweep to go on."""
     from dataclasses import asdict
 
+    described = {parameter.name: asdict(parameter) for parameter in sweep.parameters}
     return {
-        "command": [sweep.program, *sweep.command],
+        "command": " ".join([sweep.program, *sweep.command]),
         "method": sweep.method,
         "metric": f"{'maximize' if sweep.maximise else 'minimize'} {sweep.metric}",
-        "parameters": [asdict(parameter) for parameter in sweep.parameters],
         "seed": seed if sweep.method == "random" else None,
+        **{
+            name: {key: value for key, value in told.items() if value and key != "name"}
+            for name, told in described.items()
+        },
     }
 
 
