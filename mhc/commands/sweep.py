@@ -7,7 +7,7 @@ diverges is marked, and the sweep goes on; a sweep that was stopped, however, go
 import subprocess
 import time
 from pathlib import Path
-from statistics import mean
+from statistics import median
 from typing import Any
 
 from mhc.commands import Parser
@@ -65,7 +65,8 @@ def _run(console, sweep, trials: list, number: int, settings: dict, out: Path, l
     console.print(f"{_outlook(sweep, done, len(trials))} (it writes {folder / LOG})", style="dim", soft_wrap=True)
     started = time.monotonic()
     columns = SpinnerColumn(), TextColumn("running"), TimeElapsedColumn()
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    errors = Console(stderr=True)
+    with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as progress:
         progress.add_task("")
         status = run_trial(sweep.arguments(settings, folder), folder, lock)
     try:
@@ -199,7 +200,7 @@ def _outlook(sweep, done: dict[int, dict[str, Any]], trials: int) -> str:
     if best is not None:
         told.append(f"best so far {done[best]['value']:.4g} (trial {best})")
     if done:
-        left = mean(record["seconds"] for record in done.values()) * (trials - len(done))
+        left = median(record["seconds"] for record in done.values()) * (trials - len(done))
         told.append(f"about {_lasting(left)} left")
     return ", ".join(told) or "the first trial"
 
