@@ -20,7 +20,7 @@ from mhc.errors import UserError
 
 METHODS = ("grid", "random")
 KEYS = ("name", "description", "project", "entity", "program", "command", "method", "metric", "parameters", "run_cap")
-SHAPES = {  # what a parameter of each distribution is described by; the last of each is optional
+SHAPES = {  # what a parameter of each distribution is described by; q may be left out
     "constant": ("value",),
     "categorical": ("values",),
     "categorical_w_probabilities": ("values", "probabilities"),
@@ -221,6 +221,8 @@ def _parameter(path: Path, name: str, given: Any) -> Parameter:
         raise UserError(
             f"{where}: min, max and q must be numbers, are {low!r}, {high!r}, {step!r} (YAML wants 1.0e-3 for 1e-3)"
         )
+    if distribution == "int_uniform" and not (isinstance(low, int) and isinstance(high, int)):
+        raise UserError(f"{where}: min and max of int_uniform must be whole, are {low} and {high}")
     if low >= high or step < 0 or ("log" in distribution and low <= 0):
         raise UserError(f"{where}: min must be below max, and above 0 for {distribution}: {low}, {high}")
     return Parameter(name, distribution, low=low, high=high, step=step)

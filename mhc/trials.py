@@ -17,6 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mhc.errors import UserError
+
 LOG, CHECKPOINT, RUNNING = "log.txt", "last.ckpt", "running.lock"
 PATIENCE = 60  # seconds that an interrupted trial has to end by itself
 
@@ -58,9 +60,12 @@ def run_trial(command: list[str], folder: Path, lock: Any) -> int:
     folder.mkdir(exist_ok=True)
     with open(folder / LOG, "ab", buffering=0) as log:
         log.write(f"$ {shlex.join(command)}\n".encode())
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, pass_fds=[lock.fileno()]
-        )
+        try:
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, pass_fds=[lock.fileno()]
+            )
+        except OSError as error:
+            raise UserError(f"cannot start '{command[0]}' ({error.strerror}): mend the sweep's command") from error
         try:
             return process.wait()
         except KeyboardInterrupt:

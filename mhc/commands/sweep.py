@@ -11,7 +11,7 @@ from statistics import median
 from typing import Any
 
 from mhc.commands import Parser
-from mhc.commands.stages import RUN, remember
+from mhc.commands.stages import RUN, SETTINGS, remember
 from mhc.errors import UserError
 
 RECORDS, RESULT, TABLE, PICTURE = "trials.jsonl", "results.json", "results.md", "parallel.png"
@@ -34,12 +34,13 @@ def main(argv: list[str]) -> int:
     if out.exists() and not (out / RECORDS).exists() and any(out.iterdir()):
         raise UserError(f"'{out}' holds something else than a sweep: choose another --out")
     console = Console(highlight=False)
+    if not any(out.glob("trial-*")):  # nothing has run, and the file may have been mended
+        _check_flags(console, sweep.arguments(trials[0], out))
+        (out / SETTINGS).unlink(missing_ok=True)
     with Journal(out / RECORDS, console.print) as journal, only_runner(out, console.print) as lock:
         remember(out, "sweep", _settings(sweep, options.seed))
         done = {record["trial"]: record for record in journal.records() if record["trial"] <= len(trials)}
-        if not done:
-            _check_flags(console, sweep.arguments(trials[0], out))
-        elif len(done) < len(trials):
+        if 0 < len(done) < len(trials):
             console.print(f"{len(done)} of {len(trials)} trials are done: going on")
         for number, settings in enumerate(trials, 1):
             if number not in done:
@@ -74,7 +75,8 @@ def _run(console, sweep, trials: list, number: int, settings: dict, out: Path, l
     except NeverLogged as error:
         if not any(record["state"] == "finished" for record in done.values()):
             raise UserError(
-                f"trial {number} went well, but never logged the metric '{sweep.metric}'; it logged: {error}"
+                f"trial {number} went well, but never logged '{sweep.metric}'; it logged {error}: mend metric.name, and start "
+                f"again with another --out than '{out}'"
             ) from error
         value, reason = None, f"never logged {sweep.metric}"
     seconds = round(time.monotonic() - started, 1)
@@ -114,7 +116,7 @@ def write_results(out: Path, sweep, done: dict[int, dict[str, Any]], trials: int
         "goal": "maximize" if sweep.maximise else "minimize",
         "trials": trials,
         "best": best,
-        "results": [{key: value for key, value in done[n].items() if key != "check"} for n in sorted(done)],
+        "results": [done[number] for number in sorted(done)],
     }
     write_json(out / RESULT, results)
     write_atomically(out / TABLE, lambda at: at.write_text(as_markdown(sweep, done, trials)))
@@ -185,7 +187,7 @@ def show(console, sweep, done: dict[int, dict[str, Any]]) -> None:
             *(_shown(record["parameters"][name]) for name in varied),
             value,
             _lasting(record["seconds"]),
-            "<- best" if number == best else "",
+            "<-" if number == best else "",
             style="bold" if number == best else "dim" if record["value"] is None else "",
         )
     console.print(table)
