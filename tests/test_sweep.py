@@ -338,22 +338,25 @@ def test_a_folder_belongs_to_one_sweep(here, capsys):
 # -- run.py's own training ---------------------------------------------------------------------------------------------
 
 
-def test_a_sweep_of_run_py_fit(tmp_path, monkeypatch, capsys):
-    """Two trainings of the pocket's heads, of which one diverges; an unknown flag is told before any of them."""
+def real_sweep(folder: Path, **parameters) -> Path:
+    """One of our sweep files, made small and given other parameters."""
+    told = yaml.safe_load((ROOT / "configs/sweeps/optimizer.yaml").read_text())
+    command = [part for part in told["command"] if not part.startswith("--data.limit")]
+    small = [f"--data.path={sums(folder)}", "--data.batch_size=16", "--trainer.log_every_n_steps=2"]
+    small += ["--trainer.callbacks.prompts=2", "--trainer.callbacks.max_new_tokens=8"]
+    small += ["--config=configs/trainer/cpu.yaml"]
+    told |= {"method": "grid", "command": [*command[:-1], *small, command[-1]]}
+    told["parameters"] = {f"model.init_args.{name}": {"values": values} for name, values in parameters.items()}
+    path = folder / "sweep.yaml"
+    path.write_text(yaml.safe_dump(told))
+    return path
+
+
+def test_a_sweep_of_run_py_fit(tmp_path, monkeypatch):
+    """Two trainings of the pocket's heads, of which one diverges."""
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    told = yaml.safe_load(FILES[-1].read_text())
-    command = [part for part in told["command"] if not part.startswith("--data.limit")]
-    small = [f"--data.path={sums(tmp_path)}", "--data.batch_size=16", "--trainer.log_every_n_steps=2"]
-    small += [
-        "--trainer.callbacks.prompts=2",
-        "--trainer.callbacks.max_new_tokens=8",
-        "--config=configs/trainer/cpu.yaml",
-    ]
-    told |= {"method": "grid", "command": [*command[:-1], *small, command[-1]]}
-    told["parameters"] = {"model.init_args.learning_rate": {"values": [0.005, 1e30]}}
-    path, out = tmp_path / "sweep.yaml", tmp_path / "out"
-    path.write_text(yaml.safe_dump(told))
+    path, out = real_sweep(tmp_path, learning_rate=[0.005, 1e30]), tmp_path / "out"
     assert run.main(["sweep", str(path), "--out", str(out)]) == 0
     found = results(out)
     assert found["best"] == 1 and found["results"][0]["value"] > 1
@@ -361,12 +364,14 @@ def test_a_sweep_of_run_py_fit(tmp_path, monkeypatch, capsys):
     kept = json.loads((out / "trial-001/drafter.json").read_text())["metrics"]
     assert found["results"][0]["value"] == pytest.approx(kept["val/tokens_per_step"])
     assert not (out / "trial-001/wandb").exists()
-    told["parameters"]["model.init_args.learning_rat"] = {"values": [1, 2]}
-    path.write_text(yaml.safe_dump(told))
-    capsys.readouterr()
-    assert run.main(["sweep", str(path), "--out", str(tmp_path / "other")]) == 2
+
+
+def test_an_unknown_flag_is_told_before_anything_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    path = real_sweep(tmp_path, learning_rat=[1, 2])
+    assert run.main(["sweep", str(path), "--out", str(tmp_path / "out")]) == 2
     said = capsys.readouterr().err
-    assert said.count("\n") == 1 and "learning_rat" in said and not (tmp_path / "other").exists()
+    assert said.count("\n") == 1 and "learning_rat" in said and not (tmp_path / "out").exists()
 
 
 # -- wandb ------------------------------------------------------------------------------------------------------------
