@@ -352,6 +352,7 @@ def real_sweep(folder: Path, **parameters) -> Path:
     return path
 
 
+@pytest.mark.timeout(600)  # three processes that import torch, on a busy machine
 def test_a_sweep_of_run_py_fit(tmp_path, monkeypatch):
     """Two trainings of the pocket's heads, of which one diverges."""
     monkeypatch.chdir(ROOT)
