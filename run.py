@@ -7,6 +7,7 @@
 
   python run.py quickstart              the whole road on the embedded model, in minutes
   python run.py compare                 train every family of heads alike: which one pays here
+  python run.py sweep                   try settings by grid or at random, and see which are best: a wandb sweep file
   python run.py generate                answer a prompt with trained heads
   python run.py tune                    find the tree with which trained heads are fastest on this machine
   python run.py distill                 let the backbone answer prompts: the data heads learn best from
@@ -22,7 +23,7 @@ import os
 import sys
 
 LIGHTNING = ("fit", "validate", "test")
-COMMANDS = ("collect", "compare", "distill", "generate", "inspect", "quickstart", "tune")
+COMMANDS = ("collect", "compare", "distill", "generate", "inspect", "quickstart", "sweep", "tune")
 
 
 def main(arguments: list[str]) -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mhc.commands import Parser, add_backbone, loading_of
-from mhc.commands.stages import TRAINERS, best_trainer, distilling, run_stage, training
+from mhc.commands.stages import TRAINERS, best_trainer, distilling, remember, run_stage, training
 from mhc.errors import UserError
 
 FAMILIES = ("medusa", "cascade", "diffusion", "eagle3")
@@ -18,7 +18,7 @@ STEPS = 375  # three epochs of 4,000 conversations
 VALIDATIONS = 5  # over a training; the best of them is kept
 TRIAL = 20  # steps that tell how long one takes
 TUNED_ON = 12  # validation prompts
-RESULT, SETTINGS = "comparison.json", "settings.json"
+RESULT = "comparison.json"
 
 
 def main(argv: list[str]) -> int:
@@ -45,7 +45,7 @@ def main(argv: list[str]) -> int:
         if status := run_stage(console, "the backbone answers prompts itself", made):
             return status
     prompts = _held_out(options.backbone, answers, options.prompts)  # what is wrong with the data shows before training
-    _remember(out, settings)
+    remember(out, "comparison", settings)
     for family in options.families:
         if status := _train(console, family, trainer, answers, out / family, options):
             return status
@@ -216,20 +216,6 @@ def _steps_in(console, family, trainer, data, folder, common, minutes: float) ->
             return None
     cost = json.loads((trial / COST).read_text())
     return max(VALIDATIONS, int(60 * minutes / (cost["seconds"] / cost["steps"])))
-
-
-def _remember(out: Path, settings: dict[str, Any]) -> None:
-    """Refuse to go on with a comparison that was begun with other settings."""
-    from mhc.checkpoint import write_json
-
-    path = out / SETTINGS
-    if not path.exists():
-        write_json(path, settings)
-        return
-    made_with = json.loads(path.read_text())
-    changed = [f"{name}: {made_with.get(name)}" for name, value in settings.items() if made_with.get(name) != value]
-    if changed:
-        raise UserError(f"'{out}' holds a comparison with other settings ({', '.join(changed)}): choose another --out")
 
 
 def _parser() -> Parser:
