@@ -1,7 +1,7 @@
 """Runs that are killed at random steps and go on, against undisturbed ones.
 
     python benchmarks/resume.py [--count 10] [--cases epochs accumulation ...] [--trainers configs/trainer/cpu.yaml ...]
-        [--flags=--trainer.devices=2 ...]
+        [--flags=--trainer.devices=2 ...] [--fork]
 
 Each case is trained once undisturbed and once killed (SIGKILL, all its processes) at `count` random steps, each time gone on
 with by --ckpt_path last, on every trainer file. Adds to benchmarks/results/resume.json, for <trainer>/<case>:
@@ -22,6 +22,8 @@ import random
 import signal
 import tempfile
 from pathlib import Path
+
+import torch
 
 from common import RESULTS, result, write
 from mhc.checkpoint_io import CheckpointFiles, newest_whole
@@ -45,41 +47,47 @@ def main() -> None:
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--trainers", nargs="+", default=["configs/trainer/cpu.yaml"], help="files for --config")
     parser.add_argument("--flags", nargs="*", default=[], help="more for `run.py fit`, as --name=value")
+    parser.add_argument(
+        "--fork", action="store_true", help="start runs as copies of this process: quick, for one process"
+    )
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     random.seed(options.seed)
+    torch.set_num_threads(1)
     path = RESULTS / "resume.json"
     results = json.loads(path.read_text())["results"] if path.exists() else []
     for trainer in options.trainers:
         for case in options.cases:
             name = f"{Path(trainer).stem}/{case}"
             with tempfile.TemporaryDirectory() as folder:
-                found = killed(Path(folder), case, ["--config", trainer, *options.flags], options.count)
+                found = killed(
+                    Path(folder), case, ["--config", trainer, *options.flags], options.count, not options.fork
+                )
             results = [row for row in results if row["case"] != name]
             results += [result(name, metric, values) for metric, values in found.items()]
             write("resume", results, count=options.count)
 
 
-def killed(folder: Path, case: str, flags: list[str], count: int) -> dict[str, list[float]]:
+def killed(folder: Path, case: str, flags: list[str], count: int, fresh: bool) -> dict[str, list[float]]:
     """One case's figures."""
     build = language_modelling if case == "language model" else fitting
     model = tiny_model(folder)
     where, whole = folder / "killed", folder / "whole"
     more = [*CASES[case], *flags]
     last = where / "last.ckpt"
-    if status := run(build(*model, whole, *more), whole):
+    if status := run(build(*model, whole, *more), whole, fresh=fresh):
         raise SystemExit(f"the undisturbed run ended with {status}:\n{whole.with_suffix('.txt').read_text()}")
     steps = CheckpointFiles().load_checkpoint(whole / "last.ckpt")["global_step"]
     lost, kills = [], 0
     for step in sorted(random.choices(range(1, steps), k=count)):
         resume = ["--ckpt_path", "last"] if where.exists() else []
-        status = run(build(*model, where, *more, *resume), where, step)
+        status = run(build(*model, where, *more, *resume), where, step, fresh)
         if status != -signal.SIGKILL:
             raise SystemExit(f"a run ended with {status}:\n{where.with_suffix('.txt').read_text()}")
         kills += 1
         kept = CheckpointFiles().load_checkpoint(newest_whole(last))["global_step"] if last.exists() else 0
         lost.append(begun(where) - kept)
-    if status := run(build(*model, where, *more, "--ckpt_path", "last"), where):
+    if status := run(build(*model, where, *more, "--ckpt_path", "last"), where, fresh=fresh):
         raise SystemExit(f"the last run ended with {status}:\n{where.with_suffix('.txt').read_text()}")
     different = {metric: [value] for metric, value in differences(whole, where).items()}
     return {"kills": [kills], **different, "lost_steps": lost}

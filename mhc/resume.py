@@ -59,7 +59,7 @@ class RunCheckpoint(Callback):
             if trainer.is_global_zero:
                 last.unlink(missing_ok=True)
                 previous(last).unlink(missing_ok=True)
-        elif last.exists() or heads.exists():
+        elif last.exists() or previous(last).exists() or heads.exists():
             raise UserError(
                 f"'{last.parent}' already holds {'trained heads' if heads.exists() else 'a run'}: choose another "
                 "--trainer.default_root_dir, go on with --ckpt_path last, or start over with --checkpoint.overwrite true"

@@ -151,7 +151,7 @@ def test_mistakes_get_one_line_and_lose_nothing(undisturbed, command, tmp_path):
         ([], "--checkpoint.overwrite"),
         ([*more, "--data.batch_size", "8"], "rows of a global batch: 4, now 8"),
         ([*more, "--data.seed", "8"], "data.seed: 0, now 8"),
-        ([*more, "--data.max_length", "20"], "their lengths"),
+        ([*more, "--data.max_length", "40"], "their lengths"),
         (["--checkpoint.every_n_steps", "0"], "every_n_steps"),
     ):
         assert run(command("epochs", where, *wrong), where, fresh=False) == 2
