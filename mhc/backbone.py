@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 import mhc.attention  # noqa: F401  (registers the attention named "mhc")
@@ -63,6 +63,11 @@ def _loading(kind: str, name: str, load):
         raise UserError(
             f"cannot load the {kind} of backbone '{name}' (a directory, a hub name or 'pocket'): {reason}"
         ) from error
+
+
+def load_config(name: str) -> PretrainedConfig:
+    """The config.json of backbone `name`; no code of its own is run."""
+    return _loading("config", name, lambda at: AutoConfig.from_pretrained(at, trust_remote_code=False))
 
 
 def load_tokenizer(name: str):

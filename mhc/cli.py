@@ -13,10 +13,15 @@ from lightning import LightningDataModule, LightningModule
 from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
+from mhc.dry_run import DryRun, choose_batch_size
 from mhc.errors import UserError
 
 # References across config files (`${data.init_args.max_length}`) hold in any order and follow overrides.
 jsonargparse.set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
+
+
+class Told(Exception):
+    """A dry run is over: nothing is to be instantiated."""
 
 
 class CLI(LightningCLI):
@@ -25,10 +30,19 @@ class CLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.set_defaults({"seed_everything": 0})
+        told = "tell what the run would take and stop; GIB: of each device, where the run is for another machine"
+        parser.add_argument("--dry_run", nargs="?", type=float, const=0.0, metavar="GIB", help=told)
+        told = "take the largest power of two of rows that fits, by the dry run's estimate, as data.batch_size"
+        parser.add_argument("--auto_batch_size", action="store_true", help=told)
 
     def before_instantiate_classes(self) -> None:
         chosen = self.config[self.subcommand]
         folder = Path(chosen.trainer.default_root_dir or ".")
+        if chosen.auto_batch_size:
+            choose_batch_size(chosen, folder)
+        if chosen.dry_run is not None:
+            DryRun(chosen, chosen.dry_run).tell()
+            raise Told
         named = chosen.get("ckpt_path")
         if named is None and self.subcommand != "fit" and (folder / "best.ckpt").exists():
             named = "best"
@@ -57,6 +71,8 @@ def main(arguments: list[str]) -> int:
             save_config_kwargs={"overwrite": True},
             parser_kwargs={"parser_mode": "omegaconf+", "exit_on_error": False},
         )
+    except Told:
+        return 0
     except ArgumentError as error:
         raise UserError(shorten(str(error))) from error
     except ValueError as error:  # jsonargparse wraps what a constructor raises
