@@ -1,6 +1,6 @@
 """How much there is to train on, counted where that is quick and estimated from a part where it is not.
 
-    B rows of a batch   T time   A anchors (positions that heads are trained at)
+B rows of a batch   T time   A anchors (positions that heads are trained at)
 """
 
 import json
@@ -24,7 +24,7 @@ PART = 1000  # conversations that stand for all where there are more
 @dataclass(frozen=True)
 class Survey:
     """rows, tokens and anchors of the training split; batches of an epoch; longest: the most tokens in a row of a batch;
-    batch_anchors: the most that a batch can have; counted: whether all of it was read, else it is an estimate."""
+    batch_anchors: the most that a batch can have; prompt: tokens of the longest of some validation prompts; counted: whether all of it was read, else it is an estimate."""
 
     rows: int
     tokens: int
@@ -32,21 +32,22 @@ class Survey:
     batches: int
     longest: int
     batch_anchors: int
+    prompt: int
     counted: bool
 
 
-def survey(data: ConversationData | FeatureData) -> Survey:
+def survey(data: ConversationData | FeatureData, prompts: int) -> Survey:
     """Look through the training split of a data module that has its tokenizer; a large one is judged by its first PART
-    conversations. Raises UserError for data that cannot be read or trained on."""
+    conversations. prompts: how many are decoded at validations. Raises UserError for data that cannot be read or trained on."""
     share = 1.0 if isinstance(data, FeatureData) else _share(data)
     if share < 1:
         with tempfile.TemporaryDirectory() as folder:
-            return _look(_part(data, Path(folder) / "part.jsonl"), data.batch_size, 1 / share, False)
-    return _look(data, data.batch_size, 1.0, True)
+            return _look(_part(data, Path(folder) / "part.jsonl"), prompts, 1 / share, False)
+    return _look(data, prompts, 1.0, True)
 
 
-def _look(data: ConversationData | FeatureData, batch_size: int, times: float, counted: bool) -> Survey:
-    rows = data.rows("train")
+def _look(data: ConversationData | FeatureData, prompts: int, times: float, counted: bool) -> Survey:
+    rows, batch_size = data.rows("train"), data.batch_size
     loader = data.train_dataloader()
     lengths = np.array([len(ids) for ids, _ in rows])
     anchors = np.array([int((mask[1:-1] & mask[2:]).sum()) for _, mask in rows])
@@ -58,7 +59,8 @@ def _look(data: ConversationData | FeatureData, batch_size: int, times: float, c
         most = int(np.sort(anchors)[-batch_size:].sum())
     batches = len(loader) if counted else max(1, round(len(loader) * times))
     totals = (round(int(total) * times) for total in (len(rows), lengths.sum(), anchors.sum()))
-    return Survey(*totals, batches, longest, max(1, most), counted)
+    prompt = max((len(each.ids) for each in data.prompts("validation", prompts)), default=longest)
+    return Survey(*totals, batches, longest, max(1, most), prompt, counted)
 
 
 def _share(data: ConversationData) -> float:

@@ -11,8 +11,6 @@ from dataclasses import replace
 from importlib import import_module
 from math import ceil
 from pathlib import Path
-from statistics import median
-from typing import Any
 
 import torch
 from jsonargparse import Namespace
@@ -22,7 +20,7 @@ from mhc.drafters import Drafter
 from mhc.errors import UserError
 from mhc.files import write_json
 from mhc.memory import Decoding, Setting, Sharding, memory, sharding, weight_bytes
-from mhc.rehearsal import Rehearsal, Weights, rehearse
+from mhc.rehearsal import Rehearsal, rehearse
 
 GIB = 2**30
 CONTEXT = GIB  # of CUDA, its libraries and the allocator's gaps on a GPU: customary, not measured here
@@ -48,7 +46,9 @@ class DryRun:
         self.config = load_config(model.backbone)
         self.data = _class(chosen.data.class_path)(**chosen.data.init_args)
         self.data.tokenizer = load_tokenizer(model.backbone)
-        self.survey = survey(self.data)
+        told = next((c.init_args for c in trainer.callbacks or [] if c.class_path.endswith("Acceptance")), None)
+        self.survey = survey(self.data, told.prompts if told else 0)
+        self.decoding = told and Decoding(told.prompts, self.survey.prompt + told.max_new_tokens)
         self.shards: Sharding = sharding(trainer)
         on_gpu = trainer.accelerator in ("gpu", "cuda") or (trainer.accelerator == "auto" and torch.cuda.is_available())
         precision = str(trainer.precision or "32-true")
@@ -67,8 +67,6 @@ class DryRun:
         )
         if self.setting.dtype.itemsize < 4 and low is None:
             raise UserError(f"a backbone in {model.dtype} needs --trainer.precision bf16-mixed, not {precision}")
-        told = next((c.init_args for c in trainer.callbacks or [] if c.class_path.endswith("Acceptance")), None)
-        self.decoding = told and Decoding(told.prompts, self.survey.longest + told.max_new_tokens)
         self.process = CONTEXT if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         self.there = gib * GIB if gib else available(on_gpu, self.shards.processes, self.process)
 
@@ -95,7 +93,9 @@ class DryRun:
     def largest_batch(self) -> int:
         """The largest power of two of rows that fits with a tenth to spare, 0 if not even one does."""
         if self.there is None:
-            raise UserError("a batch size is found by the memory of the GPU, and there is none here: give --data.batch_size")
+            raise UserError(
+                "a batch size is found by the memory of the GPU, and there is none here: give --data.batch_size"
+            )
         rows = 0
         while rows < self.survey.rows and self.needed(max(1, 2 * rows)) <= 0.9 * self.there:
             rows = max(1, 2 * rows)
@@ -107,7 +107,9 @@ class DryRun:
         each = ceil(self.survey.batches / self.shards.processes / (trainer.accumulate_grad_batches or 1))
         limit = trainer.max_steps if trainer.max_steps and trainer.max_steps > 0 else None
         epochs = trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else None
-        return min(limit or 1 << 62, each * epochs if epochs else limit or each * 1000)  # 1000 epochs are Lightning's default
+        return min(
+            limit or 1 << 62, each * epochs if epochs else limit or each * 1000
+        )  # 1000 epochs are Lightning's default
 
     # ---- telling
 
@@ -119,7 +121,9 @@ class DryRun:
         print("a dry run: nothing is loaded, nothing is trained\n")
         self._tell_parameters(found)
         kind = "gpu" if setting.on_gpu else "cpu"
-        print(f"memory      on each of {self.shards.processes} {kind} ({self.shards.name}), rows of {setting.length} tokens")
+        print(
+            f"memory      on each of {self.shards.processes} {kind} ({self.shards.name}), rows of {setting.length} tokens"
+        )
         for name, size in standing.items():
             _line(name, f"{size / GIB:.2f} GiB")
         print("            and the largest of what comes in turns")
@@ -135,8 +139,10 @@ class DryRun:
         if self.there is None:
             print("\nThere is no GPU here to compare with: --dry_run 24 compares with one of 24 GiB.")
         elif peak > self.there:
-            raise UserError(f"this run needs {peak / GIB:.1f} GiB on each device and {self.there / GIB:.1f} are there: "
-                            f"{self._advice()}")
+            raise UserError(
+                f"this run needs {peak / GIB:.1f} GiB on each device and {self.there / GIB:.1f} are there: "
+                f"{self._advice()}"
+            )
         if disk:
             raise UserError(disk)
 
@@ -163,15 +169,21 @@ class DryRun:
         """What is written; a complaint where there is no room for it."""
         heads, trainer = 4 * found.drafter.total, self.chosen.trainer
         logs = steps // (trainer.log_every_n_steps or 50) * LOG_LINE
-        needed = heads + 3 * 3 * heads + logs  # last.ckpt, best.ckpt and one being written: weights and two moments each
+        needed = (
+            heads + 3 * 3 * heads + logs
+        )  # last.ckpt, best.ckpt and one being written: weights and two moments each
         folder = Path(trainer.default_root_dir or ".").resolve()
         free = shutil.disk_usage(next(at for at in (folder, *folder.parents) if at.exists())).free
-        print(f"disk        heads {heads / GIB:.2f} GiB, a checkpoint {3 * heads / GIB:.2f} (two, and one being written), logs "
-              f"{logs / 2**20:.1f} MiB: {needed / GIB:.2f} GiB of {free / GIB:.1f} free")
+        print(
+            f"disk        heads {heads / GIB:.2f} GiB, a checkpoint {3 * heads / GIB:.2f} (two, and one being written), logs "
+            f"{logs / 2**20:.1f} MiB: {needed / GIB:.2f} GiB of {free / GIB:.1f} free"
+        )
         if needed <= free:
             return None
-        return (f"this run writes {needed / GIB:.1f} GiB and {free / GIB:.1f} are free at {folder}: make room, or choose "
-                "another --trainer.default_root_dir")
+        return (
+            f"this run writes {needed / GIB:.1f} GiB and {free / GIB:.1f} are free at {folder}: make room, or choose "
+            "another --trainer.default_root_dir"
+        )
 
     def _tell_time(self, found: Rehearsal, steps: int) -> None:
         seen, setting = self.survey, self.setting
@@ -181,9 +193,11 @@ class DryRun:
         work = (forward + heads) * epochs / self.shards.processes
         rate, how = speed(setting.on_gpu, setting.autocast or setting.dtype)
         seconds = work / (rate * REACHED)
-        print(f"time        about {_duration(seconds)}, perhaps half or twice that, validations apart: {work:.1e} operations on "
-              f"each device, {heads / max(1.0, forward + heads):.0%} of them of the heads; {rate:.1e} a second {how}, of "
-              f"which {REACHED:.0%} is taken to be reached")
+        print(
+            f"time        about {_duration(seconds)}, perhaps half or twice that, validations apart: {work:.1e} operations on "
+            f"each device, {heads / max(1.0, forward + heads):.0%} of them of the heads; {rate:.1e} a second {how}, of "
+            f"which {REACHED:.0%} is taken to be reached"
+        )
 
     def _advice(self) -> str:
         rows = self.largest_batch()
@@ -226,11 +240,11 @@ def speed(on_gpu: bool, dtype: torch.dtype) -> tuple[float, str]:
     device, size = ("cuda", 8192) if on_gpu else ("cpu", 1024)
     left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     spent = []
-    for _ in range(5):
+    for _ in range(8):
         started = time.perf_counter()
         (left @ right).sum().item()
         spent.append(time.perf_counter() - started)
-    return 2 * size**3 / median(spent[1:]), f"measured here in {str(dtype).rpartition('.')[2]}"
+    return 2 * size**3 / min(spent), f"measured here in {str(dtype).rpartition('.')[2]}"
 
 
 def _class(path: str) -> type:

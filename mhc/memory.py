@@ -28,7 +28,11 @@ class Sharding:
 def sharding(trainer: Namespace) -> Sharding:
     """How the trainer's strategy shards: single, ddp, zero1 to zero3 (DeepSpeed's stages), fsdp."""
     devices = trainer.devices
-    count = len(devices) if isinstance(devices, list) else max(1, int(devices) if str(devices).isdigit() else torch.cuda.device_count())
+    count = (
+        len(devices)
+        if isinstance(devices, list)
+        else max(1, int(devices) if str(devices).isdigit() else torch.cuda.device_count())
+    )
     n = count * (trainer.num_nodes or 1)
     strategy = trainer.strategy
     stage = None
@@ -96,7 +100,8 @@ def memory(
     unpacked = found.backbone.matrix * setting.dtype.itemsize if setting.quantize else 0
     standing = {
         "process": process,
-        "backbone's weights": weight_bytes(found.backbone, setting.dtype, setting.quantize) // shards.weights + gathered,
+        "backbone's weights": weight_bytes(found.backbone, setting.dtype, setting.quantize) // shards.weights
+        + gathered,
         "heads' weights": heads // shards.weights,
         "optimizer's moments": 2 * found.drafter.total * 4 // shards.moments,
     }

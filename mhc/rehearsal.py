@@ -103,36 +103,48 @@ def rehearse(
             drafter = build(backbone).train()
         finally:
             torch.set_default_dtype(torch.float32)
-        ids = torch.zeros(rows, length, dtype=torch.long)
-        where = torch.zeros(anchors, dtype=torch.long)
-        standing = [*backbone.parameters(), *backbone.buffers(), *drafter.parameters(), *drafter.buffers(), ids, where]
-        lower = torch.autocast("cpu", autocast) if autocast else nullcontext()
-        held = Held(standing)
-        with held, counting() as forward_operations, lower:
-            features = backbone.features(ids, drafter.taps)
-        forward, held.most = held.most, held.now
-        with held, counting() as heads_operations:
-            with torch.autocast("cpu", autocast) if autocast else nullcontext():
-                total = torch.zeros(())
-                for head, guess in enumerate(drafter(features, ids, (where, where))):
-                    teacher = None
-                    if objective != "ce":
-                        teacher = Teacher(torch.cat([features.hidden[where, where]]), backbone.unembedding)
-                    loss = chunked_loss(
-                        torch.cat([guess.hidden[where]]),
-                        drafter.unembedding(head),
-                        where,
-                        objective,
-                        None if guess.weight is None else guess.weight[where],
-                        teacher,
-                        drafter.vocabulary,
-                        backbone.softcap,
-                    )
-                    total = total + loss.loss
-            total.backward()
-    return Rehearsal(
-        forward, held.most, sum(forward_operations), sum(heads_operations), weigh(backbone.model), weigh(drafter)
-    )
+        return play(backbone, drafter, rows, length, anchors, objective, autocast)
+
+
+def play(
+    backbone: Backbone,
+    drafter: Drafter,
+    rows: int,
+    length: int,
+    anchors: int,
+    objective: str,
+    autocast: torch.dtype | None,
+) -> Rehearsal:
+    """The step of `rehearse` on modules that are there, with contents or without. (DraftModule's own asks tensors for their
+    values, to find the anchors.)"""
+    ids = torch.zeros(rows, length, dtype=torch.long)
+    where = torch.zeros(anchors, dtype=torch.long)
+    precision = torch.autocast("cpu", autocast) if autocast else nullcontext()
+    held = Held([*backbone.parameters(), *backbone.buffers(), *drafter.parameters(), *drafter.buffers(), ids, where])
+    with held, counting() as forward_operations, precision:
+        features = backbone.features(ids, drafter.taps)
+    forward, held.most = held.most, held.now
+    with held, counting() as heads_operations:
+        with precision:
+            total = torch.zeros(())
+            for head, guess in enumerate(drafter(features, ids, (where, where))):
+                teacher = None
+                if objective != "ce":
+                    teacher = Teacher(torch.cat([features.hidden[where, where]]), backbone.unembedding)
+                found = chunked_loss(
+                    torch.cat([guess.hidden[where]]),
+                    drafter.unembedding(head),
+                    where,
+                    objective,
+                    None if guess.weight is None else guess.weight[where],
+                    teacher,
+                    drafter.vocabulary,
+                    backbone.softcap,
+                )
+                total = total + found.loss
+        total.backward()
+    operations = sum(forward_operations), sum(heads_operations)
+    return Rehearsal(forward, held.most, *operations, weigh(backbone.model), weigh(drafter))
 
 
 def weigh(module: nn.Module) -> Weights:
