@@ -14,7 +14,7 @@ RESULT = "training.json"
 
 
 class TrainingCost(Callback):
-    """At the end of `fit` writes training.json: steps, the seconds they took (validation and loading apart), the
+    """At the end of `fit` writes training.json: steps, rows in a batch, the seconds they took (validation and loading apart), the
     heads' parameters, and the most memory that was held (of the GPU, or the process). A resumed run goes on counting."""
 
     def __init__(self) -> None:
@@ -35,6 +35,7 @@ class TrainingCost(Callback):
             figures = {
                 "steps": trainer.global_step,
                 "max_steps": trainer.max_steps,
+                "batch_size": getattr(trainer.datamodule, "batch_size", None),
                 "seconds": round(self.seconds, 2),
                 "parameters": sum(p.numel() for p in module.parameters() if p.requires_grad),
                 "peak_memory_mib": round(held / 2**20),

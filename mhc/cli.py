@@ -38,9 +38,11 @@ class CLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         chosen = self.config[self.subcommand]
         folder = Path(chosen.trainer.default_root_dir or ".")
-        if chosen.auto_batch_size:
+        if chosen.auto_batch_size and self.subcommand == "fit":
             choose_batch_size(chosen, folder)
         if chosen.dry_run is not None:
+            if self.subcommand != "fit":
+                raise UserError(f"--dry_run tells what `fit` would take: `{self.subcommand}` has none")
             DryRun(chosen, chosen.dry_run).tell()
             raise Told
         named = chosen.get("ckpt_path")

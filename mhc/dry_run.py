@@ -4,6 +4,7 @@ Sizes come from the backbone's config.json and from a step that is rehearsed wit
 """
 
 import json
+import os
 import resource
 import shutil
 import time
@@ -194,7 +195,7 @@ class DryRun:
         rate, how = speed(setting.on_gpu, setting.autocast or setting.dtype)
         seconds = work / (rate * REACHED)
         print(
-            f"time        about {_duration(seconds)}, perhaps half or twice that, validations apart: {work:.1e} operations on "
+            f"time        about {_duration(seconds)}, validations apart, give or take half (kl and lk more): {work:.1e} operations on "
             f"each device, {heads / max(1.0, forward + heads):.0%} of them of the heads; {rate:.1e} a second {how}, of "
             f"which {REACHED:.0%} is taken to be reached"
         )
@@ -216,6 +217,11 @@ def choose_batch_size(chosen: Namespace, folder: Path) -> None:
     if known.exists():
         rows, why = json.loads(known.read_text())["batch_size"], f"as {known} says"
     else:
+        if os.environ.get("WORLD_SIZE", "1") != "1":
+            raise UserError(
+                "several processes would each choose a batch size: run the command with --dry_run in one process first, then "
+                f"all take the one in {known}"
+            )
         run = DryRun(chosen)
         rows, why = run.largest_batch(), "the largest power of two that fits by the dry run's estimate"
         if not rows:

@@ -123,15 +123,33 @@ def test_the_estimate_is_near_what_a_process_really_holds():
 
 @pytest.mark.parametrize("path", BACKBONES, ids=lambda path: path.stem)
 def test_models_of_8b_fit_24_gb_in_8_bits(path):
-    """As configs/trainer/one-24gb.yaml sets it, over rows of 2,048 tokens and prompts of 512."""
+    """As configs/trainer/one-24gb.yaml sets it, and as configs/backbone tells: rows of 2,048 tokens, prompts of 512."""
     config = published(path.stem)
-    found = rehearse(config, lambda b: Cascade(b, heads=5), 1, 2048, 2046, "ce", **BF16)
+    found = rehearse(config, lambda b: Cascade(b, heads=5), 1, 2048, 1536, "ce", **BF16)
     if path.stem in PUBLISHED:
         assert found.backbone.total == PUBLISHED[path.stem]
     chosen = setting(1, 2048, **BF16, quantize="int8", on_gpu=True)
     standing, turns = memory(found, chosen, Sharding("single"), config, Decoding(16, 512 + 64), GIB)
-    assert sum(standing.values()) + max(turns.values()) < 24e9
-    assert standing["backbone's weights"] < 0.62 * 2 * found.backbone.total
+    needed = sum(standing.values()) + max(turns.values())
+    assert needed < 24e9 and standing["backbone's weights"] < 0.62 * 2 * found.backbone.total
+    told = (ROOT / f"configs/backbone/{path.stem}.yaml").read_text()
+    (row,) = (line for line in told.splitlines() if "MHC (cascade)" in line)
+    assert float(row.split()[5]) == pytest.approx(needed / GIB, abs=0.1)
+
+
+def test_eagle3_fits_24_gb_with_checkpointing():
+    config = published("llama-3.1-8b")
+    needed = []
+    for checkpointing in (False, True):
+
+        def build(backbone, checkpointing=checkpointing):
+            return Eagle3(backbone, draft_vocabulary=32_000, checkpointing=checkpointing)
+
+        found = rehearse(config, build, 1, 2048, 1536, "kl", **BF16)
+        chosen = setting(1, 2048, **BF16, objective="kl", quantize="int8", on_gpu=True)
+        standing, turns = memory(found, chosen, Sharding("single"), config, Decoding(16, 512 + 64), GIB)
+        needed.append(sum(standing.values()) + max(turns.values()))
+    assert needed[1] < 24e9 and needed[1] < 0.9 * needed[0]
 
 
 def test_strategies_shard_what_they_say():
