@@ -25,6 +25,7 @@ from mhc.rehearsal import Rehearsal, rehearse
 
 GIB = 2**30
 CONTEXT = GIB  # of CUDA, its libraries and the allocator's gaps on a GPU: customary, not measured here
+WORKING = 256 << 20  # of libraries and the allocator on a CPU once they work: 0.1 to 0.3 GiB over seven runs
 REACHED = 0.5  # of a large product's speed, by a whole step
 STATED = 1e14  # operations a second of a GPU that is not at hand: a third of an A100's data sheet in bf16
 LOG_LINE = 400  # bytes of a line of metrics.csv
@@ -68,7 +69,7 @@ class DryRun:
         )
         if self.setting.dtype.itemsize < 4 and low is None:
             raise UserError(f"a backbone in {model.dtype} needs --trainer.precision bf16-mixed, not {precision}")
-        self.process = CONTEXT if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        self.process = CONTEXT if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 + WORKING
         self.there = gib * GIB if gib else available(on_gpu, self.shards.processes, self.process)
 
     def build(self, backbone: Backbone) -> Drafter:

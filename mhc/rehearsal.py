@@ -9,7 +9,7 @@ counted is what this project's code allocates, operation by operation, not a for
 import weakref
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 import torch
@@ -96,6 +96,9 @@ def rehearse(
 ) -> Rehearsal:
     """Play through a step of DraftModule on `rows` rows of `length` tokens with so many anchors: a backbone of this config in
     `dtype`, the heads that `build` puts on it in `heads_dtype`, under autocast where that is given."""
+    if dtype == torch.float32 and has_experts(config):  # PyTorch's grouped product is rehearsed in bf16 only
+        half = rehearse(config, build, rows, length, anchors, objective, torch.bfloat16, torch.bfloat16)
+        return replace(half, forward=2 * half.forward, heads=2 * half.heads)
     with FakeTensorMode():
         backbone = Backbone(AutoModelForCausalLM.from_config(config, dtype=dtype))
         torch.set_default_dtype(heads_dtype)  # modules cannot be converted once they are there
@@ -147,6 +150,12 @@ def play(
     return Rehearsal(forward, held.most, *operations, weigh(backbone.model), weigh(drafter))
 
 
+def has_experts(config: PretrainedConfig) -> bool:
+    """Whether layers are mixtures of experts."""
+    text = config.get_text_config(decoder=True)
+    return any(getattr(text, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts"))
+
+
 def weigh(module: nn.Module) -> Weights:
     """The parameters of a model or of a drafter, those that are shared counted once."""
     counts = {name: parameter.numel() for name, parameter in module.named_parameters()}
@@ -174,9 +183,12 @@ def weigh(module: nn.Module) -> Weights:
 @contextmanager
 def counting():
     """A list that holds, once the block is over, the floating-point operations that it computed."""
-    attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu, _attention_operations
+    unknown = {
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_operations,
+        torch.ops.aten._grouped_mm: _grouped_operations,
+    }
     found: list[int] = []
-    with FlopCounterMode(display=False, custom_mapping=dict([attention])) as counter:
+    with FlopCounterMode(display=False, custom_mapping=unknown) as counter:
         yield found
     found.append(counter.get_total_flops())
 
@@ -185,3 +197,8 @@ def _attention_operations(query, key, value, *args, out_shape=None, **kwargs) ->
     """Two products of every query with every key and value (B,H,T,E), half of them masked."""
     rows, heads, queries, width = query
     return 2 * prod((rows, heads, queries, key[2], width))
+
+
+def _grouped_operations(left, right, *args, out_shape=None, **kwargs) -> int:
+    """Each of the rows (M,K) with the matrix (K,N) of one expert of E."""
+    return 2 * prod(left) * right[-1]

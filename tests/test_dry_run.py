@@ -15,8 +15,8 @@ import run
 from mhc.backbone import Backbone, load_config, load_tokenizer
 from mhc.drafters import Cascade, Diffusion, Eagle3, Medusa
 from mhc.memory import Decoding, Setting, Sharding, cache_bytes, memory, sharding
-from mhc.rehearsal import Held, play, rehearse
-from tests.conftest import tiny_backbone
+from mhc.rehearsal import Held, has_experts, play, rehearse
+from tests.conftest import ARCHITECTURES, tiny_backbone
 from tests.test_command_line import CASCADE, COMMON, ROOT, conversations, small  # noqa: F401 (a fixture)
 
 GIB = 2**30
@@ -71,6 +71,17 @@ def test_a_rehearsed_step_counts_what_a_real_one_holds(family):
     assert (found.drafter, found.backbone.total) == (expected.drafter, backbone.parameter_count)
     assert found.forward == pytest.approx(expected.forward, rel=0.2)
     assert found.heads == pytest.approx(expected.heads, rel=0.2)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_architecture_is_rehearsed(name):
+    """In fp32; a forward computes at least two operations a position for each weight that it meets."""
+    config = AutoConfig.for_model(name, **ARCHITECTURES[name])
+    found = rehearse(config, lambda b: Medusa(b, heads=2), 2, 40, 60)
+    layers = found.backbone.parts["layers"]
+    least = layers / 2 if has_experts(config) else 0.95 * layers  # half of the experts at a position
+    assert 2 * least * 80 < found.forward_operations < 1.4 * 2 * layers * 80
+    assert found.forward > 2 * 40 * config.hidden_size * 4
 
 
 def test_the_frozen_forward_keeps_its_features_alone(backbones):
