@@ -1,4 +1,5 @@
-"""What a training step of draft heads costs beside the frozen forward it cannot do without; and two processes beside one.
+"""What a training step of draft heads costs beside the frozen forward it cannot do without; and two processes beside
+one.
 
     K heads   B rows   T time   A anchors   D width   V vocabulary
 
@@ -53,8 +54,8 @@ def peak_gib(device: torch.device) -> float:
 
 
 def step_costs(backbone: Backbone, rows: int, length: int, repeats: int) -> dict[str, list[float]]:
-    """By metric: the frozen forward alone and whole steps (forward, heads, loss, backward, AdamW) with the backbone's shared
-    frozen lm_head and with trained copies, in turns. Under autocast to bf16 where the backbone is held in it."""
+    """By metric: the frozen forward alone and whole steps (forward, heads, loss, backward, AdamW) with the backbone's
+    shared frozen lm_head and with trained copies, in turns. Under autocast to bf16 where the backbone is held in it."""
     device, batch = backbone.device, batch_of(backbone, rows, length)
     seconds: dict[str, list[float]] = {"frozen_forward": []}
     found: dict[str, list[float]] = {}
@@ -104,7 +105,8 @@ class Step(nn.Module):
 
 
 def worker(rows: int, length: int, steps: int) -> None:
-    """One of the processes that torchrun starts: trains on the pocket, and the first prints the seconds of each step."""
+    """One of the processes that torchrun starts: trains on the pocket, and the first prints the seconds of each
+    step."""
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo")
     torch.manual_seed(torch.distributed.get_rank())

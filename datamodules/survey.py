@@ -23,8 +23,9 @@ PART = 1000  # conversations that stand for all where there are more
 
 @dataclass(frozen=True)
 class Survey:
-    """rows, tokens and anchors of the training split; batches of an epoch; longest: the most tokens in a row of a batch;
-    batch_anchors: the most that a batch can have; prompt: tokens of the longest of some validation prompts; counted: whether all of it was read, else it is an estimate."""
+    """rows, tokens and anchors of the training split; batches of an epoch; longest: the most tokens in a row of a
+    batch; batch_anchors: the most that a batch can have; prompt: tokens of the longest of some validation prompts;
+    counted: whether all of it was read, else it is an estimate."""
 
     rows: int
     tokens: int
@@ -38,7 +39,8 @@ class Survey:
 
 def survey(data: ConversationData | FeatureData, prompts: int) -> Survey:
     """Look through the training split of a data module that has its tokenizer; a large one is judged by its first PART
-    conversations. prompts: how many are decoded at validations. Raises UserError for data that cannot be read or trained on."""
+    conversations. prompts: how many are decoded at validations. Raises UserError for data that cannot be read or
+    trained on."""
     share = 1.0 if isinstance(data, FeatureData) else _share(data)
     if share < 1:
         with tempfile.TemporaryDirectory() as folder:

@@ -1,6 +1,8 @@
-"""What `run.py fit` would take, told before anything is loaded: parameters, memory on each device, tokens, disk and time.
+"""What `run.py fit` would take, told before anything is loaded: parameters, memory on each device, tokens, disk and
+time.
 
-Sizes come from the backbone's config.json and from a step that is rehearsed without contents (mhc.rehearsal, mhc.memory).
+Sizes come from the backbone's config.json and from a step that is rehearsed without contents (mhc.rehearsal,
+mhc.memory).
 """
 
 import json
@@ -33,7 +35,8 @@ BATCH_SIZE = "batch_size.json"
 
 
 class DryRun:
-    """A run of `fit` as its parsed configuration describes it. gib: memory of each device, where it is not this machine's.
+    """A run of `fit` as its parsed configuration describes it. gib: memory of each device, where it is not this
+    machine's.
 
     Raises UserError for a backbone whose config.json cannot be had, and for data that cannot be read.
     """
@@ -109,9 +112,8 @@ class DryRun:
         each = ceil(self.survey.batches / self.shards.processes / (trainer.accumulate_grad_batches or 1))
         limit = trainer.max_steps if trainer.max_steps and trainer.max_steps > 0 else None
         epochs = trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else None
-        return min(
-            limit or 1 << 62, each * epochs if epochs else limit or each * 1000
-        )  # 1000 epochs are Lightning's default
+        by_epochs = each * (epochs or (1 << 62 if limit else 1000))  # 1000 is Lightning's own default
+        return min(limit or by_epochs, by_epochs)
 
     # ---- telling
 
@@ -171,14 +173,12 @@ class DryRun:
         """What is written; a complaint where there is no room for it."""
         heads, trainer = 4 * found.drafter.total, self.chosen.trainer
         logs = steps // (trainer.log_every_n_steps or 50) * LOG_LINE
-        needed = (
-            heads + 3 * 3 * heads + logs
-        )  # last.ckpt, best.ckpt and one being written: weights and two moments each
+        needed = heads + 3 * 3 * heads + logs  # last.ckpt, best.ckpt and one being written, two moments in each
         folder = Path(trainer.default_root_dir or ".").resolve()
         free = shutil.disk_usage(next(at for at in (folder, *folder.parents) if at.exists())).free
         print(
-            f"disk        heads {heads / GIB:.2f} GiB, a checkpoint {3 * heads / GIB:.2f} (two, and one being written), logs "
-            f"{logs / 2**20:.1f} MiB: {needed / GIB:.2f} GiB of {free / GIB:.1f} free"
+            f"disk        heads {heads / GIB:.2f} GiB, a checkpoint {3 * heads / GIB:.2f} (two, and one being "
+            f"written), logs {logs / 2**20:.1f} MiB: {needed / GIB:.2f} GiB of {free / GIB:.1f} free"
         )
         if needed <= free:
             return None
@@ -196,9 +196,9 @@ class DryRun:
         rate, how = speed(setting.on_gpu, setting.autocast or setting.dtype)
         seconds = work / (rate * REACHED)
         print(
-            f"time        about {_duration(seconds)}, validations apart, give or take half (kl and lk more): {work:.1e} operations on "
-            f"each device, {heads / max(1.0, forward + heads):.0%} of them of the heads; {rate:.1e} a second {how}, of "
-            f"which {REACHED:.0%} is taken to be reached"
+            f"time        about {_duration(seconds)}, validations apart, give or take half (kl and lk more): "
+            f"{work:.1e} operations on each device, {heads / max(1.0, forward + heads):.0%} of them of the heads; {rate:.1e} a second {how}, "
+            f"of which {REACHED:.0%} is taken to be reached"
         )
 
     def _advice(self) -> str:
@@ -207,21 +207,22 @@ class DryRun:
             fewer = ceil(self.setting.rows / rows) * (self.chosen.trainer.accumulate_grad_batches or 1)
             return f"--data.batch_size {rows} fits, with --trainer.accumulate_grad_batches {fewer} for the same batch"
         return (
-            "not even one row fits: hold the backbone in fewer bytes (--model.dtype bfloat16, --model.quantize int8), shorten "
-            "--data.max_length, or shard it over several devices (configs/trainer/zero3.yaml)"
+            "not even one row fits: hold the backbone in fewer bytes (--model.dtype bfloat16, --model.quantize int8), "
+            "shorten --data.max_length, or shard it over several devices (configs/trainer/zero3.yaml)"
         )
 
 
 def choose_batch_size(chosen: Namespace, folder: Path) -> None:
-    """Set data.batch_size to the largest that fits; the run's folder remembers it, so that a resumed run takes the same."""
+    """Set data.batch_size to the largest that fits; the run's folder remembers it, so that a resumed run takes the
+    same."""
     known = folder / BATCH_SIZE
     if known.exists():
         rows, why = json.loads(known.read_text())["batch_size"], f"as {known} says"
     else:
         if os.environ.get("WORLD_SIZE", "1") != "1":
             raise UserError(
-                "several processes would each choose a batch size: run the command with --dry_run in one process first, then "
-                f"all take the one in {known}"
+                "several processes would each choose a batch size: run the command with --dry_run in one process "
+                f"first, then all take the one in {known}"
             )
         run = DryRun(chosen)
         rows, why = run.largest_batch(), "the largest power of two that fits by the dry run's estimate"

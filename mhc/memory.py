@@ -1,6 +1,7 @@
 """How much memory each device needs, from a rehearsed step and the strategy that shards what is held. Bytes throughout.
 
-What the rehearsal does not see is added here by name: the process itself, gradients and moments, and decoding at validations.
+What the rehearsal does not see is added here by name: the process itself, gradients and moments, and decoding at
+validations.
 """
 
 from dataclasses import dataclass
@@ -75,8 +76,8 @@ class Decoding:
 
 
 def weight_bytes(weights: Weights, dtype: torch.dtype, quantize: str | None) -> int:
-    """A backbone's weights. torchao keeps 4-bit weights in 8 bits each on whatever hardware, so both kinds take the same:
-    a byte a weight of the linear layers, and a scale (4) and a zero point (1) for each of their rows."""
+    """A backbone's weights. torchao keeps 4-bit weights in 8 bits each on whatever hardware, so both kinds take the
+    same: a byte a weight of the linear layers, and a scale (4) and a zero point (1) for each of their rows."""
     if quantize is None:
         return weights.total * dtype.itemsize
     return weights.linear + 5 * weights.rows + (weights.total - weights.linear) * dtype.itemsize
@@ -93,8 +94,8 @@ def cache_bytes(config: Any, rows: int, capacity: int, dtype: torch.dtype) -> in
 def memory(
     found: Rehearsal, setting: Setting, shards: Sharding, config: Any, decoding: Decoding | None, process: int
 ) -> tuple[dict[str, int], dict[str, int]]:
-    """Bytes on each device by name: what stands all the time, and what comes in turns. Their sum and maximum is the peak.
-    process: bytes of a process that holds nothing yet."""
+    """Bytes on each device by name: what stands all the time, and what comes in turns. Their sum and maximum is the
+    peak. process: bytes of a process that holds nothing yet."""
     heads = found.drafter.total * setting.heads_dtype.itemsize
     gathered = found.backbone.layer * setting.dtype.itemsize if shards.weights > 1 else 0
     unpacked = found.backbone.matrix * setting.dtype.itemsize if setting.quantize else 0

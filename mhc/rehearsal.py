@@ -2,8 +2,8 @@
 
     B rows   T time   A anchors   K heads   D width   V vocabulary
 
-PyTorch's fake tensors have shapes, types and storages of a size, but no bytes behind them. The real modules run on them: what is
-counted is what this project's code allocates, operation by operation, not a formula beside it.
+PyTorch's fake tensors have shapes, types and storages of a size, but no bytes behind them. The real modules run on
+them: what is counted is what this project's code allocates, operation by operation, not a formula beside it.
 """
 
 import weakref
@@ -27,9 +27,10 @@ from mhc.losses import Teacher, chunked_loss
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """Of one step on one device. forward: most bytes held by the frozen forward beside the weights; heads: most bytes held by the
-    heads, the loss and the backward, the features and the new gradients included. *_operations: floating-point operations,
-    two a multiplication with addition. parameters and bytes: of the backbone and of the drafter, by part."""
+    """Of one step on one device. forward: most bytes held by the frozen forward beside the weights; heads: most bytes
+    held by the heads, the loss and the backward, the features and the new gradients included. *_operations:
+    floating-point operations, two a multiplication with addition. parameters and bytes: of the backbone and of the
+    drafter, by part."""
 
     forward: int
     heads: int
@@ -41,8 +42,8 @@ class Rehearsal:
 
 @dataclass(frozen=True)
 class Weights:
-    """Parameters by part (embedding, layers, ...), how many of them lie in linear layers (the lm_head apart), how many of the
-    largest single matrix, and of the largest layer."""
+    """Parameters by part (embedding, layers, ...), how many of them lie in linear layers (the lm_head apart), how
+    many of the largest single matrix, and of the largest layer."""
 
     parts: dict[str, int]
     linear: int = 0
@@ -56,7 +57,8 @@ class Weights:
 
 
 class Held(TorchDispatchMode):
-    """Counts the bytes of all tensors made since it was entered that still live (`now`), and the most there ever were (`most`)."""
+    """Counts the bytes of all tensors made since it was entered that still live (`now`), and the most there ever were
+    (`most`)."""
 
     def __init__(self, standing: Iterable[Tensor] = ()):
         super().__init__()
@@ -94,7 +96,8 @@ def rehearse(
     autocast: torch.dtype | None = None,
     heads_dtype: torch.dtype = torch.float32,
 ) -> Rehearsal:
-    """Play through a step of DraftModule on `rows` rows of `length` tokens with so many anchors: a backbone of this config in
+    """Play through a step of DraftModule on `rows` rows of `length` tokens with so many anchors: a backbone of this
+    config in
     `dtype`, the heads that `build` puts on it in `heads_dtype`, under autocast where that is given."""
     if dtype == torch.float32 and has_experts(config):  # PyTorch's grouped product is rehearsed in bf16 only
         half = rehearse(config, build, rows, length, anchors, objective, torch.bfloat16, torch.bfloat16)
@@ -118,8 +121,8 @@ def play(
     objective: str,
     autocast: torch.dtype | None,
 ) -> Rehearsal:
-    """The step of `rehearse` on modules that are there, with contents or without. (DraftModule's own asks tensors for their
-    values, to find the anchors.)"""
+    """The step of `rehearse` on modules that are there, with contents or without. (DraftModule's own asks tensors for
+    their values, to find the anchors.)"""
     ids = torch.zeros(rows, length, dtype=torch.long)
     where = torch.zeros(anchors, dtype=torch.long)
     precision = torch.autocast("cpu", autocast) if autocast else nullcontext()

@@ -1,4 +1,5 @@
-"""The dry run: what is rehearsed without contents is what is really held, and what it says of a run is one clear line."""
+"""The dry run: what is rehearsed without contents is what is really held, and what it says of a run is one clear
+line."""
 
 import json
 import subprocess
@@ -63,7 +64,8 @@ def test_held_counts_what_lives():
 
 @pytest.mark.parametrize("family", [Medusa, Cascade, Diffusion, Eagle3])
 def test_a_rehearsed_step_counts_what_a_real_one_holds(family):
-    """The same step on real tensors of a tiny model: parameters equal, bytes alike (a few fused operations come apart)."""
+    """The same step on real tensors of a tiny model: parameters equal, bytes alike (a few fused operations come
+    apart)."""
     backbone = tiny_backbone("llama", hidden_size=64, num_attention_heads=4, head_dim=16)
     step = 4, 48, 150, "kl" if family is Eagle3 else "ce"
     expected = rehearse(backbone.model.config, lambda b: family(b, heads=3), *step)

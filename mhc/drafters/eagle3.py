@@ -4,8 +4,8 @@
     D width   H heads of attention   E their width   S slots of its cache   V_d draft vocabulary
 
 Position t joins the features g_t = fc([three tapped layers]) with the known next token t+1. The layer's output there
-predicts token t+2 and is, in place of g, the input of the step that follows: with token t+2, at position t+1. So a guess
-attends to all real positions up to t and to the guesses above it. Training unrolls the same K steps with the true
+predicts token t+2 and is, in place of g, the input of the step that follows: with token t+2, at position t+1. So a
+guess attends to all real positions up to t and to the guesses above it. Training unrolls the same K steps with the true
 tokens (training-time test): at step k the mask is step 0's causal block and one diagonal for each step since.
 
 Modules carry the names of published EAGLE-3 checkpoints.
@@ -92,8 +92,8 @@ class Eagle3(Drafter):
     2, N/2 and N-3 of N, or N/4, N/2 and N-1 where those collide. draft_vocabulary: propose only so many tokens, the
     most frequent ones of the training answers (default: all). context: how far back the layer looks; beyond that its
     positions, which are relative, never get larger than in training. In training rows are at most data.max_length long.
-    checkpointing: keep only each step's state, keys and values in training and compute the rest again in the backward: less
-    memory, a third more time, the same gradients.
+    checkpointing: keep only each step's state, keys and values in training and compute the rest again in the
+    backward: less memory, a third more time, the same gradients.
     """
 
     free_arguments = frozenset({"checkpointing"})
@@ -189,8 +189,8 @@ class Eagle3(Drafter):
     def unroll(
         self, following: Tensor, positions: Tensor, state: Tensor, keys: list[Tensor], values: list[Tensor]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """One step over whole rows: tokens and positions (B,T), the state before (B,T,D), keys and values of the steps before
-        (B,H,T,E) each -> the state and this step's key and value."""
+        """One step over whole rows: tokens and positions (B,T), the state before (B,T,D), keys and values of the
+        steps before (B,H,T,E) each -> the state and this step's key and value."""
         layer = self.midlayer
         joined = layer.join(self.backbone.embed(following), state)
         by = layer.turns(positions)
@@ -200,8 +200,8 @@ class Eagle3(Drafter):
     def unrolled_attention(self, query: Tensor, keys: list[Tensor], values: list[Tensor]) -> Tensor:
         """Step k = len(keys)-1: queries (B,H,T,E) see step 0's keys causally and, of each later step, their own place.
 
-        Done for BLOCK queries at a time, each over the keys it may see; in the backward their weights are computed again,
-        so that (B,H,T,T) of them never stand in memory."""
+        Done for BLOCK queries at a time, each over the keys it may see; in the backward their weights are computed
+        again, so that (B,H,T,T) of them never stand in memory."""
         parts = []
         for start in range(0, query.shape[2], BLOCK):
             arguments = query[:, :, start : start + BLOCK], start, keys, values
@@ -240,7 +240,8 @@ class Eagle3(Drafter):
     def read(
         self, memory: Memory, rows: slice, accepted: Features, following: Tensor, start: int | Tensor, counts: Tensor
     ) -> None:
-        """Keys and values of all new positions, and the layer's output at the last: what the root's children hang on."""
+        """Keys and values of all new positions, and the layer's output at the last: what the root's children hang
+        on."""
         layer, here = self.midlayer, _rows_of(memory, rows)
         state = self.fc(accepted.taps)  # (B,P,D)
         joined = layer.join(self.backbone.embed(following), state)
@@ -257,7 +258,8 @@ class Eagle3(Drafter):
         here.last.copy_(layer.finish(mixed, state[at])[:, 0])
 
     def _attend(self, query: Tensor, memory: Memory, position: Tensor, growth: Growth | None = None) -> Tensor:
-        """Queries (B,H,R,E), which stand at `position` (B,), over the real positions in reach, and over a tree's nodes."""
+        """Queries (B,H,R,E), which stand at `position` (B,), over the real positions in reach, and over a tree's
+        nodes."""
         slot = torch.arange(memory.keys.shape[2], device=query.device)
         near = (slot < memory.length[:, None]) & (position[:, None] - slot < self.context)  # (B,S)
         scores = (query @ memory.keys.transpose(-1, -2)).masked_fill(~near[:, None, None], float("-inf"))

@@ -2,8 +2,9 @@
 
     python -m mhc.lm.minicpm DIR OUT
 
-Transformers has no class for MiniCPM4, and the code that comes with its files is not run here. Its layers are Llama's with three
-constants of the config, each of which is a factor of weights (MiniCPM, arXiv 2404.06395, section 4; MiniCPM4, 2506.07900):
+Transformers has no class for MiniCPM4, and the code that comes with its files is not run here. Its layers are Llama's
+with three constants of the config, each of which is a factor of weights (MiniCPM, arXiv 2404.06395, section 4;
+MiniCPM4, 2506.07900):
 
     embeddings       * scale_emb
     layer outputs    * scale_depth / sqrt(layers)       o_proj and down_proj, whose outputs are added to the residual
