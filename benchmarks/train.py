@@ -24,6 +24,9 @@ Writes benchmarks/results/train.json (with --only, those cases of it; the others
 straightforward version is what Medusa's training does: logits of every head at every position, stacked (K,B,T,V), then one
 cross-entropy a head over those that count. Every measurement is a process of its own, so that its high-water mark is its
 own too; the two take turns.
+
+The step is measured on a random Llama of 214 M parameters in fp32, whose vocabulary is as small that the products of all
+heads' losses are a fifth of the forward's, as they are at 7B with 32,000 tokens.
 """
 
 import argparse

@@ -6,6 +6,7 @@ PyTorch's fake tensors have shapes, types and storages of a size, but no bytes b
 them: what is counted is what this project's code allocates, operation by operation, not a formula beside it.
 """
 
+import warnings
 import weakref
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager, nullcontext
@@ -102,7 +103,8 @@ def rehearse(
     if dtype == torch.float32 and has_experts(config):  # PyTorch's grouped product is rehearsed in bf16 only
         half = rehearse(config, build, rows, length, anchors, objective, torch.bfloat16, torch.bfloat16)
         return replace(half, forward=2 * half.forward, heads=2 * half.heads)
-    with FakeTensorMode():
+    with FakeTensorMode(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of kernels that would be slower so: nothing is computed
         backbone = Backbone(AutoModelForCausalLM.from_config(config, dtype=dtype))
         torch.set_default_dtype(heads_dtype)  # modules cannot be converted once they are there
         try:

@@ -110,7 +110,7 @@ model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **{sizes}
 module.backbone = Backbone(model)
 module.drafter = Cascade(module.backbone, heads=5)
 optimizer = torch.optim.AdamW(module.drafter.parameters())
-ids = torch.randint(0, 8000, (2, 256))
+ids = torch.randint(0, 8000, (1, 256))
 for _ in range(2):
     loss, _ = module.losses(ids, torch.ones_like(ids, dtype=torch.bool))
     optimizer.zero_grad(); loss.backward(); optimizer.step()
@@ -126,8 +126,8 @@ def test_the_estimate_is_near_what_a_process_really_holds():
     told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     before, held = map(int, told.stdout.split()[-2:])
     config = AutoConfig.for_model("llama", **sizes)
-    found = rehearse(config, lambda b: Cascade(b, heads=5), 2, 256, 2 * 254)
-    standing, turns = memory(found, setting(2, 256), Sharding("single"), config, None, before)
+    found = rehearse(config, lambda b: Cascade(b, heads=5), 1, 256, 254)
+    standing, turns = memory(found, setting(1, 256), Sharding("single"), config, None, before)
     assert 0.75 < (sum(standing.values()) + max(turns.values())) / held < 1.33
 
 
