@@ -31,6 +31,11 @@ through the motions all the same. Values are medians, low and high the extremes.
                         cache_mib_formula                  2 * layers * rows * heads * capacity * width * 2 bytes
                         cache_mib_measured                 what making such a cache took
 
+    step/7b             time_vs_frozen_forward             a training step of 5 MHC heads (8 rows of 1,024 tokens, shared
+                                                           frozen lm_head) over the frozen forward alone, in turns
+                        time_vs_frozen_forward_trained_lm_heads
+                        frozen_forward_ms, step_ms, tokens_per_second, peak_gib, and *_trained_lm_heads of the last three
+
 2. A backbone of some 50 M parameters trained here for --minutes, heads for a quarter of that each, and held-out
    prompts decoded plainly and with heads, fp32. (The times shrink where part 1 has taken too long.)
 
@@ -48,7 +53,7 @@ import torch
 
 from common import RESULTS, ROOT, save, write
 from gpu_common import Report, Size
-from gpu_shape import measure_shape
+from gpu_shape import measure_shape, random_backbone
 
 
 def llama(width: int, inner: int, layers: int, heads: int, vocabulary: int, context: int) -> dict[str, int]:
@@ -69,6 +74,7 @@ SIZES = {
         random=llama(4096, 11008, 32, 32, 32000, 4096),
         trained=llama(640, 1728, 10, 10, 8192, 1024) | TIED,
         repeats=30,
+        step=(8, 1024),
         copied=4 << 30,
         conversations=40_000,
         batch=64,
@@ -80,6 +86,7 @@ SIZES = {
         random=llama(64, 128, 2, 4, 512, 4096),
         trained=llama(64, 128, 2, 4, 512, 512) | TIED,
         repeats=3,
+        step=(2, 32),
         copied=4 << 20,
         conversations=1000,
         batch=4,
@@ -98,6 +105,14 @@ def find_data(named: list[str] | None) -> list[str]:
         if found := [str(shared / name) for name in ("alpaca", "sgd") if (shared / name).is_dir()]:
             return found
     return ["pocket"]
+
+
+def forget(device: torch.device) -> None:
+    """Make room: the next model is another."""
+    torch.compiler.reset()
+    gc.collect()  # engines and their rows know each other
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -121,12 +136,14 @@ def main(arguments: list[str] | None = None) -> None:
     report = Report(options.out, gpu=gpu, measured=True, shape=options.shape)
     size = SIZES[options.shape]
     measure_shape(report, options.shape, size, device)
-    torch.compiler.reset()  # the next model is another
-    gc.collect()  # engines and their rows know each other
-    if gpu:
-        torch.cuda.empty_cache()
+    forget(device)
     from gpu_trained import train_and_decode  # only now: part 1 does without Lightning
+    from train_step import step_costs
 
+    with report.part(f"step/{options.shape}"):
+        costs = step_costs(random_backbone(size, device), *size.step, size.repeats)
+        report.add(f"step/{options.shape}", **costs)
+    forget(device)
     train_and_decode(report, size, paths, options.minutes, device)
     write("gpu", report.results, options.out, **report.everything)
     report.say(f"done, {len(report.failed)} parts failed")

@@ -22,11 +22,13 @@ FAMILIES: dict[str, Callable[[Backbone], Drafter]] = {
 @dataclass
 class Size:
     """How large everything is. random: the model of part 1; trained: that of part 2. repeats: of every timing.
+    step: rows and tokens of the training step that is timed.
     copied: bytes of the bandwidth test. batch x length: tokens of a training step. prompts x new: tokens decoded."""
 
     random: dict[str, int]
     trained: dict[str, Any]
     repeats: int
+    step: tuple[int, int]
     copied: int
     conversations: int
     batch: int

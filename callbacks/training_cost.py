@@ -20,7 +20,7 @@ RESULT = "training.json"
 
 
 class TrainingCost(Callback):
-    """At the end of `fit` writes training.json: steps, the seconds they took (validation and loading apart), the tokens
+    """At the end of `fit` writes training.json: steps, rows in a batch, the seconds they took (validation and loading apart), the tokens
     they saw (padding apart), the heads' parameters, the most memory that was held (of the GPU, or the process), and machine
     and versions. A resumed run goes on counting.
 
@@ -54,6 +54,7 @@ class TrainingCost(Callback):
             figures = {
                 "steps": trainer.global_step,
                 "max_steps": trainer.max_steps,
+                "batch_size": getattr(trainer.datamodule, "batch_size", None),
                 "seconds": round(self.seconds, 2),
                 "tokens": tokens,
                 "parameters": sum(p.numel() for p in module.parameters() if p.requires_grad),

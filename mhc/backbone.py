@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 import mhc.attention  # noqa: F401  (registers the attention named "mhc")
@@ -66,6 +66,11 @@ def _loading(kind: str, name: str, load):
         ) from error
 
 
+def load_config(name: str) -> PretrainedConfig:
+    """The config.json of backbone `name`; no code of its own is run."""
+    return _loading("config", name, lambda at: AutoConfig.from_pretrained(at, trust_remote_code=False))
+
+
 def load_tokenizer(name: str):
     """The tokenizer that belongs to backbone `name`."""
     return _loading("tokenizer", name, AutoTokenizer.from_pretrained)
@@ -73,7 +78,7 @@ def load_tokenizer(name: str):
 
 def vocabulary_size_of(name: str) -> int:
     """The vocabulary size of backbone `name`, without its weights."""
-    return _loading("config", name, AutoConfig.from_pretrained).get_text_config(decoder=True).vocab_size
+    return load_config(name).get_text_config(decoder=True).vocab_size
 
 
 class Backbone(nn.Module):

@@ -18,6 +18,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from safetensors import SafetensorError
 
 from mhc.checkpoint_io import CheckpointFiles, newest_whole, previous, require_whole
+from mhc.dry_run import DryRun, choose_batch_size
 from mhc.errors import UserError
 from mhc.resume import RunCheckpoint
 from mhc.secrets import Parser, hidden
@@ -25,6 +26,10 @@ from mhc.strategies import require_strategy
 
 # References across config files (`${data.init_args.max_length}`) hold in any order and follow overrides.
 jsonargparse.set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
+
+
+class Told(Exception):
+    """A dry run is over: nothing is to be instantiated."""
 
 
 class CLI(LightningCLI):
@@ -35,6 +40,10 @@ class CLI(LightningCLI):
         # datamodules.batching shares the rows out itself
         parser.set_defaults({"seed_everything": 0, "trainer.use_distributed_sampler": False})
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
+        told = "tell what the run would take and stop; GIB: of each device, where the run is for another machine"
+        parser.add_argument("--dry_run", nargs="?", type=float, const=0.0, metavar="GIB", help=told)
+        told = "take the largest power of two of rows that fits, by the dry run's estimate, as data.batch_size"
+        parser.add_argument("--auto_batch_size", action="store_true", help=told)
 
     def _parse_ckpt_path(self) -> None:
         """Lightning lets hyperparameters in a checkpoint overrule the configuration, and reads it unchecked for that."""
@@ -43,6 +52,13 @@ class CLI(LightningCLI):
         chosen = self.config[self.subcommand]
         require_strategy(chosen.trainer.strategy)
         folder = Path(chosen.trainer.default_root_dir or ".")
+        if chosen.auto_batch_size and self.subcommand == "fit":
+            choose_batch_size(chosen, folder)
+        if chosen.dry_run is not None:
+            if self.subcommand != "fit":
+                raise UserError(f"--dry_run tells what `fit` would take: `{self.subcommand}` has none")
+            DryRun(chosen, chosen.dry_run).tell()
+            raise Told
         named = chosen.get("ckpt_path")
         if named is None and self.subcommand != "fit" and (folder / "best.ckpt").exists():
             named = "best"
@@ -91,6 +107,8 @@ def main(arguments: list[str]) -> int:
             parser_class=Parser,
             parser_kwargs={"parser_mode": "omegaconf+", "exit_on_error": False},
         )
+    except Told:
+        return 0
     except ArgumentError as error:
         raise UserError(shorten(str(error))) from error
     except ValueError as error:  # jsonargparse wraps what a constructor raises

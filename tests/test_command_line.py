@@ -1,5 +1,7 @@
 """The command line as a user meets it: config files, help, and one clear line for every mistake."""
 
+import contextlib
+import io
 import json
 import subprocess
 import sys
@@ -233,3 +235,32 @@ CONFIGS = [path for path in sorted(ROOT.glob("configs/**/*.yaml")) if path.paren
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: str(p.relative_to(ROOT)))
 def test_every_config_is_yaml_with_known_sections(path):
     assert set(yaml.safe_load(path.read_text())) <= {"trainer", "model", "data", "seed_everything"}
+
+
+def composed(*files: str) -> dict:
+    """quickstart.yaml and these files of configs/, as `fit` reads them."""
+    chosen = [part for file in files for part in ("--config", str(ROOT / "configs" / f"{file}.yaml"))]
+    told = io.StringIO()
+    with contextlib.redirect_stdout(told), pytest.raises(SystemExit):
+        run.main(["fit", "--config", str(ROOT / "configs/quickstart.yaml"), *chosen, "--print_config"])
+    return yaml.safe_load(told.getvalue())
+
+
+def names_of(group: str) -> list[str]:
+    return sorted(f"{group}/{path.stem}" for path in (ROOT / "configs" / group).glob("*.yaml"))
+
+
+@pytest.mark.parametrize("number", range(5))
+def test_backbones_compose_with_drafters_and_trainers(number):
+    """Each backbone, each drafter and each trainer at least once; what the files say holds together."""
+    backbone, drafters, trainers = names_of("backbone")[number], names_of("drafter"), names_of("trainer")
+    for trainer in trainers[number::5]:
+        drafter = drafters[number % len(drafters)]
+        found = composed(backbone, drafter, trainer)
+        model = found["model"]["init_args"]
+        expected = yaml.safe_load((ROOT / f"configs/{backbone}.yaml").read_text())["model"]["init_args"]["backbone"]
+        assert model["backbone"] == expected and model["dtype"] == "bfloat16"
+        assert model["drafter"]["class_path"].rpartition(".")[2].lower() == drafter.partition("/")[2]
+        assert found["data"]["init_args"]["max_length"] == 2048
+        card = trainer == "trainer/one-24gb"
+        assert (model["quantize"], found["data"]["init_args"]["batch_size"]) == (("int8", 1) if card else (None, 8))

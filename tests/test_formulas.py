@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from mhc.drafters import Cascade, Diffusion, Eagle3, schedules
+from mhc.drafters import Cascade, Diffusion, Eagle3, eagle3, schedules
 from mhc.drafters.cascade import SpeculatorCell, speculator_scale
 from mhc.drafters.eagle3 import default_taps
 from mhc.losses import Teacher, chunked_loss
+from mhc.rehearsal import Held
 
 # ---- masked diffusion: MDLM (arXiv 2406.07524), discrete flow matching (2407.15595)
 
@@ -246,6 +247,48 @@ def test_roll_out_follows_its_schedule(backbones):
             one, two = ([g.hidden for g in drafter(features, text, anchors)] for text in (ids, other))
         assert torch.equal(one[0], two[0])
         assert bool((one[1] != two[1]).any()) == seen
+
+
+def eagle3_step(drafter: Eagle3, features, ids) -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:
+    """What each head says at every position, and the gradients of a function of it."""
+    drafter.zero_grad()
+    every = tuple(torch.ones_like(ids).nonzero(as_tuple=True))
+    found = [guess.hidden for guess in drafter(features, ids, every)]
+    sum((head + 1) * hidden.sin().sum() for head, hidden in enumerate(found)).backward()
+    return found, {name: p.grad.clone() for name, p in drafter.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("context", [9, 2048])
+@pytest.mark.parametrize("block, checkpointing", [(7, False), (7, True), (256, True)])
+def test_eagle3_in_blocks_and_with_checkpointing_is_the_same(backbones, monkeypatch, block, checkpointing, context):
+    torch.manual_seed(0)
+    backbone = backbones("llama")
+    drafter = Eagle3(backbone, 4, context=context)
+    ids = torch.randint(0, backbone.vocabulary_size, (3, 40))
+    features = backbone.features(ids, drafter.taps)
+    monkeypatch.setattr(eagle3, "BLOCK", 1000)
+    expected = eagle3_step(drafter, features, ids)
+    monkeypatch.setattr(eagle3, "BLOCK", block)
+    drafter.checkpointing = checkpointing
+    tolerance = 0 if block > 40 else 1e-5  # other blocks add in another order
+    heads, gradients = eagle3_step(drafter, features, ids)
+    pairs = [*zip(heads, expected[0]), *((gradients[name], one) for name, one in expected[1].items())]
+    assert len(gradients) == len(expected[1])
+    assert all((ours - theirs).abs().max() <= tolerance * theirs.abs().max() for ours, theirs in pairs)
+
+
+def test_eagle3_never_holds_all_weights_of_attention_and_less_with_checkpointing(backbones):
+    """4 steps over 1,024 positions: (B,H,T,T) of one step are 16 MiB, held for all of them would be 64."""
+    backbone = backbones("llama")
+    ids = torch.zeros(1, 1024, dtype=torch.long)
+    most = []
+    for checkpointing in (False, True):
+        drafter = Eagle3(backbone, 4, checkpointing=checkpointing)
+        features = backbone.features(ids, drafter.taps)
+        with Held([*backbone.parameters(), *drafter.parameters(), *features, ids]) as held:
+            eagle3_step(drafter, features, ids)
+        most.append(held.most)
+    assert 0.85 * most[0] > most[1] and most[0] < 32 << 20
 
 
 # ---- losses: EAGLE-3's soft targets, LK (arXiv 2602.23881)

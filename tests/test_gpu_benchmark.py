@@ -36,6 +36,14 @@ EXPECTED = {
     "tiny/verify": {f"t_verify_{count}_{kind}" for count in COUNTS for kind in ("ms", "vs_plain")},
     **{f"tiny/{family}/{tree}": ROUND for family in ("medusa", "cascade") for tree in ("64", "dynamic64")},
     "tiny/memory": {"peak_gib", "peak_gib_plain", "cache_mib_formula", "cache_mib_measured"},
+    "step/tiny": {
+        "frozen_forward_ms",
+        *(
+            f"{metric}{kind}"
+            for metric in ("time_vs_frozen_forward", "step_ms", "tokens_per_second", "peak_gib")
+            for kind in ("", "_trained_lm_heads")
+        ),
+    },
     "trained/backbone": {"parameters_millions", "steps", "validation_loss"},
     **{f"trained/{family}/{drawn}": DECODED for family in ("medusa", "cascade") for drawn in ("T=0", "T=1")},
 }

@@ -4,8 +4,8 @@
     D width   H heads of attention   E their width   S slots of its cache   V_d draft vocabulary
 
 Position t joins the features g_t = fc([three tapped layers]) with the known next token t+1. The layer's output there
-predicts token t+2 and is, in place of g, the input of the step that follows: with token t+2, at position t+1. So a guess
-attends to all real positions up to t and to the guesses above it. Training unrolls the same K steps with the true
+predicts token t+2 and is, in place of g, the input of the step that follows: with token t+2, at position t+1. So a
+guess attends to all real positions up to t and to the guesses above it. Training unrolls the same K steps with the true
 tokens (training-time test): at step k the mask is step 0's causal block and one diagonal for each step since.
 
 Modules carry the names of published EAGLE-3 checkpoints.
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from mhc.backbone import Backbone, Features
 from mhc.drafters.base import Drafter, Guess, inherit
@@ -23,6 +24,8 @@ from mhc.drafters.layers import Attention, FeedForward, sizes, turned, turns
 from mhc.errors import UserError
 
 THETA = 10_000.0
+BLOCK = 256  # queries attended for at a time in training
+RECOMPUTED = {"use_reentrant": False, "preserve_rng_state": False}  # no dice are thrown in what is computed again
 
 
 @dataclass
@@ -89,7 +92,11 @@ class Eagle3(Drafter):
     2, N/2 and N-3 of N, or N/4, N/2 and N-1 where those collide. draft_vocabulary: propose only so many tokens, the
     most frequent ones of the training answers (default: all). context: how far back the layer looks; beyond that its
     positions, which are relative, never get larger than in training. In training rows are at most data.max_length long.
+    checkpointing: keep only each step's state, keys and values in training and compute the rest again in the
+    backward: less memory, a third more time, the same gradients.
     """
+
+    free_arguments = frozenset({"checkpointing"})
 
     def __init__(
         self,
@@ -98,8 +105,10 @@ class Eagle3(Drafter):
         layers: list[int] | None = None,
         draft_vocabulary: int | None = None,
         context: int = 2048,
+        checkpointing: bool = False,
     ):
-        super().__init__(backbone, heads, layers=layers, draft_vocabulary=draft_vocabulary, context=context)
+        named = {"layers": layers, "draft_vocabulary": draft_vocabulary, "context": context}
+        super().__init__(backbone, heads, **named, checkpointing=checkpointing)
         if context < heads:
             raise UserError(f"EAGLE-3's context is {context}: it must be at least its {heads} heads")
         if draft_vocabulary is not None and not 1 <= draft_vocabulary <= backbone.vocabulary_size:
@@ -109,7 +118,7 @@ class Eagle3(Drafter):
         self.taps = tuple(layers) if layers is not None else default_taps(backbone.layers)
         if len(self.taps) != 3 or not all(0 <= layer < backbone.layers for layer in self.taps):
             raise UserError(f"EAGLE-3's layers are {list(self.taps)}: give three of 0 to {backbone.layers - 1}")
-        self.context, width = context, backbone.width
+        self.context, self.checkpointing, width = context, checkpointing, backbone.width
         self.fc = nn.Linear(3 * width, width, bias=False)
         self.midlayer = MidLayer(width, *sizes(backbone.model.config))
         self.norm = nn.RMSNorm(width, eps=1e-6)
@@ -163,33 +172,60 @@ class Eagle3(Drafter):
 
     def forward(self, features: Features, ids: Tensor, anchors: tuple[Tensor, Tensor]) -> Iterator[Guess]:
         """Training-time test: K steps over whole rows, each on the outputs of the one before."""
-        layer, (rows, length) = self.midlayer, ids.shape
+        (rows, length), dtype = ids.shape, self.norm.weight.dtype
         place = torch.arange(length, device=ids.device)
-        state = self.fc(features.taps.to(self.norm.weight.dtype))  # (B,T,D)
+        state = self.fc(features.taps.to(dtype))  # (B,T,D)
         keys, values = [], []
         for head in range(self.heads):
             following = ids[:, (place + 1 + head).clamp(max=length - 1)]
-            joined = layer.join(self.backbone.embed(following), state)
-            by = layer.turns((place + head).expand(rows, -1))
-            query, (key, value) = layer.queries(joined, by), layer.keys_values(joined, by)
-            keys.append(key)
-            values.append(value)
-            mixed = self.unrolled_attention(query, keys, values)
-            state = layer.finish(mixed, state)
+            arguments = following, (place + head).expand(rows, -1), state, keys, values
+            if self.checkpointing and torch.is_grad_enabled():
+                state, key, value = checkpoint(self.unroll, *arguments, **RECOMPUTED)
+            else:
+                state, key, value = self.unroll(*arguments)
+            keys, values = [*keys, key], [*values, value]
             yield Guess(self.norm(state[anchors]))
 
+    def unroll(
+        self, following: Tensor, positions: Tensor, state: Tensor, keys: list[Tensor], values: list[Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """One step over whole rows: tokens and positions (B,T), the state before (B,T,D), keys and values of the
+        steps before (B,H,T,E) each -> the state and this step's key and value."""
+        layer = self.midlayer
+        joined = layer.join(self.backbone.embed(following), state)
+        by = layer.turns(positions)
+        query, (key, value) = layer.queries(joined, by), layer.keys_values(joined, by)
+        return layer.finish(self.unrolled_attention(query, [*keys, key], [*values, value]), state), key, value
+
     def unrolled_attention(self, query: Tensor, keys: list[Tensor], values: list[Tensor]) -> Tensor:
-        """Step k = len(keys)-1: queries (B,H,T,E) see step 0's keys causally and, of each later step, their own place."""
-        step, length = len(keys) - 1, query.shape[2]
-        place = torch.arange(length, device=query.device)
-        distance = place[:, None] + step - place  # from the query's position t+k to those of step 0
+        """Step k = len(keys)-1: queries (B,H,T,E) see step 0's keys causally and, of each later step, their own place.
+
+        Done for BLOCK queries at a time, each over the keys it may see; in the backward their weights are computed
+        again, so that (B,H,T,T) of them never stand in memory."""
+        parts = []
+        for start in range(0, query.shape[2], BLOCK):
+            arguments = query[:, :, start : start + BLOCK], start, keys, values
+            if torch.is_grad_enabled() and query.requires_grad:
+                parts.append(checkpoint(self._attend_unrolled, *arguments, **RECOMPUTED))
+            else:
+                parts.append(self._attend_unrolled(*arguments))
+        return torch.cat(parts, dim=2)
+
+    def _attend_unrolled(self, query: Tensor, start: int, keys: list[Tensor], values: list[Tensor]) -> Tensor:
+        """The queries (B,H,C,E) at start, start+1, ..."""
+        step, end = len(keys) - 1, start + query.shape[2]
+        first = max(0, start + step - self.context + 1)  # of step 0's positions in reach
+        place = torch.arange(first, end, device=query.device)
+        distance = place[start - first :, None] + step - place  # from the query's position t+k to those of step 0
         causal = (distance >= step) & (distance < self.context)
-        scores = [(query @ keys[0].transpose(-1, -2)).masked_fill(~causal, float("-inf"))]  # (B,H,T,T)
-        scores += [(query * key).sum(dim=-1, keepdim=True) for key in keys[1:]]  # (B,H,T,1) each
+        near = keys[0][:, :, first:end], values[0][:, :, first:end]
+        own = [(key[:, :, start:end], value[:, :, start:end]) for key, value in zip(keys[1:], values[1:])]
+        scores = [(query @ near[0].transpose(-1, -2)).masked_fill(~causal, float("-inf"))]  # (B,H,C,S)
+        scores += [(query * key).sum(dim=-1, keepdim=True) for key, _ in own]  # (B,H,C,1) each
         weight = (torch.cat(scores, dim=-1) * query.shape[-1] ** -0.5).softmax(dim=-1)
-        mixed = weight[..., :length] @ values[0]
-        for number, value in enumerate(values[1:]):
-            mixed = mixed + weight[..., length + number, None] * value
+        mixed = weight[..., : end - first] @ near[1]
+        for number, (_, value) in enumerate(own):
+            mixed = mixed + weight[..., end - first + number, None] * value
         return mixed
 
     # ---- decoding
@@ -204,7 +240,8 @@ class Eagle3(Drafter):
     def read(
         self, memory: Memory, rows: slice, accepted: Features, following: Tensor, start: int | Tensor, counts: Tensor
     ) -> None:
-        """Keys and values of all new positions, and the layer's output at the last: what the root's children hang on."""
+        """Keys and values of all new positions, and the layer's output at the last: what the root's children hang
+        on."""
         layer, here = self.midlayer, _rows_of(memory, rows)
         state = self.fc(accepted.taps)  # (B,P,D)
         joined = layer.join(self.backbone.embed(following), state)
@@ -221,7 +258,8 @@ class Eagle3(Drafter):
         here.last.copy_(layer.finish(mixed, state[at])[:, 0])
 
     def _attend(self, query: Tensor, memory: Memory, position: Tensor, growth: Growth | None = None) -> Tensor:
-        """Queries (B,H,R,E), which stand at `position` (B,), over the real positions in reach, and over a tree's nodes."""
+        """Queries (B,H,R,E), which stand at `position` (B,), over the real positions in reach, and over a tree's
+        nodes."""
         slot = torch.arange(memory.keys.shape[2], device=query.device)
         near = (slot < memory.length[:, None]) & (position[:, None] - slot < self.context)  # (B,S)
         scores = (query @ memory.keys.transpose(-1, -2)).masked_fill(~near[:, None, None], float("-inf"))

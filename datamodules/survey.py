@@ -1,0 +1,101 @@
+"""How much there is to train on, counted where that is quick and estimated from a part where it is not.
+
+B rows of a batch   T time   A anchors (positions that heads are trained at)
+"""
+
+import json
+import tempfile
+from dataclasses import dataclass
+from itertools import islice
+from math import ceil
+from pathlib import Path
+
+import numpy as np
+
+from datamodules.conversations import ConversationData
+from datamodules.features import FeatureData
+from datamodules.files import data_files
+from datamodules.readers import Report, iterate
+
+QUICK = 32 << 20  # bytes of files that are read and tokenized as a whole, some ten seconds
+PART = 1000  # conversations that stand for all where there are more
+
+
+@dataclass(frozen=True)
+class Survey:
+    """rows, tokens and anchors of the training split; batches of an epoch; longest: the most tokens in a row of a
+    batch; batch_anchors: the most that a batch can have; prompt: tokens of the longest of some validation prompts;
+    counted: whether all of it was read, else it is an estimate."""
+
+    rows: int
+    tokens: int
+    anchors: int
+    batches: int
+    longest: int
+    batch_anchors: int
+    prompt: int
+    counted: bool
+
+
+def survey(data: ConversationData | FeatureData, prompts: int) -> Survey:
+    """Look through the training split of a data module that has its tokenizer; a large one is judged by its first PART
+    conversations. prompts: how many are decoded at validations. Raises UserError for data that cannot be read or
+    trained on."""
+    share = 1.0 if isinstance(data, FeatureData) else _share(data)
+    if share < 1:
+        with tempfile.TemporaryDirectory() as folder:
+            return _look(_part(data, Path(folder) / "part.jsonl"), prompts, 1 / share, False)
+    return _look(data, prompts, 1.0, True)
+
+
+def _look(data: ConversationData | FeatureData, prompts: int, times: float, counted: bool) -> Survey:
+    rows, batch_size = data.rows("train"), data.batch_size
+    loader = data.train_dataloader()
+    lengths = np.array([len(ids) for ids, _ in rows])
+    anchors = np.array([int((mask[1:-1] & mask[2:]).sum()) for _, mask in rows])
+    packed = getattr(data, "pack", False)
+    longest = data.max_length if packed else int(lengths.max())
+    if packed:  # a packed row holds so many conversations, at the most all anchors of its tokens
+        most = min(batch_size * longest, ceil(anchors.sum() / max(1, len(loader)) * 1.5))
+    else:
+        most = int(np.sort(anchors)[-batch_size:].sum())
+    batches = len(loader) if counted else max(1, round(len(loader) * times))
+    totals = (round(int(total) * times) for total in (len(rows), lengths.sum(), anchors.sum()))
+    prompt = max((len(each.ids) for each in data.prompts("validation", prompts)), default=longest)
+    return Survey(*totals, batches, longest, max(1, most), prompt, counted)
+
+
+def _share(data: ConversationData) -> float:
+    """Which share of the conversations PART of them are, 1 where all are read quickly."""
+    if data.path == "pocket":
+        from mhc.lm.corpus import POCKET_COUNT
+
+        return min(1.0, 2 * PART / (data.limit or POCKET_COUNT))
+    if data.path.startswith("hf:") or not Path(data.path).exists():
+        return 1.0  # of what is not here nothing is known; reading it says what is wrong
+    size = sum(file.stat().st_size for file in data_files(Path(data.path)))
+    if size <= QUICK:
+        return 1.0
+    first = [conversation.messages for conversation in islice(iterate(data.path, Report(data.path)), PART)]
+    rows = max(1.0, size / (sum(len(json.dumps(messages)) for messages in first) / len(first)))
+    return min(1.0, PART / (min(rows, data.limit) if data.limit else rows))
+
+
+def _part(data: ConversationData, path: Path) -> ConversationData:
+    """The same data module over the first PART conversations."""
+    if data.path == "pocket":
+        settings = {"path": "pocket", "limit": 2 * PART, "docs_share": data.docs_share}
+    else:
+        first = islice(iterate(data.path, Report(data.path)), PART)
+        path.write_text("".join(json.dumps({"messages": each.messages}) + "\n" for each in first))
+        settings = {"path": str(path)}
+    part = ConversationData(
+        **settings,
+        max_length=data.max_length,
+        batch_size=data.batch_size,
+        supervise=data.supervise,
+        pack=data.pack,
+        seed=data.seed,
+    )
+    part.tokenizer = data.tokenizer
+    return part
