@@ -119,7 +119,7 @@ def memory(
         "optimizer's step": gradients + (heads // shards.moments if setting.on_gpu else found.drafter.matrix * 4),
     }
     if decoding is not None:
-        read = min(PREFILL_TOKENS, decoding.prompts * decoding.tokens)
+        read = min(PREFILL_TOKENS["cuda" if setting.on_gpu else "cpu"], decoding.prompts * decoding.tokens)
         prefill = found.forward * read // (setting.rows * setting.length)
         kept = cache_bytes(config, decoding.prompts, decoding.tokens, setting.dtype)
         copied = found.drafter.total * setting.dtype.itemsize
