@@ -236,7 +236,9 @@ class FSDP(DDPStrategy):
         if self.world_size == 1:
             return
         if not any(map(is_split, module.parameters())):
-            raise UserError("FSDP splits a DraftModule's backbone while it is read: set model.init_args.sharded to true")
+            raise UserError(
+                "FSDP splits a DraftModule's backbone while it is read: set model.init_args.sharded to true"
+            )
         fully_shard(module)
         for step in ("training_step", "validation_step", "test_step"):  # in which the heads are whole
             register_fsdp_forward_method(module, step)
