@@ -36,7 +36,7 @@ class CheckpointFiles(CheckpointIO):
             write_atomically(path, lambda at: _write(checkpoint, at), keep)
         except OSError as problem:
             raise UserError(
-                f"cannot write the checkpoint '{path}' ({problem.strerror}); the one before it is untouched: mend that, then "
+                f"cannot write the checkpoint '{path}' ({problem.strerror}); what was there before is untouched: mend that, then "
                 "go on with --ckpt_path last"
             ) from problem
 

@@ -1,6 +1,8 @@
 """fit, validate and test: LightningCLI with this project's manners."""
 
+import errno
 import logging
+import os
 import sys
 import warnings
 from itertools import pairwise
@@ -13,6 +15,7 @@ from jsonargparse import ArgumentError
 from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from safetensors import SafetensorError
 
 from mhc.checkpoint_io import CheckpointFiles, newest_whole, previous, require_whole
 from mhc.errors import UserError
@@ -87,6 +90,13 @@ def main(arguments: list[str]) -> int:
         while cause is not None and not isinstance(cause, UserError):
             cause = cause.__cause__ or cause.__context__
         raise cause or error from None
+    except (OSError, SafetensorError) as error:
+        full = [
+            text for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) if (text := os.strerror(number)) in str(error)
+        ]
+        if not full:
+            raise
+        raise UserError(f"{full[0]}: make room for logs and heads, then go on with --ckpt_path last") from error
     return 0
 
 

@@ -9,6 +9,8 @@ last.ckpt is written between two batches, where no gradient is half accumulated 
 
 import csv
 import os
+from functools import partial
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from mhc.checkpoint import DESCRIPTION
 from mhc.checkpoint_io import previous
 from mhc.errors import UserError
+from mhc.files import write_atomically
 
 LAST = "last.ckpt"
 
@@ -56,7 +59,7 @@ class RunCheckpoint(Callback):
             if trainer.is_global_zero:
                 last.unlink(missing_ok=True)
                 previous(last).unlink(missing_ok=True)
-        elif last.exists() or heads.exists():
+        elif last.exists() or previous(last).exists() or heads.exists():
             raise UserError(
                 f"'{last.parent}' already holds {'trained heads' if heads.exists() else 'a run'}: choose another "
                 "--trainer.default_root_dir, go on with --ckpt_path last, or start over with --checkpoint.overwrite true"
@@ -68,6 +71,10 @@ class RunCheckpoint(Callback):
             loggers = [logger for logger in trainer.loggers if isinstance(logger, CSVLogger)]
             for logger, folder in zip(loggers, self.logs):
                 _continue_log(logger, root / folder, trainer.global_step)
+            for logger in loggers:
+                logger.experiment._rewrite_with_new_header = partial(
+                    _rewrite, Path(logger.experiment.metrics_file_path)
+                )
             self.logs = [os.path.relpath(logger.log_dir, root) for logger in loggers]
 
     def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Any, index: int) -> None:
@@ -135,10 +142,25 @@ def _continue_log(logger: CSVLogger, folder: Path, steps: int) -> None:
     """Begin with the lines of the log in `folder` that tell of the first `steps` steps; what it says of later ones is
     trained, and logged, again."""
     try:
-        with open(folder / logger.experiment.NAME_METRICS_FILE, newline="") as file:
-            lines = list(csv.DictReader(file))
+        text = (folder / logger.experiment.NAME_METRICS_FILE).read_text()
     except FileNotFoundError:
         return  # moved away, or nothing was logged
-    kept = [{name: value for name, value in line.items() if value} for line in lines if int(line["step"]) < steps]
+    whole = text[: text.rfind("\n") + 1]  # the last line may be half written
+    lines = [{name: value for name, value in line.items() if value} for line in csv.DictReader(StringIO(whole))]
+    kept = [line for line in lines if int(line["step"]) < steps]
     logger.experiment.metrics = kept + logger.experiment.metrics
     logger.save()
+
+
+def _rewrite(path: Path, names: list[str]) -> None:
+    """Give a log another header. (Lightning does it in place, where a kill would lose the lines.)"""
+    with open(path, newline="") as file:
+        lines = list(csv.DictReader(file))
+
+    def write(at: Path) -> None:
+        with open(at, "w", newline="") as file:
+            writer = csv.DictWriter(file, names)
+            writer.writeheader()
+            writer.writerows(lines)
+
+    write_atomically(path, write)

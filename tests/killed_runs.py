@@ -11,7 +11,9 @@ import random
 import signal
 import sys
 import time
+import traceback
 from collections import Counter
+from collections.abc import Callable
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -51,9 +53,9 @@ def _without_end(ids: list[int], pad: int) -> list[int]:
 
 
 def tiny_model(folder: Path) -> tuple[Path, Path]:
-    """A random Llama with its tokenizer in a folder, and a file of 76 conversations of different lengths."""
+    """A random Llama with its tokenizer in a folder, and a file of 48 conversations of different lengths."""
     texts = [
-        f"What is {a} plus {b}? {a} plus {b} is {'very surely ' * (a % 3)}{a + b}." for a in range(19) for b in range(4)
+        f"What is {a} plus {b}? {a} plus {b} is {'very surely ' * (a % 3)}{a + b}." for a in range(12) for b in range(4)
     ]
     tokenizer = train_tokenizer(texts, 280)
     sizes = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=4, vocab_size=280)
@@ -83,43 +85,66 @@ def fitting(backbone: Path, data: Path, folder: Path, *more: str) -> list[str]:
     ]
 
 
-def run(arguments: list[str], folder: Path, kill_at: int | None = None, fresh: bool = True) -> int:
-    """The status of a run in `folder`, or -9 where it was killed, with all its processes: some time after it had begun step
-    `kill_at`. fresh: in an interpreter of its own; otherwise in a copy of this process, which is quick to start."""
-    told = folder.with_suffix(".txt")
+def language_modelling(backbone: Path, data: Path, folder: Path, *more: str) -> list[str]:
+    """The arguments that train a small language model with that backbone's tokenizer."""
+    sizes = dict(model_type="llama", vocab_size=280, hidden_size=32, intermediate_size=48, num_hidden_layers=2)
+    return [
+        *("fit", "--config", str(ROOT / "configs/lm/pocket.yaml"), "--trainer.precision", "32-true"),
+        *("--model.init_args.tokenizer", str(backbone), "--model.init_args.compile", "false"),
+        *("--model.init_args.model", json.dumps(sizes | {"num_attention_heads": 4})),
+        *("--data.path", str(data), "--data.limit", "null", "--data.max_length", "48", "--data.batch_size", "2"),
+        *("--trainer.max_steps", "19", "--trainer.val_check_interval", "5", "--trainer.log_every_n_steps", "1"),
+        *("--trainer.callbacks+=tests.killed_runs.Watch", "--trainer.default_root_dir", str(folder)),
+        *("--trainer.logger.init_args.save_dir", str(folder), "--checkpoint.every_n_steps", "2", *more),
+    ]
+
+
+def run(
+    arguments: list[str],
+    folder: Path,
+    stop_at: int | None = None,
+    fresh: bool = True,
+    how: signal.Signals = signal.SIGKILL,
+    before: Callable[[], Any] = lambda: None,
+) -> int:
+    """The status of a run in `folder`, -9 where it was killed. Some time after it had begun step `stop_at` all its processes
+    are sent the signal `how`. fresh: in an interpreter of its own; otherwise in a copy of this process, which is quick to
+    start. before: called in it first. What it says is added to <folder>.txt."""
+    told, notes = folder.with_suffix(".txt"), folder / "batches-0.jsonl"
+    behind = notes.stat().st_size if notes.exists() else 0
     child = os.fork()
     if not child:
         os.setsid()
         for stream in (sys.stdout.fileno(), sys.stderr.fileno()):
             os.dup2(os.open(told, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
         os.chdir(ROOT)
+        before()
         if fresh:
             environment = os.environ | {"OMP_NUM_THREADS": "1"}
             os.execve(sys.executable, [sys.executable, str(ROOT / "run.py"), *arguments], environment)
         try:
             os._exit(main(arguments))
-        finally:
+        except BaseException:
+            traceback.print_exc()
             os._exit(1)
-    while kill_at is not None and not began_step(folder, kill_at):
+    while stop_at is not None and begun(folder, behind) < stop_at:
         if (ended := os.waitpid(child, os.WNOHANG))[0]:
             return os.waitstatus_to_exitcode(ended[1])
         time.sleep(0.001)
-    if kill_at is not None:
+    if stop_at is not None:
         time.sleep(random.uniform(0, 0.02))
-        os.killpg(child, signal.SIGKILL)
-    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    if status not in (0, -signal.SIGKILL):
-        print(told.read_text())
-    return status
+        os.killpg(child, how)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def began_step(folder: Path, step: int) -> bool:
-    """Whether a run in this folder has begun so many steps."""
+def begun(folder: Path, behind: int = 0) -> int:
+    """The furthest step that runs in this folder have begun, as of the notes behind so many bytes; -1 for none."""
     try:
-        *_, last = (folder / "batches-0.jsonl").read_text().splitlines()
-        return json.loads(last)["step"] >= step
-    except (OSError, ValueError):  # none yet, or one half written
-        return False
+        with open(folder / "batches-0.jsonl") as file:
+            file.seek(behind)
+            return max((json.loads(line)["step"] for line in file if line.endswith("\n")), default=-1)
+    except FileNotFoundError:
+        return -1
 
 
 def trained_rows(folder: Path) -> Counter:

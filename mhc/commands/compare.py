@@ -199,7 +199,7 @@ def _train(console, family: str, trainer: str, data: str, folder: Path, options)
     every = max(1, steps // VALIDATIONS)
     budget = ["--trainer.max_steps", str(every * (steps // every)), "--trainer.val_check_interval", str(every)]
     budget += ["--trainer.check_val_every_n_epoch", "null"]
-    resumed = ["--ckpt_path", "last"] if (folder / "last.ckpt").exists() else []
+    resumed = ["--ckpt_path", "last"] if any(folder.glob("last*.ckpt")) else []
     command = ["fit", *training(family, trainer, data, folder, *common, *budget, *resumed)]
     return run_stage(console, f"train {family} heads", command)
 
