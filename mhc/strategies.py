@@ -162,6 +162,10 @@ class ZeRO(Packages, DeepSpeedStrategy):
         else:
             yield
 
+    def backward(self, closure_loss: Tensor, optimizer: Optimizer | None, *args: Any, **kwargs: Any) -> Tensor:
+        """Lightning has divided the loss by the accumulated batches already; DeepSpeed would once more."""
+        return super().backward(closure_loss, optimizer, *args, scale_wrt_gas=False, **kwargs)
+
     def lightning_module_state_dict(self) -> dict[str, Tensor]:
         """The heads, from the optimizer's fp32 copies."""
         from deepspeed.utils import safe_get_full_fp32_param
