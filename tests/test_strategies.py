@@ -19,7 +19,7 @@ import run as cli
 from mhc.backbone import load_tokenizer
 from mhc.checkpoint_io import CheckpointFiles
 from tests.conftest import SIZES
-from tests.strategy_runs import HALF, hash_of, run
+from tests.strategy_runs import ACCUMULATED, HALF, hash_of, run
 
 ROOT = Path(__file__).parents[1]
 STRATEGIES = ("ddp", "fsdp", "zero2", "zero3")
@@ -77,7 +77,7 @@ def test_losses_and_validation_are_those_of_one_process(runs, name):
     folder, one = runs
     two = json.loads((folder / f"{name}.json").read_text())
     assert two["first"]["losses"] == pytest.approx(one["first"]["losses"], abs=1e-5)
-    assert two["second"]["losses"] == pytest.approx(one["second"]["losses"][HALF:], abs=1e-5)
+    assert two["second"]["losses"] == pytest.approx(one["second"]["losses"][HALF * ACCUMULATED :], abs=1e-5)
     assert two["first"]["val"] == pytest.approx(one["first"]["val"], abs=1e-5)
     assert two["second"]["val"] == pytest.approx(one["second"]["val"], abs=1e-5)
 
@@ -109,7 +109,7 @@ def test_one_process_goes_on_where_two_stopped(runs, name):
     two, alone = read(folder, f"{name}-end"), read(folder, f"{name}-alone-start")
     assert_same(two["state_dict"], alone["state_dict"])
     assert_same(two["optimizer_states"][0]["state"], alone["optimizer_states"][0]["state"])
-    assert found["losses"] == pytest.approx(one["second"]["losses"][HALF:], abs=1e-5)
+    assert found["losses"] == pytest.approx(one["second"]["losses"][HALF * ACCUMULATED :], abs=1e-5)
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
