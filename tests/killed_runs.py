@@ -132,7 +132,7 @@ def run(
             return os.waitstatus_to_exitcode(ended[1])
         time.sleep(0.001)
     if stop_at is not None:
-        time.sleep(random.uniform(0, 0.02))
+        time.sleep(random.uniform(0, 0.01))
         os.killpg(child, how)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mhc.checkpoint_io import CheckpointFiles, previous
+from mhc.checkpoint_io import CheckpointFiles, newest_whole, previous
 from tests.killed_runs import (
     COMPARED,
     differences,
@@ -76,16 +76,19 @@ def undisturbed(folder, command):
 
 
 def steps_of(where) -> int:
-    return CheckpointFiles().load_checkpoint(where / "last.ckpt")["global_step"]
+    """The optimizer steps that a resumed run would go on behind; 0 where nothing is kept."""
+    if not list(where.glob("last*.ckpt")):
+        return 0
+    return CheckpointFiles().load_checkpoint(newest_whole(where / "last.ckpt"))["global_step"]
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_killed_runs_end_like_undisturbed_ones(undisturbed, command, tmp_path, case):
     where, resume, steps = tmp_path / "killed", [], steps_of(undisturbed(case))
     assert sum(trained_rows(undisturbed(case)).values()) > steps > 8
-    for step in sorted(random.sample(range(5, steps - 2), 2)):
+    for step in sorted(random.sample(range(4, 2 * steps // 3), 2)):
         assert run(command(case, where, *resume), where, step, fresh=False) == -signal.SIGKILL
-        assert steps_of(where) >= step - 4
+        assert steps_of(where) >= step - 8  # an interval, or two where it was killed while writing
         resume = LAST
     assert run(command(case, where, *resume), where, fresh=False) == 0, where.with_suffix(".txt").read_text()
     assert differences(undisturbed(case), where) == dict.fromkeys(COMPARED, 0)
@@ -96,8 +99,8 @@ def test_killed_runs_end_like_undisturbed_ones(undisturbed, command, tmp_path, c
 def test_interrupted_runs_save_where_they_stand(undisturbed, command, tmp_path, how):
     where, rarely = tmp_path / "interrupted", ["--checkpoint.every_n_steps", "1000"]
     assert run(command("epochs", where, *rarely), where, 5, fresh=False, how=how) not in (0, -signal.SIGKILL)
-    if steps_of(where) > 4:  # an interrupt between two batches finds nothing to save
-        assert steps_of(where) in (5, 6, 7)
+    if how == signal.SIGTERM:  # an interrupt between two batches finds nothing to save
+        assert steps_of(where) > 4
     assert run(command("epochs", where, *LAST), where, fresh=False) == 0, where.with_suffix(".txt").read_text()
     assert differences(undisturbed("epochs"), where) == dict.fromkeys(COMPARED, 0)
 
