@@ -166,6 +166,7 @@ def quiet() -> None:
     for message in ("not supported by the model summary", "args parameter is intended"):
         warnings.filterwarnings("ignore", message=f".*{message}.*")
     warnings.filterwarnings("ignore", message=r".*`isinstance\(treespec, LeafSpec\)` is deprecated.*")
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # about DeepSpeed's calls
 
 
 def shorten(message: str) -> str:

@@ -11,8 +11,9 @@ A strategy that splits the backbone announces how `transformers` shall read it (
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib import import_module
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning import LightningModule, Trainer
@@ -31,12 +32,34 @@ NAMES = ("auto", "ddp")  # strategies that need no arguments
 
 
 def require_strategy(strategy: Any) -> None:
-    """Raise UserError for a strategy given by a name that is none of ours."""
+    """Raise UserError for a strategy, as a command line or a file gives it, whose name is none of ours or which lacks a
+    package. (jsonargparse, which makes them, would hide what their constructors say.)"""
     if isinstance(strategy, str) and strategy not in NAMES:
         raise UserError(
             f"strategy '{strategy}': choose {' or '.join(NAMES)}, or a file of configs/trainer (zero2.yaml, zero3.yaml, "
             "zero3-offload.yaml, fsdp.yaml)"
         )
+    if strategy is not None and not isinstance(strategy, str):
+        module, _, name = strategy.class_path.rpartition(".")
+        kind = getattr(import_module(module), name)
+        if issubclass(kind, Packages):
+            kind.require_packages()
+
+
+class Packages:
+    """A strategy that needs `packages`, which the extra named `extra` installs."""
+
+    packages: tuple[str, ...]
+    extra: str
+
+    @classmethod
+    def require_packages(cls) -> None:
+        """Raise UserError unless they are there."""
+        missing = [package for package in cls.packages if find_spec(package) is None]
+        if missing:
+            raise UserError(
+                f"{cls.__name__} needs {' and '.join(missing)}, not installed here: pip install -e '.[{cls.extra}]'"
+            )
 
 
 # ---- the optimizer's state by name
@@ -98,7 +121,7 @@ def _require_names(groups: list[dict[str, Any]], state: dict[str, Any]) -> None:
 # ---- DeepSpeed
 
 
-class ZeRO(DeepSpeedStrategy):
+class ZeRO(Packages, DeepSpeedStrategy):
     """DeepSpeed's ZeRO: optimizer states and gradients of the heads are split over the processes (stage 2), and all
     parameters too, the frozen backbone's first of all (stage 3, with the model's `sharded: true`).
 
@@ -106,14 +129,10 @@ class ZeRO(DeepSpeedStrategy):
     zero_optimization of DeepSpeed's configuration.
     """
 
-    def __init__(self, stage: int = 3, offload: bool = False, settings: dict[str, Any] | None = None):
-        if stage not in (1, 2, 3):
-            raise UserError(f"ZeRO stage {stage}: choose 1, 2 or 3")
-        missing = [package for package in ("deepspeed", "accelerate") if find_spec(package) is None]
-        if missing:
-            raise UserError(
-                f'ZeRO needs {" and ".join(missing)}, which is not installed: pip install -e ".[deepspeed]"'
-            )
+    packages, extra = ("deepspeed", "accelerate"), "deepspeed"
+
+    def __init__(self, stage: Literal[1, 2, 3] = 3, offload: bool = False, settings: dict[str, Any] | None = None):
+        self.require_packages()
         super().__init__(
             stage=stage,
             offload_optimizer=offload,
@@ -142,6 +161,10 @@ class ZeRO(DeepSpeedStrategy):
             del announced
         else:
             yield
+
+    def backward(self, closure_loss: Tensor, optimizer: Optimizer | None, *args: Any, **kwargs: Any) -> Tensor:
+        """Lightning has divided the loss by the accumulated batches already; DeepSpeed would once more."""
+        return super().backward(closure_loss, optimizer, *args, scale_wrt_gas=False, **kwargs)
 
     def lightning_module_state_dict(self) -> dict[str, Tensor]:
         """The heads, from the optimizer's fp32 copies."""
@@ -203,9 +226,15 @@ class ZeRO(DeepSpeedStrategy):
 # ---- FSDP
 
 
-class FSDP(DDPStrategy):
+class FSDP(Packages, DDPStrategy):
     """PyTorch's fully sharded data parallelism (FSDP2): the backbone layer by layer (with the model's `sharded: true`), and
     the heads with their optimizer's states, which are whole during a step alone."""
+
+    packages, extra = ("accelerate",), "fsdp"  # with accelerate transformers reads parts of files
+
+    def __init__(self):
+        self.require_packages()
+        super().__init__()
 
     def sharding(self, path: str) -> dict[str, Any]:
         """The arguments with which `from_pretrained` reads only this process's part of each tensor."""

@@ -32,7 +32,9 @@ from mhc.module import DraftModule
 from mhc.sharding import whole_state
 from mhc.strategies import FSDP, ZeRO
 
-STEPS, HALF, ROWS, TIME = 8, 4, 4, 16
+BATCHES, ROWS, TIME = 8, 4, 16
+ACCUMULATED = 2  # batches of an optimizer step
+STEPS, HALF = BATCHES // ACCUMULATED, BATCHES // ACCUMULATED // 2
 
 
 class ZeROOnCPU(ZeRO):
@@ -70,22 +72,22 @@ DRAFTERS = {
 
 
 class Rows(Dataset):
-    """ROWS rows a step; process r of W has every W-th of them. In the third step only process 0 has anything to learn."""
+    """ROWS rows a batch; process r of W has every W-th of them. In the third only process 0 has anything to learn."""
 
     def __init__(self, rank: int, world: int, start: int = 0):
         self.rank, self.world, self.start = rank, world, start
 
     def __len__(self) -> int:
-        return STEPS
+        return BATCHES
 
-    def __getitem__(self, step: int) -> dict[str, torch.Tensor]:
-        step = (self.start + step) % STEPS
-        dice = torch.Generator().manual_seed(step)
+    def __getitem__(self, number: int) -> dict[str, torch.Tensor]:
+        number = (self.start + number) % BATCHES
+        dice = torch.Generator().manual_seed(number)
         ids = torch.randint(3, 300, (ROWS, TIME), generator=dice)
         for t in range(1, TIME):
             ids[:, t] = (3 * ids[:, t - 1] + 1) % 300
         mask = torch.rand(ROWS, TIME, generator=dice) < torch.linspace(0.4, 1.0, ROWS)[:, None]
-        if step == 2:
+        if number == 2:
             mask[1::2] = False
         return {"ids": ids[self.rank :: self.world], "mask": mask[self.rank :: self.world]}
 
@@ -102,7 +104,7 @@ class Data(LightningDataModule):
         return DataLoader(Rows(self.trainer.global_rank, self.trainer.world_size), batch_size=None)
 
     def rows(self, split: str) -> list[tuple]:
-        rows = [Rows(0, 1)[step] for step in range(STEPS)]
+        rows = [Rows(0, 1)[number] for number in range(BATCHES)]
         return [(i.numpy(), m.numpy()) for row in rows for i, m in zip(row["ids"], row["mask"])]
 
     def prompts(self, split: str, count: int) -> list[Any]:
@@ -111,11 +113,11 @@ class Data(LightningDataModule):
         return [Prompt(str(n), [], Rows(0, 1)[n]["ids"][0, :6].tolist()) for n in range(count)]
 
     def train_batches(self) -> int:
-        return STEPS
+        return BATCHES
 
 
 class Watch(Callback):
-    """Notes the global loss of each step, saves once before training and when told to stop, and stops there."""
+    """Notes the global loss of each batch, saves once before training and when told to stop, and stops there."""
 
     def __init__(self, folder: Path, name: str, until: int):
         self.folder, self.name, self.until, self.losses = folder, name, until, []
@@ -168,6 +170,7 @@ def run(
         devices=1 if strategy == "auto" else 2,
         max_steps=STEPS,
         gradient_clip_val=1.0,
+        accumulate_grad_batches=ACCUMULATED,
         limit_val_batches=3,
         val_check_interval=2,
         num_sanity_val_steps=0,
@@ -180,7 +183,7 @@ def run(
         default_root_dir=folder,
         callbacks=[watch, Acceptance(prompts=3, max_new_tokens=8)],
     )
-    trainer.fit(module, datamodule=Data(HALF if start else 0), ckpt_path=start, weights_only=True)
+    trainer.fit(module, datamodule=Data(HALF * ACCUMULATED if start else 0), ckpt_path=start, weights_only=True)
     figures = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
     return {"losses": watch.losses, "val": figures, "backbone": watch.backbone, "held": watch.held}
 

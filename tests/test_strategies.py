@@ -15,12 +15,11 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+import run as cli
 from mhc.backbone import load_tokenizer
 from mhc.checkpoint_io import CheckpointFiles
-from mhc.errors import UserError
-from mhc.strategies import ZeRO, require_strategy
 from tests.conftest import SIZES
-from tests.strategy_runs import HALF, hash_of, run
+from tests.strategy_runs import ACCUMULATED, HALF, hash_of, run
 
 ROOT = Path(__file__).parents[1]
 STRATEGIES = ("ddp", "fsdp", "zero2", "zero3")
@@ -78,7 +77,7 @@ def test_losses_and_validation_are_those_of_one_process(runs, name):
     folder, one = runs
     two = json.loads((folder / f"{name}.json").read_text())
     assert two["first"]["losses"] == pytest.approx(one["first"]["losses"], abs=1e-5)
-    assert two["second"]["losses"] == pytest.approx(one["second"]["losses"][HALF:], abs=1e-5)
+    assert two["second"]["losses"] == pytest.approx(one["second"]["losses"][HALF * ACCUMULATED :], abs=1e-5)
     assert two["first"]["val"] == pytest.approx(one["first"]["val"], abs=1e-5)
     assert two["second"]["val"] == pytest.approx(one["second"]["val"], abs=1e-5)
 
@@ -110,7 +109,7 @@ def test_one_process_goes_on_where_two_stopped(runs, name):
     two, alone = read(folder, f"{name}-end"), read(folder, f"{name}-alone-start")
     assert_same(two["state_dict"], alone["state_dict"])
     assert_same(two["optimizer_states"][0]["state"], alone["optimizer_states"][0]["state"])
-    assert found["losses"] == pytest.approx(one["second"]["losses"][HALF:], abs=1e-5)
+    assert found["losses"] == pytest.approx(one["second"]["losses"][HALF * ACCUMULATED :], abs=1e-5)
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
@@ -136,11 +135,34 @@ def test_the_backbone_is_split_where_it_shall_be(runs, name):
     assert held == whole if name not in SHARDED else whole / 2 <= held < 0.51 * whole
 
 
-def test_unknown_strategies_and_missing_packages_are_named(monkeypatch):
-    with pytest.raises(UserError, match="zeor3"):
-        require_strategy("zeor3")
-    with pytest.raises(UserError, match="stage 4"):
-        ZeRO(stage=4)
-    monkeypatch.setattr("mhc.strategies.find_spec", lambda package: None)
-    with pytest.raises(UserError, match=r"\[deepspeed\]"):
-        ZeRO(stage=2)
+@pytest.mark.parametrize(
+    "file, absent, named",
+    [("zero2", "deepspeed", "[deepspeed]"), ("zero3", "accelerate", "[deepspeed]"), ("fsdp", "accelerate", "[fsdp]")],
+)
+def test_a_missing_package_gets_one_line_and_status_2(monkeypatch, tmp_path, capsys, file, absent, named):
+    monkeypatch.setattr("mhc.strategies.find_spec", lambda package: None if package == absent else object())
+    assert main_fit(tmp_path, "--config", str(ROOT / f"configs/trainer/{file}.yaml")) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: ") and told.count("\n") == 1 and absent in told and named in told
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "flags, named",
+    [
+        (["--trainer.strategy", "zeor3"], "fsdp.yaml"),
+        (["--config", str(ROOT / "configs/trainer/zero3.yaml"), "--trainer.strategy.init_args.stage", "4"], "stage"),
+        (["--trainer.strategy.class_path", "mhc.strategies.ZeROO"], "ZeROO"),
+    ],
+)
+def test_an_unknown_strategy_gets_one_line_and_status_2(tmp_path, capsys, flags, named):
+    assert main_fit(tmp_path, *flags) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: ") and told.count("\n") == 1 and named in told
+    assert not list(tmp_path.iterdir())
+
+
+def main_fit(folder: Path, *flags: str) -> int:
+    configs = (f"configs/{name}.yaml" for name in ("quickstart", "drafter/cascade", "trainer/cpu"))
+    known = [part for config in configs for part in ("--config", str(ROOT / config))]
+    return cli.main(["fit", *known, "--trainer.default_root_dir", str(folder), *flags])
