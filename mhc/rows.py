@@ -174,6 +174,7 @@ class Rows:
             self.serving[row], self.left[row] = self.serving[last], self.left[last]
         self.serving.pop()
         self.left.pop()
+        self.cache.clear(last)  # its text may be longer than any that is served
         self._assign()
 
     def _assign(self) -> None:

@@ -107,7 +107,7 @@ class Scripted(Drafter):
         head, rows = state
         logits = torch.zeros(*tokens.shape, self.backbone.vocabulary_size)
         for row, (prompt, done) in enumerate(rows):
-            text, at = self.texts[prompt], done + 1 + head  # the root stands at position `done`
+            text, at = self.texts.get(prompt, []), done + 1 + head  # the root stands at `done`; idle rows have no text
             token = text[at] if at < len(text) else 0
             logits[row, :, (token + (head >= self.right)) % self.backbone.vocabulary_size] = (
                 99.0  # louder than any noise

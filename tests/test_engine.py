@@ -133,13 +133,16 @@ def test_every_row_has_a_seed_of_its_own(backbones):
         assert together[number].token_ids == engine.generate(PROMPTS[0], NEW, plain=True, sampling=sampling).token_ids
 
 
-@pytest.mark.parametrize("name", ["llama", "mistral", "gpt_neox", "gpt_oss"])
-def test_rounds_over_fixed_buffers_give_the_same_text(name, monkeypatch):
-    """What compilation and CUDA graphs run: fixed shapes, idle rows computed too, lengths read from the device."""
+@pytest.mark.parametrize(
+    "name, fixed", [("llama", True), ("mistral", True), ("gpt_neox", True), ("gpt_oss", True), ("llama", False)]
+)
+def test_rounds_over_fixed_buffers_give_the_same_text(name, fixed, monkeypatch):
+    """What CUDA graphs run (fixed shapes, idle rows computed too, lengths read from the device), and what is compiled for
+    a CPU (the rows that are served, two at least)."""
     backbone = tiny_backbone(name)
     monkeypatch.setattr(backbone, "compiled", lambda: backbone.model.base_model)  # the shapes without the compiler
-    monkeypatch.setattr("mhc.rows.FIXED", ("cpu",))
-    monkeypatch.setitem(mhc.rows.BUCKET, "cpu", 16)
+    monkeypatch.setattr("mhc.rows.FIXED", ("cpu",) if fixed else ())
+    monkeypatch.setitem(mhc.rows.BUCKET, "cpu", 16 if fixed else 1)
     expected = {sampling: answers(Engine(backbone), 1, sampling=sampling) for sampling in (GREEDY, *SAMPLINGS.values())}
     for tree in ("tree", "dynamic", "dynamic_cut"):
         engine = Engine(backbone, randomised(Cascade(backbone, heads=4)), TREES[tree], compile=True)
@@ -150,6 +153,24 @@ def test_rounds_over_fixed_buffers_give_the_same_text(name, monkeypatch):
         engine = Engine(backbone, randomised(family(backbone, heads=4)), TREES["tree"], compile=True)
         for sampling, text in expected.items():
             assert answers(engine, 3, sampling=sampling) == text
+
+
+def test_a_row_that_ended_beyond_its_limit_is_forgotten(backbones, references, monkeypatch):
+    """Compiled rounds compute it along with the last one that is served, and may not write behind the buffers."""
+    backbone = tiny_backbone("llama")
+    monkeypatch.setattr(backbone, "compiled", lambda: backbone.model.base_model)
+    monkeypatch.setitem(mhc.rows.BUCKET, "cpu", 1)
+    texts = [prompt + answer for prompt, answer in zip(PROMPTS, references("llama"))]
+    order = sorted(range(len(PROMPTS)), key=lambda number: len(PROMPTS[number]))
+    short, long = PROMPTS[order[0]], PROMPTS[order[-1]]
+    drafter = Scripted(backbone, texts, [len(prompt) for prompt in PROMPTS])
+    monkeypatch.setattr(Engine, "_room", lambda self, number, prompt, most: 2 if prompt == long else most)
+    found = {}
+    for compile in (False, True):
+        engine = Engine(backbone, drafter, FixedTree.chain(4), compile=compile)
+        answers = dict(engine.generate_ids([short, long], len(long) - len(short) + 2, 2))
+        found[compile] = [answers[number].token_ids for number in (0, 1)]
+    assert found[True] == found[False]
 
 
 def test_a_compiled_round_gives_the_same_text():
