@@ -44,7 +44,7 @@ def main() -> None:
     engines = {"plain/batched": Engine(backbone)}
     if options.checkpoint:
         heads = f"{Path(options.checkpoint).name}/batched"
-        engines[heads] = Engine.from_checkpoint(options.checkpoint, options.backbone)
+        engines[heads] = Engine.from_checkpoint(options.checkpoint, options.backbone).for_many(options.batch_size)
     if options.compile:
         engines["plain/compiled"] = Engine(Backbone.load(options.backbone), compile=True)
     stock = AutoModelForCausalLM.from_pretrained(resolve(options.backbone), dtype=torch.float32).eval()

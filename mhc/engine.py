@@ -24,6 +24,8 @@ from mhc.sampling import GREEDY, Sampler, Sampling
 from mhc.tree import FixedTree, Shape, shape_of
 from mhc.verify import accept
 
+MANY = 16  # rows
+
 
 class Piece(NamedTuple):
     """What one round gave one prompt: its number, the new tokens, and why it ended (or None)."""
@@ -92,6 +94,13 @@ class Engine:
         wanted = None if tree is None else shape_of(tree)
         drafter, kept = load_drafter(path, backbone, **loading)
         return cls(drafter.backbone, for_decoding(drafter), wanted or kept, compile)
+
+    def for_many(self, batch_size: int) -> "Engine":
+        """With a chain of two guesses where so many rows are decoded at once: they keep the machine busy, and a tree tuned
+        for one row asks too much of it or, where it minds its prices, speculates too seldom (docs/log.md)."""
+        if self.drafter is not None and batch_size >= MANY:
+            self.tree = FixedTree.chain(min(2, self.drafter.heads))
+        return self
 
     # ---- one round: everything stays on the device until `tolist`, the one host synchronisation
 

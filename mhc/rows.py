@@ -18,8 +18,7 @@ from mhc.sampling import GREEDY, Draw, Sampler, Sampling
 if TYPE_CHECKING:
     from mhc.engine import Engine
 
-FIXED = ("cuda",)  # devices on which compiled rounds keep their shapes, as CUDA graphs want it
-BUCKET = {"cuda": 256, "cpu": 8}  # compiled rounds attend to a multiple of so many slots
+BUCKET = {"cuda": 256, "cpu": 8}  # compiled rounds attend to a multiple of so many slots, CUDA graphs to few multiples
 PREFILL_TOKENS = {"cuda": 8192, "cpu": 1024}  # prompts are read several at once, up to so many tokens with padding
 TOGETHER = 8  # prompts are waited for until this part of the rows is free: reading them one by one costs twice as much
 
@@ -43,7 +42,6 @@ class Rows:
             torch.zeros(1, 1, dtype=torch.long, device=device),
         )
         self.compiled = engine.compile
-        self.fixed = self.compiled and device.type in FIXED
         self.graphs = Graphs() if self.compiled and device.type == "cuda" else None
 
     def start(self, prompts: Sequence[list[int]], room: list[int], sampling: list[Sampling]) -> None:
@@ -55,6 +53,7 @@ class Rows:
         self.pace = Pace(self.engine.tree) if self.speculate else None
         self.cache.lengths = [0] * self.size
         self.sampler.declare(sampling)
+        self.sampler.assign(([*sampling, *[GREEDY] * self.size])[: self.size])
 
     def run(self, round: Callable[["Rows"], torch.Tensor]) -> torch.Tensor:
         """One round of the rows being served."""
@@ -73,18 +72,16 @@ class Rows:
         most = min(most, self.cache.capacity - self.nodes)
         lengths = [*range(max(1, least // self.bucket * self.bucket), most, self.bucket), most]
         if self.graphs is None:
-            lengths = lengths[:2]  # the second length, with other rows, is compiled for all others as well
+            lengths = lengths[:2]  # the second length is compiled for all others as well
         for done, length in enumerate(lengths):
             self.cache.lengths = [length] * self.size
-            self.serving = [0] * max(1, self.size - done)
-            self._assign()
-            self.cache.select(self.active.start, self.active.stop)
+            self.cache.select(0, self.size)
             if self.graphs is None:
                 round(self)
             elif (key := self._key(round)) not in self.graphs:
                 self.graphs.record(key, lambda: round(self))
             yield done + 1, len(lengths)
-        self.serving, self.cache.lengths = [], [0] * self.size
+        self.cache.lengths = [0] * self.size
 
     @property
     def steps_plainly(self) -> bool:
@@ -108,10 +105,8 @@ class Rows:
 
     @property
     def active(self) -> slice:
-        """The rows that a round computes: those being served; all where shapes are fixed; compiled ones at least two,
-        since a program for one row is a program of its own."""
-        least = self.size if self.fixed else min(2, self.size) if self.compiled else 0
-        return slice(0, max(least, len(self.serving)))
+        """The rows that a round computes: those being served; in compiled rounds, whose shapes are fixed, all."""
+        return slice(0, self.size if self.compiled else len(self.serving))
 
     def has_room(self, waiting: deque[int]) -> bool:
         """Whether enough rows are free to read waiting prompts into."""
