@@ -96,10 +96,10 @@ class Engine:
         return cls(drafter.backbone, for_decoding(drafter), wanted or kept, compile)
 
     def for_many(self, batch_size: int) -> "Engine":
-        """With a chain of two guesses where so many rows are decoded at once: they keep the machine busy, and a tree tuned
-        for one row asks too much of it or, where it minds its prices, speculates too seldom (docs/log.md)."""
+        """With one guess a row where so many rows are decoded at once: they keep the machine busy, and a tree tuned for one
+        row asks too much of it or, where it minds its prices, speculates too seldom (docs/log.md)."""
         if self.drafter is not None and batch_size >= MANY:
-            self.tree = FixedTree.chain(min(2, self.drafter.heads))
+            self.tree = FixedTree.chain(1)
         return self
 
     # ---- one round: everything stays on the device until `tolist`, the one host synchronisation
