@@ -18,7 +18,9 @@ from mhc.errors import UserError
 class Divergence(Callback):
     """Before every update looks at the loss of each of its batches, as it is logged, and at the gradient's norm. Where one
     is not finite, `fit` ends with a line that names the step, the heads and the rows. The weights have not changed then,
-    nor has any checkpoint. A validation loss that is not finite ends it as well, before the checkpoint is written.
+    nor has any checkpoint. (If the update before was the one that broke the weights, a last.ckpt that was due right behind
+    it holds them; last.previous.ckpt is from before.) A validation loss that is not finite ends it as well, before the
+    checkpoint is written.
 
     skip: leave out that update only. Weights and moments stay as they are, bit for bit; the schedule goes on.
     train/skipped_updates counts, and a line names each. patience: so many in a row end the run all the same.

@@ -215,3 +215,16 @@ def test_a_diverged_run_ends_with_one_line_and_its_last_good_checkpoint(tmp_path
     kept = torch.load(out / "last.ckpt", weights_only=True)
     assert "The run has not finished" in (out / "report.html").read_text()
     assert kept["global_step"] == 1 and all(value.isfinite().all() for value in kept["state_dict"].values())
+
+
+def test_a_run_that_is_stopped_leaves_its_checkpoints_alone(tmp_path, capsys):
+    """The second update breaks the weights, is saved, and the third batch shows it: nothing is written then, and the
+    checkpoint before is whole."""
+    out = tmp_path / "run"
+    flags = ["--model.learning_rate", "1e30", "--model.warmup", "0.5", "--trainer.limit_val_batches", "0"]
+    flags += ["--checkpoint.every_n_steps", "1"]
+    assert run.main(["fit", *COMMON, *CASCADE, *small(out, sums(tmp_path)), *flags]) == 2
+    assert "error: step 2, epoch 0" in capsys.readouterr().err
+    last, before = (torch.load(out / name, weights_only=True) for name in ("last.ckpt", "last.previous.ckpt"))
+    assert (before["global_step"], last["global_step"]) == (1, 2)
+    assert all(value.isfinite().all() and value.abs().max() < 1e3 for value in before["state_dict"].values())
