@@ -87,8 +87,8 @@ class Divergence(Callback):
         if trainer.state.fn == "fit" and not trainer.sanity_checking and loss is not None and not loss.isfinite():
             raise UserError(
                 f"step {trainer.global_step}: the validation loss is not finite, an update before has broken the weights. "
-                "Checkpoints are as they were. Lower the learning rate "
-                f"({trainer.optimizers[0].param_groups[0]['lr']:.3g} here) and go on with --ckpt_path last, or start again"
+                "Checkpoints are as they were. Start again with a lower learning rate "
+                f"({trainer.optimizers[0].param_groups[0]['lr']:.3g} here): a run that goes on keeps the one it began with"
             )
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
