@@ -157,11 +157,31 @@ class Result(Callback):
         torch.save(kept, self.folder / f"{trainer.global_rank}.pt")
 
 
-def test_processes_decide_together(tiny, features, tmp_path, monkeypatch):
+class Unlearnable(Callback):
+    """No token of batch 0 is supervised."""
+
+    def on_train_batch_start(self, trainer, module, batch, index):
+        if index == 0:
+            batch["mask"].fill_(False)
+
+
+def test_a_batch_without_anchors_is_no_divergence(tiny, poisoned, tmp_path, monkeypatch, capfd):
+    """Nothing is logged of it. What follows is judged by its own loss."""
+    module, watch = module_on(tiny, Cascade, monkeypatch), Watch()
+    data = FeatureData(str(poisoned), batch_size=BATCH)
+    fit(module, data, tmp_path, Unlearnable(), Divergence(skip=True), watch)
+    assert watch.changed[1:] == [True, False, True]
+    assert capfd.readouterr().err.count("left out: ") == 1
+
+
+def test_processes_decide_together(tiny, features, tmp_path, monkeypatch, capfd):
     module, guard = module_on(tiny, Cascade, monkeypatch), Divergence(skip=True)
     data = FeatureData(str(features), batch_size=BATCH)
     chosen = {"strategy": "ddp_fork", "devices": 2, "use_distributed_sampler": False}
     fit(module, data, tmp_path, PoisonOneProcess(), TrainingCost(), guard, Result(tmp_path, guard), **chosen)
+    told = capfd.readouterr().err  # each process names its own rows alone
+    assert told.count("left out: ") == 2 and told.count("step 0: another process says that its loss is not finite") == 1
+    assert told.count("batch 0: the loss (head 0, head 1, head 2) is not finite; rows") == 1
     one, two = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
     assert one["guard"] == two["guard"] == {"skipped": 1, "in_a_row": 0}
     assert all(torch.equal(value, two["weights"][name]) for name, value in one["weights"].items())
