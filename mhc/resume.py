@@ -53,8 +53,9 @@ class RunCheckpoint(Callback):
     def on_fit_start(self, trainer: Trainer, module: LightningModule) -> None:
         last = Path(trainer.default_root_dir) / LAST
         heads = last.with_name(DESCRIPTION)
-        if trainer.ckpt_path:
+        if trainer.ckpt_path and Path(trainer.ckpt_path).resolve().parent == last.parent.resolve():
             return
+        self.logs = []  # a checkpoint from elsewhere tells of other logs
         if self.overwrite:
             if trainer.is_global_zero:
                 last.unlink(missing_ok=True)
