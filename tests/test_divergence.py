@@ -92,13 +92,14 @@ class Watch(Callback):
 
 def test_step_rows_and_heads_are_named_before_the_weights_change(tiny, poisoned, tmp_path, monkeypatch):
     module, watch = module_on(tiny, Cascade, monkeypatch), Watch()
+    (tmp_path / "training.json").write_text("{}")  # of a run that had its end
     with pytest.raises(UserError) as caught:
-        fit(module, FeatureData(str(poisoned), batch_size=BATCH), tmp_path, Divergence(), watch)
+        fit(module, FeatureData(str(poisoned), batch_size=BATCH), tmp_path, TrainingCost(), Divergence(), watch)
     told, rows = str(caught.value), sorted(batch_order(LENGTHS[2:], BATCH, 0, 0)[POISONED])
     named = ", ".join(map(str, rows))
     assert f"step {POISONED}, epoch 0, batch {POISONED}: the loss (head 0, head 1, head 2) is not finite" in told
     assert f"rows {named} of the training data, collected:{named}." in told and "learning rate" in told
-    assert watch.changed == [True] * POISONED
+    assert watch.changed == [True] * POISONED and not (tmp_path / "training.json").exists()
     assert all(value.isfinite().all() for value in module.state_dict().values())
 
 
@@ -149,11 +150,12 @@ class PoisonOneProcess(Callback):
 
 
 class Result(Callback):
-    def __init__(self, folder, guard):
-        self.folder, self.guard = folder, guard
+    def __init__(self, folder, guard, cost):
+        self.folder, self.guard, self.cost = folder, guard, cost
 
     def on_train_end(self, trainer, module):
-        kept = {"weights": module.state_dict(), "guard": self.guard.state_dict()}
+        kept = {"weights": module.state_dict(), "guard": self.guard.state_dict(), "cost": self.cost.state_dict()}
+        self.cost.load_state_dict(kept["cost"])  # as a resumed run would
         torch.save(kept, self.folder / f"{trainer.global_rank}.pt")
 
 
@@ -175,10 +177,10 @@ def test_a_batch_without_anchors_is_no_divergence(tiny, poisoned, tmp_path, monk
 
 
 def test_processes_decide_together(tiny, features, tmp_path, monkeypatch, capfd):
-    module, guard = module_on(tiny, Cascade, monkeypatch), Divergence(skip=True)
+    module, guard, cost = module_on(tiny, Cascade, monkeypatch), Divergence(skip=True), TrainingCost()
     data = FeatureData(str(features), batch_size=BATCH)
     chosen = {"strategy": "ddp_fork", "devices": 2, "use_distributed_sampler": False}
-    fit(module, data, tmp_path, PoisonOneProcess(), TrainingCost(), guard, Result(tmp_path, guard), **chosen)
+    fit(module, data, tmp_path, PoisonOneProcess(), cost, guard, Result(tmp_path, guard, cost), **chosen)
     told = capfd.readouterr().err  # each process names its own rows alone
     assert told.count("left out: ") == 2 and told.count("step 0: another process says that its loss is not finite") == 1
     assert told.count("batch 0: the loss (head 0, head 1, head 2) is not finite; rows") == 1
@@ -186,8 +188,8 @@ def test_processes_decide_together(tiny, features, tmp_path, monkeypatch, capfd)
     assert one["guard"] == two["guard"] == {"skipped": 1, "in_a_row": 0}
     assert all(torch.equal(value, two["weights"][name]) for name, value in one["weights"].items())
     assert all(value.isfinite().all() for value in one["weights"].values())
-    cost = json.loads((tmp_path / "training.json").read_text())
-    assert cost["tokens"] == sum(LENGTHS[2:])  # each saw half of the rows
+    assert one["cost"]["tokens"] == two["cost"]["tokens"] == sum(LENGTHS[2:])  # each saw half of the rows
+    assert json.loads((tmp_path / "training.json").read_text())["tokens"] == sum(LENGTHS[2:])
     with next(tmp_path.glob("logs/*/metrics.csv")).open() as file:
         assert all(float(row["train/tokens_per_second"]) > 0 for row in csv.DictReader(file))
 
