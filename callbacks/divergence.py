@@ -16,9 +16,11 @@ from mhc.errors import UserError
 
 
 class Divergence(Callback):
-    """Before every update looks at the loss of each of its batches, as it is logged, and at the gradient's norm. Where one
-    is not finite, `fit` ends with a line that names the step, the heads and the rows. The weights have not changed then,
-    nor has any checkpoint. A validation loss that is not finite ends it as well, before the checkpoint is written.
+    """Before every update looks at the loss of each of its batches, every process at its own rows', and at the gradient's
+    norm. Where one is not finite, `fit` ends with a line that names the step, the heads and the rows. The weights have not
+    changed then, nor has any checkpoint. (If the update before was the one that broke the weights, a last.ckpt that was due
+    right behind it holds them; last.previous.ckpt is from before.) A validation loss that is not finite ends it as well,
+    before the checkpoint is written.
 
     skip: leave out that update only. Weights and moments stay as they are, bit for bit; the schedule goes on.
     train/skipped_updates counts, and a line names each. patience: so many in a row end the run all the same.
@@ -39,10 +41,10 @@ class Divergence(Callback):
         if self.skip and isinstance(trainer.strategy, DeepSpeedStrategy):
             raise UserError("DeepSpeed makes its updates itself, none can be left out: set Divergence's skip to false")
 
-    def on_after_backward(self, trainer: Trainer, module: LightningModule) -> None:
-        logged = trainer.callback_metrics
+    def on_before_backward(self, trainer: Trainer, module: LightningModule, loss: Tensor) -> None:
+        logged = trainer.callback_metrics  # of all processes: they tell the heads
         losses = {name: logged[name] for name in logged if name.startswith("train/") and name.endswith("loss")}
-        self._batches.append((trainer.fit_loop.batch_idx, losses))
+        self._batches.append((trainer.fit_loop.batch_idx, losses | {"train/loss": loss.detach()}))
 
     def on_before_optimizer_step(self, trainer: Trainer, module: LightningModule, optimizer: Optimizer) -> None:
         batches, self._batches = self._batches, []
@@ -59,10 +61,11 @@ class Divergence(Callback):
             ):  # fp16's scaler overflows on purpose, and skips
                 figures.append(norm.float())
         broken = ~torch.stack(figures).isfinite()
-        anywhere = bool(trainer.strategy.reduce(broken.int(), reduce_op="sum").any())
+        found = trainer.strategy.reduce(broken.int(), reduce_op="sum")
+        anywhere = bool(found.any())
         self.in_a_row = self.in_a_row + 1 if anywhere else 0
         if anywhere:
-            told = _tell(trainer, batches, broken.tolist())
+            told = _tell(trainer, batches, broken.tolist(), found.tolist())
             if not self.skip:
                 raise UserError(
                     f"{told}. Nothing was learned from it, checkpoints are as they were. Lower the learning rate "
@@ -85,8 +88,8 @@ class Divergence(Callback):
         if trainer.state.fn == "fit" and not trainer.sanity_checking and loss is not None and not loss.isfinite():
             raise UserError(
                 f"step {trainer.global_step}: the validation loss is not finite, an update before has broken the weights. "
-                "Checkpoints are as they were. Lower the learning rate "
-                f"({trainer.optimizers[0].param_groups[0]['lr']:.3g} here) and go on with --ckpt_path last, or start again"
+                "Checkpoints are as they were. Start again with a lower learning rate "
+                f"({trainer.optimizers[0].param_groups[0]['lr']:.3g} here): a run that goes on keeps the one it began with"
             )
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
@@ -100,10 +103,13 @@ class Divergence(Callback):
         self.skipped, self.in_a_row = state["skipped"], state["in_a_row"]
 
 
-def _tell(trainer: Trainer, batches: list[tuple[int, dict[str, Tensor]]], broken: list[bool]) -> str:
-    """What is not finite, at which step, in which rows; of an accumulated update only the batches that are to blame."""
+def _tell(
+    trainer: Trainer, batches: list[tuple[int, dict[str, Tensor]]], broken: list[bool], found: list[int]
+) -> str:
+    """What is not finite, at which step, in which rows; of an accumulated update only the batches that are to blame.
+    broken: here; found: in how many processes. Both of each batch's loss and, behind these, of the gradient's norm."""
     blamed = [batch for batch, bad in zip(batches, broken) if bad]
-    if not any(broken):
+    if any(found[: len(batches)]) and not blamed:
         return f"step {trainer.global_step}: another process says that its loss is not finite"
     heads = sorted({int(name[len("train/head") :].split("_")[0]) for name in _not_finite(blamed) if "head" in name})
     which = f" ({', '.join(f'head {head}' for head in heads)})" if heads else ""

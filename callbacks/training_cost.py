@@ -10,19 +10,21 @@ from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from mhc.benchmark import machine, versions, wait
 from mhc.checkpoint import write_json
 from mhc.packing import PADDING
+from mhc.sharding import element_count, summed
 
 RESULT = "training.json"
 
 
 class TrainingCost(Callback):
-    """At the end of `fit` writes training.json: steps, rows in a batch, the seconds they took (validation and loading apart), the tokens
-    they saw (padding apart), the heads' parameters, the most memory that was held (of the GPU, or the process), and machine
-    and versions. A resumed run goes on counting.
+    """At the end of `fit` writes training.json: steps, rows in a batch, the seconds they took (validation and loading
+    apart), the tokens they saw (padding apart), the heads' parameters, the most memory that was held (of the GPU, or the
+    process), and machine and versions. A resumed run goes on counting, on any number of processes.
 
     Logs train/tokens_per_second (of all processes, since it was logged last) and train/memory_mib.
     """
@@ -31,6 +33,11 @@ class TrainingCost(Callback):
         self.seconds = 0.0
         self.tokens: Tensor | int = 0  # on the device until somebody asks
         self._logged = 0.0, 0  # seconds and tokens when the figures were logged last
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        self.tokens = torch.as_tensor(self.tokens, device=module.device)
+        if trainer.is_global_zero:  # there is one of a run that is over, and this one is not
+            (Path(trainer.default_root_dir) / RESULT).unlink(missing_ok=True)
 
     def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Any, index: int) -> None:
         self._started = time.perf_counter()
@@ -57,7 +64,7 @@ class TrainingCost(Callback):
                 "batch_size": getattr(trainer.datamodule, "batch_size", None),
                 "seconds": round(self.seconds, 2),
                 "tokens": tokens,
-                "parameters": sum(p.numel() for p in module.parameters() if p.requires_grad),
+                "parameters": sum(element_count(p) for p in module.parameters() if p.requires_grad),
                 "peak_memory_mib": held_mib(module),
                 "machine": machine(),
                 "versions": versions(),
@@ -65,10 +72,11 @@ class TrainingCost(Callback):
             write_json(Path(trainer.default_root_dir) / RESULT, figures)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"seconds": self.seconds, "tokens": int(self.tokens)}
+        return {"seconds": self.seconds, "tokens": int(summed(torch.as_tensor(self.tokens).clone()))}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.seconds, self.tokens = state["seconds"], state.get("tokens", 0)  # older checkpoints did not count them
+        tokens = state.get("tokens", 0)  # of all processes; older checkpoints did not count them
+        self.seconds, self.tokens = state["seconds"], tokens if rank_zero_only.rank == 0 else 0
         self._logged = self.seconds, self.tokens
 
 

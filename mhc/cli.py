@@ -50,7 +50,7 @@ class CLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         chosen = self.config[self.subcommand]
-        require_strategy(chosen.trainer.strategy)
+        require_strategy(chosen.trainer.strategy, elsewhere=chosen.dry_run is not None)
         folder = Path(chosen.trainer.default_root_dir or ".")
         if chosen.auto_batch_size and self.subcommand == "fit":
             choose_batch_size(chosen, folder)

@@ -11,7 +11,6 @@ import resource
 import shutil
 import time
 from dataclasses import replace
-from importlib import import_module
 from math import ceil
 from pathlib import Path
 
@@ -23,7 +22,9 @@ from mhc.drafters import Drafter
 from mhc.errors import UserError
 from mhc.files import write_json
 from mhc.memory import Decoding, Setting, Sharding, memory, sharding, weight_bytes
+from mhc.page import duration
 from mhc.rehearsal import Rehearsal, rehearse
+from mhc.strategies import class_of
 
 GIB = 2**30
 CONTEXT = GIB  # of CUDA, its libraries and the allocator's gaps on a GPU: customary, not measured here
@@ -49,13 +50,14 @@ class DryRun:
             raise UserError(f"a dry run is for draft heads: {chosen.model.class_path} has none")
         self.chosen, trainer = chosen, chosen.trainer
         self.config = load_config(model.backbone)
-        self.data = _class(chosen.data.class_path)(**chosen.data.init_args)
+        self.data = class_of(chosen.data.class_path)(**chosen.data.init_args)
         self.data.tokenizer = load_tokenizer(model.backbone)
         told = next((c.init_args for c in trainer.callbacks or [] if c.class_path.endswith("Acceptance")), None)
         self.survey = survey(self.data, told.prompts if told else 0)
         self.decoding = told and Decoding(told.prompts, self.survey.prompt + told.max_new_tokens)
         self.shards: Sharding = sharding(trainer)
-        on_gpu = trainer.accelerator in ("gpu", "cuda") or (trainer.accelerator == "auto" and torch.cuda.is_available())
+        there = bool(gib) or torch.cuda.is_available()  # another machine's memory is its GPUs'
+        on_gpu = trainer.accelerator in ("gpu", "cuda") or (trainer.accelerator == "auto" and there)
         precision = str(trainer.precision or "32-true")
         low = torch.float16 if precision.startswith("16") else torch.bfloat16 if "bf16" in precision else None
         self.setting = Setting(
@@ -77,7 +79,7 @@ class DryRun:
 
     def build(self, backbone: Backbone) -> Drafter:
         drafter = self.chosen.model.init_args.drafter
-        return _class(drafter.class_path)(backbone, **drafter.get("init_args", {}))
+        return class_of(drafter.class_path)(backbone, **drafter.get("init_args", {}))
 
     def rehearsed(self, rows: int) -> Rehearsal:
         """A step with so many rows."""
@@ -135,7 +137,7 @@ class DryRun:
             _line(name, f"{size / GIB:.2f} GiB")
         there = "" if self.there is None else f" of {self.there / GIB:.2f}"
         _line("at its highest", f"{peak / GIB:.2f} GiB{there}")
-        if setting.on_gpu:
+        if setting.on_gpu and not self.chosen.model.init_args.sharded:
             _line("the host while loading", f"{weight_bytes(found.backbone, setting.dtype, None) / GIB:.2f} GiB")
         steps = self._tell_data()
         disk = self._tell_disk(found, steps)
@@ -197,9 +199,9 @@ class DryRun:
         rate, how = speed(setting.on_gpu, setting.autocast or setting.dtype)
         seconds = work / (rate * REACHED)
         print(
-            f"time        about {_duration(seconds)}, validations apart, give or take half (kl and lk more): "
-            f"{work:.1e} operations on each device, {heads / max(1.0, forward + heads):.0%} of them of the heads; {rate:.1e} a second {how}, "
-            f"of which {REACHED:.0%} is taken to be reached"
+            f"time        about {duration(seconds)}, validations apart, give or take half (kl and lk more): "
+            f"{work:.1e} operations on each device, {heads / max(1.0, forward + heads):.0%} of them of the heads; "
+            f"{rate:.1e} a second {how}, of which {REACHED:.0%} is taken to be reached"
         )
 
     def _advice(self) -> str:
@@ -256,18 +258,5 @@ def speed(on_gpu: bool, dtype: torch.dtype) -> tuple[float, str]:
     return 2 * size**3 / min(spent), f"measured here in {str(dtype).rpartition('.')[2]}"
 
 
-def _class(path: str) -> type:
-    """The class of a class_path."""
-    module, _, name = path.rpartition(".")
-    return getattr(import_module(module), name)
-
-
 def _line(name: str, value: str) -> None:
     print(f"            {name:<36}{value:>18}")
-
-
-def _duration(seconds: float) -> str:
-    for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
-        if seconds >= 1.5 * size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.0f} seconds"

@@ -12,6 +12,7 @@ from jsonargparse import Namespace
 
 from mhc.rehearsal import Rehearsal, Weights
 from mhc.rows import PREFILL_TOKENS
+from mhc.strategies import FSDP, ZeRO, class_of
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Sharding:
     gradients: int = 1
     moments: int = 1
     bucketed: bool = False  # gradients lie in communication buckets a second time
+    offload: bool = False  # moments, and weights that are in pieces, lie in the machine's memory
 
 
 def sharding(trainer: Namespace) -> Sharding:
@@ -36,19 +38,12 @@ def sharding(trainer: Namespace) -> Sharding:
     )
     n = count * (trainer.num_nodes or 1)
     strategy = trainer.strategy
-    stage = None
-    if isinstance(strategy, str):
-        name = strategy.lower()
-        stage = next((int(piece) for piece in name.split("_") if piece.isdigit()), None)
-    else:
-        name = str(strategy.class_path).rpartition(".")[2].lower()
-        stage = strategy.get("init_args", {}).get("stage")
-    if "deepspeed" in name or "zero" in name:
-        stage = (
-            (3 if name == "zero" else 2) if stage is None else int(stage)
-        )  # ours, and DeepSpeedStrategy's own default
-        return Sharding(f"zero{stage}", n, n if stage > 2 else 1, n if stage > 1 else 1, n, bucketed=n > 1)
-    if "fsdp" in name or "modelparallel" in name:
+    kind = None if strategy is None or isinstance(strategy, str) else class_of(strategy.class_path)
+    if kind is ZeRO:
+        stage, offload = strategy.init_args.stage, strategy.init_args.offload
+        pieces = n if stage > 2 else 1, n if stage > 1 else 1, n
+        return Sharding(f"zero{stage}", n, *pieces, bucketed=n > 1, offload=offload)
+    if kind is FSDP:
         return Sharding("fsdp", n, n, n, n)
     return Sharding("ddp" if n > 1 else "single", n, bucketed=n > 1)
 
@@ -100,13 +95,14 @@ def memory(
     peak. process: bytes of a process that holds nothing yet."""
     heads = found.drafter.total * setting.heads_dtype.itemsize
     gathered = found.backbone.layer * setting.dtype.itemsize if shards.weights > 1 else 0
+    here = 0 if shards.offload and shards.weights > 1 else 1
     unpacked = found.backbone.matrix * setting.dtype.itemsize if setting.quantize else 0
     standing = {
         "process": process,
-        "backbone's weights": weight_bytes(found.backbone, setting.dtype, setting.quantize) // shards.weights
+        "backbone's weights": here * weight_bytes(found.backbone, setting.dtype, setting.quantize) // shards.weights
         + gathered,
         "heads' weights": heads // shards.weights,
-        "optimizer's moments": 2 * found.drafter.total * 4 // shards.moments,
+        "optimizer's moments": 0 if shards.offload else 2 * found.drafter.total * 4 // shards.moments,
     }
     if shards.bucketed:
         standing["buckets of gradients"] = heads

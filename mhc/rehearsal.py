@@ -98,8 +98,7 @@ def rehearse(
     heads_dtype: torch.dtype = torch.float32,
 ) -> Rehearsal:
     """Play through a step of DraftModule on `rows` rows of `length` tokens with so many anchors: a backbone of this
-    config in
-    `dtype`, the heads that `build` puts on it in `heads_dtype`, under autocast where that is given."""
+    config in `dtype`, the heads that `build` puts on it in `heads_dtype`, under autocast where that is given."""
     if dtype == torch.float32 and has_experts(config):  # PyTorch's grouped product is rehearsed in bf16 only
         half = rehearse(config, build, rows, length, anchors, objective, torch.bfloat16, torch.bfloat16)
         return replace(half, forward=2 * half.forward, heads=2 * half.heads)

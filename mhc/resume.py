@@ -36,7 +36,7 @@ def reseed(trainer: Trainer, seed: int, index: int) -> None:
 
 class RunCheckpoint(Callback):
     """Writes last.ckpt into default_root_dir every `every_n_steps` optimizer steps, after every validation, at the end, and
-    (one process) when something goes wrong. `--ckpt_path last` goes on from it, with the log of the stopped run up to there.
+    (one process) when it is interrupted. `--ckpt_path last` goes on from it, with the log of the stopped run up to there.
 
     overwrite: allow a fresh run in the folder of an earlier one.
     """
@@ -53,8 +53,9 @@ class RunCheckpoint(Callback):
     def on_fit_start(self, trainer: Trainer, module: LightningModule) -> None:
         last = Path(trainer.default_root_dir) / LAST
         heads = last.with_name(DESCRIPTION)
-        if trainer.ckpt_path:
+        if trainer.ckpt_path and Path(trainer.ckpt_path).resolve().parent == last.parent.resolve():
             return
+        self.logs = []  # a checkpoint from elsewhere tells of other logs
         if self.overwrite:
             if trainer.is_global_zero:
                 last.unlink(missing_ok=True)
@@ -101,7 +102,10 @@ class RunCheckpoint(Callback):
             self.save(trainer)
 
     def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
-        """Save where the heads are those after some batch. (Several processes are not all at one place: they leave it.)"""
+        """Save where the heads are those after some batch, unless the run was stopped by what it found (UserError): then the
+        heads may be what is wrong. (Several processes are not all at one place: they leave it.)"""
+        if isinstance(exception, UserError):
+            return
         between = isinstance(exception, SIGTERMException) and trainer.global_step != self.steps
         if trainer.world_size == 1 and trainer.state.fn == "fit" and (self.whole or between):
             self.save(trainer)

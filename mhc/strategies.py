@@ -31,19 +31,24 @@ MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's, which have the shape of their pa
 NAMES = ("auto", "ddp")  # strategies that need no arguments
 
 
-def require_strategy(strategy: Any) -> None:
+def require_strategy(strategy: Any, elsewhere: bool = False) -> None:
     """Raise UserError for a strategy, as a command line or a file gives it, whose name is none of ours or which lacks a
-    package. (jsonargparse, which makes them, would hide what their constructors say.)"""
+    package, unless it shall run elsewhere. (jsonargparse, which makes them, would hide what their constructors say.)"""
     if isinstance(strategy, str) and strategy not in NAMES:
         raise UserError(
             f"strategy '{strategy}': choose {' or '.join(NAMES)}, or a file of configs/trainer (zero2.yaml, zero3.yaml, "
             "zero3-offload.yaml, fsdp.yaml)"
         )
-    if strategy is not None and not isinstance(strategy, str):
-        module, _, name = strategy.class_path.rpartition(".")
-        kind = getattr(import_module(module), name)
+    if strategy is not None and not isinstance(strategy, str) and not elsewhere:
+        kind = class_of(strategy.class_path)
         if issubclass(kind, Packages):
             kind.require_packages()
+
+
+def class_of(path: str) -> type:
+    """The class of a class_path."""
+    module, _, name = path.rpartition(".")
+    return getattr(import_module(module), name)
 
 
 class Packages:

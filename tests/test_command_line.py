@@ -76,6 +76,34 @@ def test_fit_validate_test_generate(conversations, tmp_path, capsys, drafter):
     assert run.main(["fit", *chosen, "--trainer.max_epochs", "2", "--ckpt_path", "last"]) == 0
 
 
+def test_a_second_quickstart_trains_anew(conversations, tmp_path):
+    """Its own command for fit, made small: once more in the folder of a whole run."""
+    from mhc.commands.quickstart import _stages
+
+    out = tmp_path / "medusa"
+    fit = next(command for _, command in _stages(tmp_path, 64, "cpu") if command[0] == "fit")
+    written = []
+    for _ in range(2):
+        assert run.main([*fit, *small(out, conversations)]) == 0
+        written.append((out / "drafter.json").stat().st_mtime_ns)
+    assert written[0] < written[1]
+
+
+def test_a_comparison_goes_on_where_its_trial_was_interrupted(conversations, tmp_path, monkeypatch):
+    """In this process: what a stage would run in one of its own."""
+    from rich.console import Console
+
+    from mhc.commands import compare
+
+    trial = tmp_path / "medusa/trial"
+    trial.mkdir(parents=True)
+    (trial / "last.ckpt").write_bytes(b"of a trial that was stopped")
+    monkeypatch.setattr(compare, "TRIAL", 2)
+    monkeypatch.setattr(compare, "run_stage", lambda console, what, command: run.main(command))
+    common = small(trial, conversations)
+    assert compare._steps_in(Console(), "medusa", "cpu", str(conversations), trial.parent, common, 0.1) > 0
+
+
 def test_distill_resumes_and_refuses_other_settings(conversations, tmp_path, capsys):
     out = tmp_path / "answers.jsonl"
     command = ["distill", "--data", str(conversations), "--out", str(out), "--max_new_tokens", "12"]

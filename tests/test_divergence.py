@@ -92,13 +92,14 @@ class Watch(Callback):
 
 def test_step_rows_and_heads_are_named_before_the_weights_change(tiny, poisoned, tmp_path, monkeypatch):
     module, watch = module_on(tiny, Cascade, monkeypatch), Watch()
+    (tmp_path / "training.json").write_text("{}")  # of a run that had its end
     with pytest.raises(UserError) as caught:
-        fit(module, FeatureData(str(poisoned), batch_size=BATCH), tmp_path, Divergence(), watch)
+        fit(module, FeatureData(str(poisoned), batch_size=BATCH), tmp_path, TrainingCost(), Divergence(), watch)
     told, rows = str(caught.value), sorted(batch_order(LENGTHS[2:], BATCH, 0, 0)[POISONED])
     named = ", ".join(map(str, rows))
     assert f"step {POISONED}, epoch 0, batch {POISONED}: the loss (head 0, head 1, head 2) is not finite" in told
     assert f"rows {named} of the training data, collected:{named}." in told and "learning rate" in told
-    assert watch.changed == [True] * POISONED
+    assert watch.changed == [True] * POISONED and not (tmp_path / "training.json").exists()
     assert all(value.isfinite().all() for value in module.state_dict().values())
 
 
@@ -149,25 +150,46 @@ class PoisonOneProcess(Callback):
 
 
 class Result(Callback):
-    def __init__(self, folder, guard):
-        self.folder, self.guard = folder, guard
+    def __init__(self, folder, guard, cost):
+        self.folder, self.guard, self.cost = folder, guard, cost
 
     def on_train_end(self, trainer, module):
-        kept = {"weights": module.state_dict(), "guard": self.guard.state_dict()}
+        kept = {"weights": module.state_dict(), "guard": self.guard.state_dict(), "cost": self.cost.state_dict()}
+        self.cost.load_state_dict(kept["cost"])  # as a resumed run would
         torch.save(kept, self.folder / f"{trainer.global_rank}.pt")
 
 
-def test_processes_decide_together(tiny, features, tmp_path, monkeypatch):
-    module, guard = module_on(tiny, Cascade, monkeypatch), Divergence(skip=True)
+class Unlearnable(Callback):
+    """No token of batch 0 is supervised."""
+
+    def on_train_batch_start(self, trainer, module, batch, index):
+        if index == 0:
+            batch["mask"].fill_(False)
+
+
+def test_a_batch_without_anchors_is_no_divergence(tiny, poisoned, tmp_path, monkeypatch, capfd):
+    """Nothing is logged of it. What follows is judged by its own loss."""
+    module, watch = module_on(tiny, Cascade, monkeypatch), Watch()
+    data = FeatureData(str(poisoned), batch_size=BATCH)
+    fit(module, data, tmp_path, Unlearnable(), Divergence(skip=True), watch)
+    assert watch.changed[1:] == [True, False, True]
+    assert capfd.readouterr().err.count("left out: ") == 1
+
+
+def test_processes_decide_together(tiny, features, tmp_path, monkeypatch, capfd):
+    module, guard, cost = module_on(tiny, Cascade, monkeypatch), Divergence(skip=True), TrainingCost()
     data = FeatureData(str(features), batch_size=BATCH)
     chosen = {"strategy": "ddp_fork", "devices": 2, "use_distributed_sampler": False}
-    fit(module, data, tmp_path, PoisonOneProcess(), TrainingCost(), guard, Result(tmp_path, guard), **chosen)
+    fit(module, data, tmp_path, PoisonOneProcess(), cost, guard, Result(tmp_path, guard, cost), **chosen)
+    told = capfd.readouterr().err  # each process names its own rows alone
+    assert told.count("left out: ") == 2 and told.count("step 0: another process says that its loss is not finite") == 1
+    assert told.count("batch 0: the loss (head 0, head 1, head 2) is not finite; rows") == 1
     one, two = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
     assert one["guard"] == two["guard"] == {"skipped": 1, "in_a_row": 0}
     assert all(torch.equal(value, two["weights"][name]) for name, value in one["weights"].items())
     assert all(value.isfinite().all() for value in one["weights"].values())
-    cost = json.loads((tmp_path / "training.json").read_text())
-    assert cost["tokens"] == sum(LENGTHS[2:])  # each saw half of the rows
+    assert one["cost"]["tokens"] == two["cost"]["tokens"] == sum(LENGTHS[2:])  # each saw half of the rows
+    assert json.loads((tmp_path / "training.json").read_text())["tokens"] == sum(LENGTHS[2:])
     with next(tmp_path.glob("logs/*/metrics.csv")).open() as file:
         assert all(float(row["train/tokens_per_second"]) > 0 for row in csv.DictReader(file))
 
@@ -211,7 +233,20 @@ def test_a_diverged_run_ends_with_one_line_and_its_last_good_checkpoint(tmp_path
     status = run.main(["fit", *COMMON, *CASCADE, *small(out, sums(tmp_path)), *flags])
     told = capsys.readouterr().err
     assert status == 2 and told.count("error: ") == 1 and told.strip().count("\n") == 0
-    assert "step 2: the validation loss is not finite" in told and "--ckpt_path last" in told
+    assert "step 2: the validation loss is not finite" in told and "Start again with a lower learning rate" in told
     kept = torch.load(out / "last.ckpt", weights_only=True)
     assert "The run has not finished" in (out / "report.html").read_text()
     assert kept["global_step"] == 1 and all(value.isfinite().all() for value in kept["state_dict"].values())
+
+
+def test_a_run_that_is_stopped_leaves_its_checkpoints_alone(tmp_path, capsys):
+    """The second update breaks the weights, is saved, and the third batch shows it: nothing is written then, and the
+    checkpoint before is whole."""
+    out = tmp_path / "run"
+    flags = ["--model.learning_rate", "1e30", "--model.warmup", "0.5", "--trainer.limit_val_batches", "0"]
+    flags += ["--checkpoint.every_n_steps", "1"]
+    assert run.main(["fit", *COMMON, *CASCADE, *small(out, sums(tmp_path)), *flags]) == 2
+    assert "error: step 2, epoch 0" in capsys.readouterr().err
+    last, before = (torch.load(out / name, weights_only=True) for name in ("last.ckpt", "last.previous.ckpt"))
+    assert (before["global_step"], last["global_step"]) == (1, 2)
+    assert all(value.isfinite().all() and value.abs().max() < 1e3 for value in before["state_dict"].values())

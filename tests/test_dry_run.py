@@ -169,19 +169,25 @@ def test_strategies_shard_what_they_say():
     def parsed(strategy, devices=4, num_nodes=2):
         return sharding(Namespace(strategy=strategy, devices=devices, num_nodes=num_nodes))
 
+    def zero(stage, offload=False):
+        return Namespace(class_path="mhc.strategies.ZeRO", init_args=Namespace(stage=stage, offload=offload))
+
     assert parsed("auto", 1, 1) == Sharding("single")
     assert parsed("ddp") == Sharding("ddp", 8, bucketed=True)
-    assert parsed("deepspeed_stage_2") == Sharding("zero2", 8, 1, 8, 8, bucketed=True)
-    full = Namespace(class_path="x.DeepSpeedStrategy", init_args=Namespace(stage=3))
+    assert parsed(zero(2)) == Sharding("zero2", 8, 1, 8, 8, bucketed=True)
+    full = zero(3)
     assert parsed(full) == Sharding("zero3", 8, 8, 8, 8, bucketed=True)
-    assert parsed("fsdp") == Sharding("fsdp", 8, 8, 8, 8)
+    assert parsed(Namespace(class_path="mhc.strategies.FSDP")) == Sharding("fsdp", 8, 8, 8, 8)
     config = published("llama-3.1-8b")
     found = rehearse(config, lambda b: Medusa(b, heads=5), 1, 64, 60, "ce", **BF16)
-    one, eight = (
+    one, eight, two_away, three_away = (
         memory(found, setting(1, 64, **BF16, on_gpu=True), shards, config, None, GIB)[0]
-        for shards in (parsed("auto", 1, 1), parsed(full))
+        for shards in (parsed("auto", 1, 1), parsed(full), parsed(zero(2, True)), parsed(zero(3, True)))
     )
     assert one["backbone's weights"] > 4 * eight["backbone's weights"]
+    assert two_away["optimizer's moments"] == three_away["optimizer's moments"] == 0 < eight["optimizer's moments"]
+    assert two_away["backbone's weights"] == one["backbone's weights"]
+    assert three_away["backbone's weights"] == found.backbone.layer * 2  # what is gathered
 
 
 def test_the_cache_is_as_large_as_the_real_one():
@@ -254,6 +260,19 @@ def test_a_batch_size_is_found_kept_and_taken_again(conversations, tmp_path, cap
     (out / "batch_size.json").write_text('{"batch_size": 8}')
     assert run.main([*chosen, "--ckpt_path", "last", "--trainer.max_epochs", "2"]) == 0
     assert "batch size 8" in capsys.readouterr().out
+
+
+def test_a_run_for_another_machine_is_told_here(conversations, tmp_path, capsys, monkeypatch):  # noqa: F811
+    """It has GPUs and DeepSpeed, this one has neither; no host holds the whole of a backbone that is read in parts."""
+    monkeypatch.setattr("mhc.strategies.find_spec", lambda package: None)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    quick = ["--config", str(ROOT / "configs/quickstart.yaml"), *CASCADE, *small(tmp_path / "run", conversations)]
+    for trainer, loaded_whole in (("zero2", True), ("zero3-offload", False)):
+        chosen = ["--config", str(ROOT / f"configs/trainer/{trainer}.yaml"), "--trainer.devices", "4"]
+        assert run.main(["fit", *quick, *chosen, "--dry_run", "24"]) == 0
+        told = capsys.readouterr().out
+        assert f"on each of 4 gpu (zero{trainer[4]})" in told and "of 24.00" in told
+        assert ("the host while loading" in told) == loaded_whole
 
 
 def test_only_heads_have_a_dry_run(capsys):

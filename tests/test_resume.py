@@ -18,6 +18,7 @@ from tests.killed_runs import (
     differences,
     fitting,
     language_modelling,
+    log_lines,
     run,
     tiny_model,
     trained_rows,
@@ -152,6 +153,7 @@ def test_mistakes_get_one_line_and_lose_nothing(undisturbed, command, tmp_path):
     more = [*LAST, "--trainer.max_epochs", "4"]
     for wrong, named in (
         ([], "--checkpoint.overwrite"),
+        (["--ckpt_path", str(undisturbed("epochs") / "last.ckpt")], "--checkpoint.overwrite"),  # another run's
         ([*more, "--data.batch_size", "8"], "rows of a global batch: 4, now 8"),
         ([*more, "--data.seed", "8"], "data.seed: 0, now 8"),
         ([*more, "--data.max_length", "40"], "their lengths"),
@@ -166,6 +168,15 @@ def test_mistakes_get_one_line_and_lose_nothing(undisturbed, command, tmp_path):
     (where / "last.ckpt").symlink_to(tmp_path / "elsewhere.ckpt")
     assert run(command("epochs", where, *LAST), where, fresh=False) == 2
     assert "out of its folder" in told.read_text()
+
+
+def test_a_checkpoint_from_elsewhere_goes_on_with_a_log_of_its_own(undisturbed, command, tmp_path):
+    where, other = tmp_path / "branched", ["--ckpt_path", str(undisturbed("epochs") / "last.ckpt")]
+    shutil.copytree(undisturbed("epochs") / "logs", where / "logs")  # where the other run's would be
+    more = ["--trainer.max_epochs", "4", "--checkpoint.overwrite", "true"]
+    assert run(command("epochs", where, *other, *more), where, fresh=False) == 0, where.with_suffix(".txt").read_text()
+    before = steps_of(undisturbed("epochs"))
+    assert steps_of(where) > before and int(log_lines(where)[0]["step"]) == before
 
 
 def test_checkpoints_hold_no_backbone_and_leave_it_alone(undisturbed, folder):

@@ -211,7 +211,7 @@ def _steps_in(console, family, trainer, data, folder, common, minutes: float) ->
     trial = folder / "trial"
     if not (trial / COST).exists():
         short = ["--trainer.max_steps", str(TRIAL), "--trainer.limit_val_batches", "0"]
-        command = ["fit", *training(family, trainer, data, trial, *common, *short)]
+        command = ["fit", *training(family, trainer, data, trial, *common, *short), "--checkpoint.overwrite", "true"]
         if run_stage(console, f"how long a step with {family} heads takes", command):
             return None
     cost = json.loads((trial / COST).read_text())

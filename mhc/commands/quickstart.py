@@ -23,13 +23,11 @@ def main(argv: list[str]) -> int:
     from rich.console import Console
 
     from callbacks.decode_benchmark import RESULT, show
-    from mhc.checkpoint import DESCRIPTION, write_json
+    from mhc.checkpoint import write_json
 
     console, out, started = Console(), Path(options.out), time.perf_counter()
     stages = list(_stages(out, options.conversations, options.trainer or best_trainer()))
     for number, (what, command) in enumerate(stages, 1):
-        if command[0] == "fit":
-            (Path(command[-1]) / DESCRIPTION).unlink(missing_ok=True)  # heads of an earlier quickstart make way
         status = run_stage(console, f"{number}/{len(stages)} {what}", command)
         if status:
             return status
@@ -54,7 +52,7 @@ def _stages(out: Path, conversations: int, trainer: str):
     yield "the backbone answers prompts itself", distilling("pocket", answers, conversations)
     for name in DRAFTERS:
         common = training(name, trainer, answers, out / name)
-        yield f"train {name} heads on the answers", ["fit", *common]
+        yield f"train {name} heads on the answers", ["fit", *common, "--checkpoint.overwrite", "true"]
         yield (
             f"find the tree that is fastest with {name} heads here",
             ["tune", "--data", answers, "--prompts", "12", "--checkpoint", str(out / name)],

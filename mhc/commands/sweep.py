@@ -13,6 +13,7 @@ from typing import Any
 from mhc.commands import Parser
 from mhc.commands.stages import RUN, SETTINGS, remember
 from mhc.errors import UserError
+from mhc.page import duration
 
 RECORDS, RESULT, TABLE, PICTURE = "trials.jsonl", "results.json", "results.md", "parallel.png"
 
@@ -80,7 +81,7 @@ def _run(console, sweep, trials: list, number: int, settings: dict, out: Path, l
             ) from error
         value, reason = None, f"never logged {sweep.metric}"
     seconds = round(time.monotonic() - started, 1)
-    console.print(f"{'failed: ' + reason if reason else f'{sweep.metric} {value:.4g}'}, after {_lasting(seconds)}")
+    console.print(f"{'failed: ' + reason if reason else f'{sweep.metric} {value:.4g}'}, after {duration(seconds)}")
     return {
         "trial": number,
         "state": "failed" if reason else "finished",
@@ -162,7 +163,7 @@ def as_markdown(sweep, done: dict[int, dict[str, Any]], trials: int) -> str:
             str(number),
             *(_shown(record["parameters"][name]) for name in varied),
             value,
-            _lasting(record["seconds"]),
+            duration(record["seconds"]),
         ]
         lines.append("| " + " | ".join(f"**{cell}**" if number == best else cell for cell in cells) + " |")
     return "\n".join(lines) + "\n"
@@ -186,7 +187,7 @@ def show(console, sweep, done: dict[int, dict[str, Any]]) -> None:
             str(number),
             *(_shown(record["parameters"][name]) for name in varied),
             value,
-            _lasting(record["seconds"]),
+            duration(record["seconds"]),
             "<-" if number == best else "",
             style="bold" if number == best else "dim" if record["value"] is None else "",
         )
@@ -203,7 +204,7 @@ def _outlook(sweep, done: dict[int, dict[str, Any]], trials: int) -> str:
         told.append(f"best so far {done[best]['value']:.4g} (trial {best})")
     if done:
         left = median(record["seconds"] for record in done.values()) * (trials - len(done))
-        told.append(f"about {_lasting(left)} left")
+        told.append(f"about {duration(left)} left")
     return ", ".join(told) or "the first trial"
 
 
@@ -216,12 +217,6 @@ def _spelled(sweep, settings: dict[str, Any]) -> str:
 
 def _shown(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
-def _lasting(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _settings(sweep, seed: int) -> dict[str, Any]:
