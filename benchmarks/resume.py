@@ -36,6 +36,10 @@ CASES = {
     "workers": ["--data.workers", "2"],
     "every step": ["--checkpoint.every_n_steps", "1"],  # so also behind the last step of an epoch
     "rare": ["--checkpoint.every_n_steps", "1000"],  # on validations alone, which come with an epoch's end
+    "all at once": [
+        *("--trainer.accumulate_grad_batches", "2", "--data.batch_size", "2", "--data.workers", "2"),
+        *("--trainer.val_check_interval", "6"),
+    ],
     "packed": ["--data.pack", "true", "--data.max_length", "48", "--data.batch_size", "1"],
     "language model": [],
 }
