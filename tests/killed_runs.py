@@ -96,7 +96,7 @@ def language_modelling(backbone: Path, data: Path, folder: Path, *more: str) -> 
         *("--data.path", str(data), "--data.limit", "null", "--data.max_length", "48", "--data.batch_size", "2"),
         *("--trainer.max_steps", "19", "--trainer.val_check_interval", "5", "--trainer.log_every_n_steps", "1"),
         *("--trainer.callbacks+=tests.killed_runs.Watch", "--trainer.default_root_dir", str(folder)),
-        *("--trainer.logger.init_args.save_dir", str(folder), "--checkpoint.every_n_steps", "2", *more),
+        *("--checkpoint.every_n_steps", "2", *more),
     ]
 
 
