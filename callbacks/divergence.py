@@ -103,9 +103,7 @@ class Divergence(Callback):
         self.skipped, self.in_a_row = state["skipped"], state["in_a_row"]
 
 
-def _tell(
-    trainer: Trainer, batches: list[tuple[int, dict[str, Tensor]]], broken: list[bool], found: list[int]
-) -> str:
+def _tell(trainer: Trainer, batches: list[tuple[int, dict[str, Tensor]]], broken: list[bool], found: list[int]) -> str:
     """What is not finite, at which step, in which rows; of an accumulated update only the batches that are to blame.
     broken: here; found: in how many processes. Both of each batch's loss and, behind these, of the gradient's norm."""
     blamed = [batch for batch, bad in zip(batches, broken) if bad]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 import mhc
@@ -80,7 +80,9 @@ def save_drafter(
         name: (tensor.float() if tensor.is_floating_point() else tensor).detach().cpu().contiguous()
         for name, tensor in (drafter.state_dict() if state is None else state).items()
     }
-    write_atomically(folder / WEIGHTS, lambda at: save_file(weights, at))
+    write_atomically(
+        folder / WEIGHTS, lambda at: at.write_bytes(save(weights))
+    )  # save_file: readable by the owner alone
     digest = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
     extra = {"tree": tree.describe(), "sha256": digest, "metrics": metrics or {}}
     write_json(folder / DESCRIPTION, describe(drafter) | extra)

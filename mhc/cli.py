@@ -60,7 +60,7 @@ class CLI(LightningCLI):
             DryRun(chosen, chosen.dry_run).tell()
             raise Told
         named = chosen.get("ckpt_path")
-        if named is None and self.subcommand != "fit" and (folder / "best.ckpt").exists():
+        if named is None and self.subcommand != "fit" and kept(folder / "best.ckpt"):
             named = "best"
         chosen["ckpt_path"] = None if named is None else self.found(named, folder)
         chosen["weights_only"] = True  # reading a checkpoint executes nothing
@@ -76,7 +76,7 @@ class CLI(LightningCLI):
     def found(self, named: str, folder: Path) -> str | None:
         """The whole checkpoint that is meant by `last`, `best` or a path; None where a run was stopped before its first."""
         path = folder / f"{named}.ckpt" if named in ("last", "best") else Path(named)
-        if named == "last" and (path.exists() or previous(path).exists()):
+        if named in ("last", "best") and kept(path):
             return str(newest_whole(path))
         if named == "last" and self.subcommand == "fit" and next(folder.glob("*/*/config.yaml"), None):
             print(f"no checkpoint in {folder} yet: starting from the beginning", file=sys.stderr)
@@ -90,6 +90,11 @@ class CLI(LightningCLI):
         plugins = self._get(self.config_init, "trainer").get("plugins") or []
         plugins = plugins if isinstance(plugins, list) else [plugins]
         return super().instantiate_trainer(plugins=[*plugins, CheckpointFiles()], **kwargs)
+
+
+def kept(path: Path) -> bool:
+    """Whether there is a checkpoint at `path`, or the one before it."""
+    return path.exists() or previous(path).exists()
 
 
 def main(arguments: list[str]) -> int:

@@ -10,7 +10,6 @@ last.ckpt is written between two batches, where no gradient is half accumulated 
 import csv
 import os
 from functools import partial
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from mhc.checkpoint import DESCRIPTION
 from mhc.checkpoint_io import previous
 from mhc.errors import UserError
 from mhc.files import write_atomically
+from mhc.run_logs import whole_rows
 
 LAST = "last.ckpt"
 
@@ -146,11 +146,9 @@ def _continue_log(logger: CSVLogger, folder: Path, steps: int) -> None:
     """Begin with the lines of the log in `folder` that tell of the first `steps` steps; what it says of later ones is
     trained, and logged, again."""
     try:
-        text = (folder / logger.experiment.NAME_METRICS_FILE).read_text()
+        lines = whole_rows(folder / logger.experiment.NAME_METRICS_FILE)
     except FileNotFoundError:
         return  # moved away, or nothing was logged
-    whole = text[: text.rfind("\n") + 1]  # the last line may be half written
-    lines = [{name: value for name, value in line.items() if value} for line in csv.DictReader(StringIO(whole))]
     kept = [line for line in lines if int(line["step"]) < steps]
     logger.experiment.metrics = kept + logger.experiment.metrics
     logger.save()

@@ -2,12 +2,21 @@
 
 import csv
 import re
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 Curves = dict[str, dict[int, float]]  # of each logged figure its value at each step where it was logged
+
+
+def whole_rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a metrics.csv, each with the figures it has. The last line of a run that is killed may be half written:
+    it is left out."""
+    text = path.read_text(encoding="utf-8")
+    lines = csv.DictReader(StringIO(text[: text.rfind("\n") + 1]))
+    return [{name: value for name, value in line.items() if value} for line in lines]
 
 
 def read_logs(folder: Path) -> tuple[Curves, dict[str, Any]]:
@@ -20,14 +29,13 @@ def read_logs(folder: Path) -> tuple[Curves, dict[str, Any]]:
     rows: dict[int, dict[str, float]] = {}
     config: dict[str, Any] = {}
     for path in sorted(folder.glob("*/*/metrics.csv"), key=order):
-        with path.open(newline="", encoding="utf-8") as file:
-            found = [row for row in csv.DictReader(file) if (row["step"] or "").isdigit()]
+        found = whole_rows(path)
         if not any(row.get("train/loss") for row in found):
             continue  # of `validate` or `test`
         first = min(int(row["step"]) for row in found)
         rows = {step: row for step, row in rows.items() if step < first}
         for row in found:
-            numbers = {name: float(value) for name, value in row.items() if name and value and name != "step"}
+            numbers = {name: float(value) for name, value in row.items() if name != "step"}
             rows.setdefault(int(row["step"]), {}).update(numbers)
         if (path.parent / "config.yaml").exists():
             config = yaml.safe_load((path.parent / "config.yaml").read_text(encoding="utf-8"))

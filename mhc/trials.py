@@ -5,7 +5,6 @@ of that moment. (wandb's own table shows the last value.) A trial has failed if 
 is not a finite number at the end: heads of NaN still decode, at one token a step.
 """
 
-import csv
 import fcntl
 import math
 import shlex
@@ -18,8 +17,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mhc.errors import UserError
+from mhc.run_logs import whole_rows
 
-LOG, CHECKPOINT, RUNNING = "log.txt", "last.ckpt", "running.lock"
+LOG, CHECKPOINTS, RUNNING = "log.txt", "last*.ckpt", "running.lock"
 PATIENCE = 60  # seconds that an interrupted trial has to end by itself
 
 
@@ -53,7 +53,7 @@ def only_runner(folder: Path, tell: Callable[[str], None]):
 def run_trial(command: list[str], folder: Path, lock: Any) -> int:
     """Run a trial, or go on with it from its last checkpoint, or start it anew where there is none; its exit status.
     Its command and what it prints go to log.txt. An interruption (Ctrl-C) is passed on to it and raised once it has ended."""
-    if (folder / CHECKPOINT).exists():
+    if any(folder.glob(CHECKPOINTS)):  # the last or the one before it
         command = [*command, "--ckpt_path=last"]
     elif folder.exists():
         shutil.rmtree(folder)
@@ -99,12 +99,10 @@ def read_logged(folder: Path) -> dict[str, list[tuple[int, float]]]:
     """All figures that CSVLoggers left in the folder, by name: (step, value), in the order of writing."""
     found: dict[str, list[tuple[int, float]]] = {}
     for path in sorted(folder.rglob("metrics.csv"), key=lambda path: path.stat().st_mtime_ns):
-        lines = path.read_text().splitlines(keepends=True)
-        whole = [line for line in lines if line.endswith("\n")]  # the last one of a killed run may be torn
-        for row in csv.DictReader(whole):
+        for row in whole_rows(path):
             step = int(row.pop("step"))
             for name, value in row.items():
-                if value and name != "epoch":
+                if name != "epoch":
                     found.setdefault(name, []).append((step, float(value)))
     return found
 

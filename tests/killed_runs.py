@@ -26,6 +26,7 @@ from mhc.lm.tokenizer import train_tokenizer
 from run import main
 
 ROOT = Path(__file__).parents[1]
+MEASURED = ("train/tokens_per_second", "train/memory_mib")  # of the machine: never the same twice
 COMPARED = ("differing_lines", "repeated_samples", "skipped_samples", "differing_tensors")
 
 
@@ -95,7 +96,7 @@ def language_modelling(backbone: Path, data: Path, folder: Path, *more: str) -> 
         *("--data.path", str(data), "--data.limit", "null", "--data.max_length", "48", "--data.batch_size", "2"),
         *("--trainer.max_steps", "19", "--trainer.val_check_interval", "5", "--trainer.log_every_n_steps", "1"),
         *("--trainer.callbacks+=tests.killed_runs.Watch", "--trainer.default_root_dir", str(folder)),
-        *("--trainer.logger.init_args.save_dir", str(folder), "--checkpoint.every_n_steps", "2", *more),
+        *("--checkpoint.every_n_steps", "2", *more),
     ]
 
 
@@ -162,10 +163,11 @@ def trained_rows(folder: Path) -> Counter:
 
 
 def log_lines(folder: Path) -> list[dict[str, str]]:
-    """The lines of the newest log, each with the figures it has."""
+    """The lines of the newest log, each with the figures it has, those of the machine apart."""
     newest = max(folder.glob("logs/version_*/metrics.csv"), key=lambda path: int(path.parent.name.split("_")[1]))
     with open(newest, newline="") as file:
-        return [{name: value for name, value in line.items() if value} for line in csv.DictReader(file)]
+        lines = list(csv.DictReader(file))
+    return [{name: value for name, value in line.items() if value and name not in MEASURED} for line in lines]
 
 
 def differences(whole: Path, resumed: Path) -> dict[str, int]:

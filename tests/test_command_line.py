@@ -55,7 +55,11 @@ def test_fit_validate_test_generate(conversations, tmp_path, capsys, drafter):
     assert {"drafter.json", "drafter.safetensors", "last.ckpt", "best.ckpt"} <= {p.name for p in out.iterdir()}
     assert list(out.glob("logs/*/metrics.csv"))
     assert run.main(["validate", *chosen]) == 0
+    assert (out / "drafter.safetensors").stat().st_mode == (out / "drafter.json").stat().st_mode
+    (out / "best.ckpt").rename(out / "best.previous.ckpt")  # as a kill between the two renames leaves it
     assert run.main(["test", *chosen]) == 0
+    assert "going on from the one before it" in capsys.readouterr().err
+    (out / "best.previous.ckpt").rename(out / "best.ckpt")
     figures = json.loads((out / "decode_benchmark.json").read_text())
     assert figures["identical"] == figures["prompts"] == 2
     assert figures["tokens_per_step"] >= 1 and len(figures["head_accuracy"]) == (7 if drafter == "eagle3" else 5)

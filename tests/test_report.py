@@ -117,6 +117,8 @@ def test_a_resumed_run_is_one_curve(tmp_path):
     again = tmp_path / "again"  # one file that a resumed run goes on in
     rows = [{"step": 0, "train/loss": 1.0}, {"step": 1, "train/loss": 1.0}, {"step": 1, "train/loss": 2.0}]
     write_logs(again, 0, rows)
+    with next(again.glob("logs/*/metrics.csv")).open("a") as log:
+        log.write("2,1")  # of 1.5, where the run was killed
     assert read_logs(again)[0] == {"train/loss": {0: 1.0, 1: 2.0}}
 
 

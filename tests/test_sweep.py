@@ -21,7 +21,7 @@ import run
 from mhc.errors import UserError
 from mhc.parallel import FAILED_AT, RED, parallel_figure, spread
 from mhc.sweeps import Parameter, read_sweep, short_names
-from mhc.trials import read_logged
+from mhc.trials import only_runner, read_logged, run_trial
 from tests.test_command_line import sums
 
 ROOT = Path(__file__).parents[1]
@@ -225,6 +225,16 @@ def test_a_torn_line_of_a_log_is_not_a_figure(tmp_path):
     (tmp_path / "logs").mkdir()
     (tmp_path / "logs/metrics.csv").write_text("epoch,loss,step,val/score\n0,0.5,3,\n0,,3,2.75\n0,,4,0.0")
     assert read_logged(tmp_path) == {"loss": [(3, 0.5)], "val/score": [(3, 2.75)]}
+
+
+def test_a_trial_whose_last_checkpoint_was_being_replaced_goes_on(tmp_path):
+    """Killed between the two renames it has last.previous.ckpt alone."""
+    folder = tmp_path / "trial-001"
+    folder.mkdir()
+    (folder / "last.previous.ckpt").write_text("of an hour of work")
+    with only_runner(tmp_path, print) as lock:
+        assert run_trial([sys.executable, "-c", "import sys; print(sys.argv[1:])"], folder, lock) == 0
+    assert (folder / "last.previous.ckpt").exists() and "['--ckpt_path=last']" in (folder / "log.txt").read_text()
 
 
 def test_failures_are_marked_and_the_sweep_goes_on(here, capsys):
