@@ -247,11 +247,12 @@ def peak(device: torch.device) -> float:
 def measure_cache(report: Report, case: str, backbone: Backbone) -> None:
     """What a cache of one row takes, by the formula and on the device."""
     config = backbone.model.config
-    capacity = -(-(CONTEXT + NEW) // BUCKET) * BUCKET
+    bucket = BUCKET[backbone.device.type]
+    capacity = -(-(CONTEXT + NEW) // bucket) * bucket
     width = config.hidden_size // config.num_attention_heads
     formula = 2 * config.num_hidden_layers * 1 * config.num_key_value_heads * capacity * width * backbone.dtype.itemsize
     before = torch.cuda.memory_allocated(backbone.device) if backbone.device.type == "cuda" else 0
-    cache = backbone.cache(1, capacity, BUCKET)
+    cache = backbone.cache(1, capacity, bucket)
     after = torch.cuda.memory_allocated(backbone.device) if backbone.device.type == "cuda" else cache.buffer.nbytes
     report.add(case, cache_mib_formula=formula / 2**20, cache_mib_measured=(after - before) / 2**20)
 

@@ -143,7 +143,8 @@ class DraftModule(LightningModule):
         kinds = ("loss", "top1", "top5", "acceptance")
         names = [f"head{head}_{kind}" for head in range(self.drafter.heads) for kind in kinds]
         names += ["expected_tokens_per_step"]
-        self.means = nn.ModuleDict({name: MeanMetric(nan_strategy="disable") for name in names})  # NaN stays NaN
+        # NaN stays NaN (torchmetrics' "disable" would leave the weights out)
+        self.means = nn.ModuleDict({name: MeanMetric(nan_strategy=float("nan")) for name in names})
 
     def configure_model(self) -> None:
         """Called once the strategy's processes stand and the data are there: load what waited for that, and show the
@@ -300,7 +301,7 @@ class DraftModule(LightningModule):
         figures = {name: mean.compute() for name, mean in self.means.items() if mean.update_called}
         guessed = {
             name for name, mean in self.means.items() if mean.weight
-        }  # others are heads without a token to guess
+        }  # by the others there was no token to guess
         for mean in self.means.values():
             mean.reset()
         figures = {name: value for name, value in figures.items() if name in guessed or not value.isnan()}
