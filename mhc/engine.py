@@ -24,7 +24,7 @@ from mhc.sampling import GREEDY, Sampler, Sampling
 from mhc.tree import FixedTree, Shape, shape_of
 from mhc.verify import accept
 
-MANY = 16  # rows
+MANY = 16  # rows, from which on one guess each is enough
 
 
 class Piece(NamedTuple):

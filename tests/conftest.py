@@ -4,6 +4,8 @@ import os
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -66,6 +68,14 @@ def backbones():
         return built[name]
 
     return get
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    """A random backbone deep enough to be tapped, with as much of a tokenizer as padding needs."""
+    built = tiny_backbone("llama", num_hidden_layers=4)
+    built.tokenizer = SimpleNamespace(pad_token_id=0)
+    return built
 
 
 class Scripted(Drafter):

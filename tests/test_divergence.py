@@ -5,7 +5,6 @@ import csv
 import hashlib
 import json
 import re
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,20 +20,12 @@ from mhc.collecting import collect
 from mhc.drafters import Cascade, Medusa
 from mhc.errors import UserError
 from mhc.module import LMModule
-from tests.conftest import tiny_backbone
 from tests.datamodules.test_features import module_on
 from tests.test_collect import Rows, settings_for
 from tests.test_command_line import CASCADE, COMMON, ROOT, small, sums
 
 LENGTHS = [9, 9, 14, 24, 13, 20, 11, 24, 17, 16, 22, 15, 13, 18]  # two are held out
 BATCH, POISONED = 3, 2  # rows of a batch; the batch of the first epoch that holds the poisoned row
-
-
-@pytest.fixture(scope="module")
-def tiny():
-    built = tiny_backbone("llama", num_hidden_layers=4)
-    built.tokenizer = SimpleNamespace(pad_token_id=0)
-    return built
 
 
 @pytest.fixture(scope="module")

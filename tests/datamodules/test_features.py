@@ -49,13 +49,6 @@ def data_for(module: DraftModule, folder: Path, **arguments) -> FeatureData:
 
 
 @pytest.fixture(scope="module")
-def tiny():
-    built = tiny_backbone("llama", num_hidden_layers=4)
-    built.tokenizer = SimpleNamespace(pad_token_id=0)
-    return built
-
-
-@pytest.fixture(scope="module")
 def pocket():
     return Backbone.load("pocket", decoding=False)
 
