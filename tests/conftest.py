@@ -3,6 +3,7 @@
 import os
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.pop("PL_GLOBAL_SEED", None)
 
 from types import SimpleNamespace
 
@@ -55,6 +56,14 @@ def tiny_backbone(name: str, **changes) -> Backbone:
             if parameter.ndim > 1:
                 parameter.mul_(4)
     return Backbone(model)
+
+
+@pytest.fixture(autouse=True)
+def forgotten_seed():
+    """run.py leaves its seed in the environment, where Lightning's strategies find it and start over from it: a later
+    test would draw other weights in its processes than in its own."""
+    yield
+    os.environ.pop("PL_GLOBAL_SEED", None)
 
 
 @pytest.fixture(scope="session")
