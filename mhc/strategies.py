@@ -10,7 +10,7 @@ A strategy that splits the backbone announces how `transformers` shall read it (
 
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, Literal
@@ -167,8 +167,15 @@ class ZeRO(Packages, DeepSpeedStrategy):
         else:
             yield
 
+    # Lightning's count says when to step, as everywhere: behind the last batch of an epoch too, where DeepSpeed's own count
+    # would carry a started accumulation into the next epoch, and past the checkpoint between them.
+    handles_gradient_accumulation = False
+    block_backward_sync = nullcontext  # gradients are split, so every backward sums them
+
     def backward(self, closure_loss: Tensor, optimizer: Optimizer | None, *args: Any, **kwargs: Any) -> Tensor:
         """Lightning has divided the loss by the accumulated batches already; DeepSpeed would once more."""
+        waits = self.lightning_module.trainer.fit_loop._should_accumulate()
+        self.model.set_gradient_accumulation_boundary(not waits)
         return super().backward(closure_loss, optimizer, *args, scale_wrt_gas=False, **kwargs)
 
     def lightning_module_state_dict(self) -> dict[str, Tensor]:
