@@ -15,8 +15,9 @@ from gpu_common import FAMILIES, HEADS, Report, Size
 from mhc.backbone import Backbone
 from mhc.benchmark import compare
 from mhc.engine import Engine
+from mhc.lm.module import LMModule
 from mhc.lm.tokenizer import train_tokenizer
-from mhc.module import DraftModule, LMModule
+from mhc.module import DraftModule
 from mhc.sampling import GREEDY, Sampling
 from mhc.tree import DynamicTree
 

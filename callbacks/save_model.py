@@ -7,7 +7,8 @@ from lightning import Callback, LightningModule, Trainer
 
 
 class SaveModel(Callback):
-    """At the end of `fit`, writes model and tokenizer to <default_root_dir>/model.
+    """At the end of `fit`, writes model and tokenizer to <default_root_dir>/model; of a run that trained adapters the model
+    with these merged in, and the adapters alone to <default_root_dir>/model-adapter.
 
     dtype: precision of the stored weights; bfloat16 halves the file and is what training computed in.
     """
@@ -17,6 +18,6 @@ class SaveModel(Callback):
 
     def on_fit_end(self, trainer: Trainer, module: LightningModule) -> None:
         folder = Path(trainer.default_root_dir) / "model"
-        module.model.to(self.dtype).save_pretrained(folder)
-        module.tokenizer.save_pretrained(folder)
+        if trainer.is_global_zero:
+            module.save_pretrained(folder, self.dtype)
         trainer.print(f"model and tokenizer written to {folder}")

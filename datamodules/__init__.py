@@ -1,4 +1,5 @@
-"""Data for the Lightning modules: conversations read from files or made by the project, and features collected from them."""
+"""Data for the Lightning modules: conversations read from files or made by the project, pairs of answers, and features
+collected from conversations."""
 
 import importlib
 from typing import TYPE_CHECKING, Any
@@ -6,9 +7,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from datamodules.conversations import ConversationData
     from datamodules.features import FeatureData
+    from datamodules.preferences import PreferenceData
 
-__all__ = ["ConversationData", "FeatureData"]
-HOMES = {"ConversationData": "datamodules.conversations", "FeatureData": "datamodules.features"}
+__all__ = ["ConversationData", "FeatureData", "PreferenceData"]
+HOMES = {
+    "ConversationData": "datamodules.conversations",
+    "FeatureData": "datamodules.features",
+    "PreferenceData": "datamodules.preferences",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -85,11 +85,13 @@ def read_conversations(path: str, max_bad_share: float = 0.1) -> tuple[list[Conv
     return list(iterate(path, report, max_bad_share=max_bad_share)), report
 
 
-def iterate(path: str, report: Report, answered: bool = True, max_bad_share: float = 0.1) -> Iterator[Conversation]:
+def iterate(
+    path: str, report: Report, answered: bool = True, max_bad_share: float = 0.1, rejected: bool = False
+) -> Iterator[Conversation]:
     """The conversations of a file, a folder or a data set, one at a time; `report` counts along.
 
     answered: false keeps prompts without an answer; their assistant turns have the content "" (a document is a prompt
-    then). Raises UserError if there is nothing to read, or if more than `max_bad_share` of the rows are broken (naming
+    then). rejected: of a pair, the answer that was not preferred. Raises UserError if there is nothing to read, or if more than `max_bad_share` of the rows are broken (naming
     the first).
     """
     ids: set[int] = set()
@@ -98,7 +100,7 @@ def iterate(path: str, report: Report, answered: bool = True, max_bad_share: flo
         try:
             if isinstance(row, Broken):
                 raise row
-            form, turns = turns_of(row)
+            form, turns = turns_of(row, rejected)
             messages, repairs = _documented(turns, answered) if form == "text" else _repair(turns, answered)
         except Broken as reason:
             report.count(report.broken, str(reason), where)

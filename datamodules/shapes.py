@@ -6,7 +6,7 @@
 | messages   | messages, conversations or turns: [{role, content}]                                     |
 | alpaca     | instruction, input (may be empty), output or response                                   |
 | question   | question, prompt or query; answer, response, completion, std_answer or output           |
-| preference | chosen (rejected is not looked at): a text, turns or a conversation; before it a prompt |
+| preference | chosen and rejected: a text, turns or a conversation each; before them a prompt       |
 | turns      | turns: [text], the user's alone (MT-Bench)                                               |
 | tldr       | command, examples: [{task, command}]                                                    |
 | text       | text: a document, all of which is learned                                               |
@@ -40,11 +40,15 @@ class Dropped(Exception):
     """The row has a known shape but nothing to learn from; the reason is its text."""
 
 
-def turns_of(row: object) -> tuple[str, Turns]:
-    """The format of a row and its turns."""
+def turns_of(row: object, rejected: bool = False) -> tuple[str, Turns]:
+    """The format of a row and its turns; of a preference those of the chosen answer, or of the rejected one."""
     if not isinstance(row, dict):
         raise Broken(f"a row is {'null' if row is None else 'a ' + type(row).__name__}, not an object")
     known = {key: value for key, value in row.items() if value is not None}  # a table has every column in every row
+    if rejected and "chosen" in known:
+        if "rejected" not in known:
+            raise Dropped("nothing was rejected")
+        known["chosen"] = known["rejected"]
     if "chosen" in known:
         return "preference", _preferred(known)
     answer = next((known[key] for key in ANSWERS if key in known), None)

@@ -76,6 +76,14 @@ def load_tokenizer(name: str):
     return _loading("tokenizer", name, AutoTokenizer.from_pretrained)
 
 
+def load_model(
+    name: str, dtype: torch.dtype, sharding: Callable[[str], dict[str, Any]] | None = None
+) -> PreTrainedModel:
+    """Model `name` (pocket, a directory, a hub name). sharding: further arguments for `from_pretrained` by its path."""
+    further = sharding or (lambda at: {})
+    return _loading("weights", name, lambda at: AutoModelForCausalLM.from_pretrained(at, dtype=dtype, **further(at)))
+
+
 def vocabulary_size_of(name: str) -> int:
     """The vocabulary size of backbone `name`, without its weights."""
     return load_config(name).get_text_config(decoder=True).vocab_size
@@ -125,10 +133,7 @@ class Backbone(nn.Module):
         except (RuntimeError, AssertionError) as error:
             raise UserError(f"device '{device}' is not to be had here ({str(error).splitlines()[0]})") from error
         tokenizer = load_tokenizer(name)
-        further = sharding or (lambda at: {})
-        model = _loading(
-            "weights", name, lambda at: AutoModelForCausalLM.from_pretrained(at, dtype=dtype, **further(at))
-        )
+        model = load_model(name, dtype, sharding)
         rows = model.get_output_embeddings().out_features
         if len(tokenizer) > rows:
             raise UserError(

@@ -1,61 +1,28 @@
-"""The LightningModules: heads on a frozen backbone, and a language model of one's own.
+"""The LightningModule that trains heads on a frozen backbone. (mhc/lm/module.py has the language model's.)
 
     B rows   T time   A anchors   K heads   D width   V vocabulary
 
 Index convention: the backbone at t predicts token t+1, head k (from 0) predicts token t+2+k.
 """
 
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from lightning import LightningModule, Trainer
+from lightning import LightningModule
 from torch import Tensor, nn
-from torch.optim import AdamW
-from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
-from transformers import AutoConfig, AutoModelForCausalLM
-from transformers.optimization import get_cosine_schedule_with_warmup
 
-from mhc.backbone import Backbone, Features, load_tokenizer, packed_options, vocabulary_size_of
+from mhc.backbone import Backbone, Features, load_tokenizer, vocabulary_size_of
 from mhc.drafters import Drafter
 from mhc.errors import UserError
 from mhc.losses import OBJECTIVES, Teacher, chunked_loss
+from mhc.optimization import optimize, total_steps
 from mhc.packing import Packing
 from mhc.resume import reseed
-from mhc.sharding import process_count, summed
-from mhc.strategies import keep_by_name
-
-
-def optimize(module: LightningModule, learning_rate: float, weight_decay: float, warmup: float) -> dict[str, Any]:
-    """AdamW (no decay on biases and norms), linear warm-up over a share of the steps, cosine to zero."""
-    trained = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [(name, p) for name, p in trained if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [(name, p) for name, p in trained if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
-    optimizer = keep_by_name(AdamW(groups, lr=learning_rate, betas=(0.9, 0.95)))
-    steps = total_steps(module.trainer)
-    schedule: LambdaLR = get_cosine_schedule_with_warmup(optimizer, int(warmup * steps), steps)
-    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-
-def total_steps(trainer: Trainer) -> int:
-    """Optimizer steps of the whole run. (Lightning's estimate asks for the loader, and before a resumed run's place in the
-    data is known.) Raises UserError where there is no end."""
-    if trainer.max_epochs == trainer.max_steps == -1:
-        raise UserError("the learning rate's schedule needs an end: set trainer.max_epochs or trainer.max_steps")
-    if trainer.max_epochs == -1:
-        return trainer.max_steps
-    data, limit = trainer.datamodule, trainer.limit_train_batches
-    batches = len(trainer.fit_loop._data_source.instance) if data is None else data.train_batches()
-    batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
-    steps = math.ceil(batches / trainer.accumulate_grad_batches) * trainer.max_epochs
-    return steps if trainer.max_steps == -1 else min(steps, trainer.max_steps)
+from mhc.sharding import averaged, shares_of
 
 
 def find_anchors(mask: Tensor, counted: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -199,7 +166,8 @@ class DraftModule(LightningModule):
         drafter = self.drafter
         parts = self._parts(ids, mask, segments, hidden, taps, counted)
         targets = [tuple(zip(*(part.targets(head) for part in parts))) for head in range(drafter.heads)]
-        shares = self._shares(torch.stack([torch.cat(valid).sum() for valid, _, _ in targets]))
+        counts = torch.stack([torch.cat(valid).sum() for valid, _, _ in targets])
+        shares = shares_of(counts) if self.training else torch.ones_like(counts, dtype=torch.float)
         # `forward` itself, since hooks (ZeRO-3 has one on every module) make nothing of a generator
         guesses = [drafter.forward(part.features, part.ids, part.anchors) for part in parts]
         count = sum(len(part.anchors[0]) for part in parts)
@@ -238,12 +206,6 @@ class DraftModule(LightningModule):
         figures["expected_tokens_per_step"] = _mean(expected), count
         return total, figures
 
-    def _shares(self, counts: Tensor) -> Tensor:
-        """By how much to scale each head's loss (K,), a mean over this process's anchors, counts (K,), so that the mean
-        of all processes' gradients is the gradient of the mean over all anchors: 1 where there is one process."""
-        here = counts.float()
-        return process_count() * here / summed(here.clone()).clamp(min=1) if self.training else torch.ones_like(here)
-
     def _total(self, figures: dict[str, Any]) -> Any:
         """The loss over all heads, from their means."""
         return sum(
@@ -273,10 +235,7 @@ class DraftModule(LightningModule):
     def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
         """The loss of this process's rows, which may be none at all; what is logged is about the rows of all."""
         loss, figures = self.losses(**batch)
-        means, counts = zip(*figures.values())
-        counts = torch.tensor(counts, dtype=torch.float, device=loss.device)
-        sums, counts = summed(torch.stack([torch.stack(means).float() * counts, counts])).tolist()
-        found = {name: value / count for name, value, count in zip(figures, sums, counts) if count}
+        found = averaged(figures)
         if found:
             self.log("loss", self._total(found), prog_bar=True)
             self.log_dict({f"train/{name}": value for name, value in (found | {"loss": self._total(found)}).items()})
@@ -327,72 +286,3 @@ class DraftModule(LightningModule):
         missing = set(self.state_dict()) - set(checkpoint["state_dict"])
         if missing:
             raise UserError(f"the checkpoint lacks {len(missing)} head tensors, {min(missing)} among them")
-
-
-class LMModule(LightningModule):
-    """Trains a small language model from scratch by next-token prediction.
-
-    model: `model_type` and sizes of any transformers architecture. tokenizer: a directory or hub
-    name; or None, and a byte-level BPE of the model's `vocab_size` is trained on the project's own
-    dialogues. compile: fuse the forward with torch.compile (half a minute, then about 1.5x as fast;
-    needs a C++ compiler on a CPU).
-    """
-
-    def __init__(
-        self,
-        model: dict[str, Any],
-        tokenizer: str | None = None,
-        learning_rate: float = 1e-3,
-        weight_decay: float = 0.1,
-        warmup: float = 0.03,
-        compile: bool = False,
-    ):
-        super().__init__()
-        self.learning_rate, self.weight_decay, self.warmup = learning_rate, weight_decay, warmup
-        if tokenizer is None:
-            from mhc.lm.corpus import dialogues
-            from mhc.lm.tokenizer import train_tokenizer
-
-            texts = (turn["content"] for dialogue in dialogues(20_000) for turn in dialogue["messages"])
-            self.tokenizer = train_tokenizer(texts, model["vocab_size"])
-        else:
-            self.tokenizer = load_tokenizer(tokenizer)
-        ends = {"eos_token_id": self.tokenizer.eos_token_id, "pad_token_id": self.tokenizer.pad_token_id}
-        self.model = AutoModelForCausalLM.from_config(
-            AutoConfig.for_model(**{"bos_token_id": None, **ends, **model}), dtype=torch.float32
-        )
-        run = torch.compile(self.model.base_model) if compile else self.model.base_model
-        self._run = (run,)  # a tuple, so that the compiled twin is no second submodule
-
-    @property
-    def vocabulary_size(self) -> int:
-        return self.model.config.vocab_size
-
-    def loss(self, ids: Tensor, mask: Tensor, segments: Tensor | None = None) -> Tensor:
-        """Mean cross-entropy of the supervised tokens, mask[b,t] True where token t is a target; segments (B,T) as in
-        Packing."""
-        (run,) = self._run
-        options = {} if segments is None else packed_options(self.model, Packing(segments))
-        hidden = run(input_ids=ids, use_cache=False, **options).last_hidden_state
-        valid = mask[:, 1:] if segments is None else mask[:, 1:] & (segments[:, 1:] == segments[:, :-1])
-        weight = self.model.get_output_embeddings().weight
-        return chunked_loss(hidden[:, :-1][valid], (weight,), ids[:, 1:][valid]).loss
-
-    def on_fit_start(self) -> None:
-        self.seed = torch.initial_seed()
-
-    def on_train_batch_start(self, batch: Any, index: int) -> None:
-        reseed(self.trainer, self.seed, index)
-
-    def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
-        loss = self.loss(**batch)
-        self.log("loss", loss, prog_bar=True)
-        self.log("train/loss", loss)
-        return loss
-
-    def validation_step(self, batch: dict[str, Tensor], index: int) -> None:
-        count = int(batch["mask"][:, 1:].sum())
-        self.log("val/loss", self.loss(**batch), prog_bar=True, batch_size=count)
-
-    def configure_optimizers(self) -> dict[str, Any]:
-        return optimize(self, self.learning_rate, self.weight_decay, self.warmup)

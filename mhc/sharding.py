@@ -1,10 +1,11 @@
-"""Tensors that are split over processes, seen whole; and sums over all processes.
+"""Tensors that are split over processes, seen whole; sums and means over all processes.
 
 ZeRO-3 (DeepSpeed) and FSDP2 leave each process a part of every parameter and gather it while its module runs. Whoever
 reads a parameter itself (an unembedding in a chunked loss, heads that are saved or copied) asks here, and is given the
 tensor itself where nothing is split. Gathering takes all processes: each of them must ask.
 """
 
+import torch
 from torch import Tensor, distributed, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
@@ -63,3 +64,19 @@ def summed(values: Tensor) -> Tensor:
 def process_count() -> int:
     """How many processes train together."""
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+
+
+def shares_of(counts: Tensor) -> Tensor:
+    """By how much to scale losses that are means over this process's anchors, counts (...), so that the mean of all
+    processes' gradients is the gradient of the mean over all anchors: 1 where there is one process."""
+    here = counts.float()
+    return process_count() * here / summed(here.clone()).clamp(min=1)
+
+
+def averaged(figures: dict[str, tuple[Tensor, int]]) -> dict[str, float]:
+    """Means over the anchors of all processes, from each one's means (scalars) and its numbers of anchors; figures without
+    any are left out."""
+    means, counts = zip(*figures.values())
+    counts = torch.tensor(counts, dtype=torch.float, device=means[0].device)
+    sums, counts = summed(torch.stack([torch.stack(means).detach().float() * counts, counts])).tolist()
+    return {name: value / count for name, value, count in zip(figures, sums, counts) if count}

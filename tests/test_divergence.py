@@ -19,7 +19,7 @@ from datamodules.batching import PackedRows, batch_order
 from mhc.collecting import collect
 from mhc.drafters import Cascade, Medusa
 from mhc.errors import UserError
-from mhc.module import LMModule
+from mhc.lm.module import LMModule
 from tests.datamodules.test_features import module_on
 from tests.test_collect import Rows, settings_for
 from tests.test_command_line import CASCADE, COMMON, ROOT, small, sums

@@ -5,8 +5,9 @@ import torch
 
 from mhc.backbone import Backbone
 from mhc.drafters import Cascade, Diffusion, Eagle3, Medusa
+from mhc.lm.module import LMModule
 from mhc.lm.tokenizer import train_tokenizer
-from mhc.module import DraftModule, LMModule
+from mhc.module import DraftModule
 from mhc.packing import PADDING, Packing
 from tests.conftest import ARCHITECTURES, VOCABULARY, tiny_backbone
 

@@ -125,7 +125,7 @@ def test_a_resumed_run_is_one_curve(tmp_path):
 def test_a_language_model_has_its_loss(tmp_path):
     rows = [{"step": step, "train/loss": 5 - step / 50, "val/loss": ""} for step in range(100)]
     rows.append({"step": 99, "train/loss": "", "val/loss": 3.25})
-    config = "model: {class_path: mhc.module.LMModule, init_args: {model: {model_type: llama, hidden_size: 320}}}"
+    config = "model: {class_path: mhc.lm.module.LMModule, init_args: {model: {model_type: llama, hidden_size: 320}}}"
     write_logs(tmp_path, 0, rows, config)
     page = Tags(report(tmp_path))
     assert "Training of llama" in page.text and "3.250" in page.text and page.seen.count("svg") == 1
