@@ -13,6 +13,7 @@ import jsonargparse
 import yaml
 from jsonargparse import ArgumentError
 from lightning import LightningDataModule, LightningModule, Trainer
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from safetensors import SafetensorError
@@ -114,7 +115,7 @@ def main(arguments: list[str]) -> int:
         )
     except Told:
         return 0
-    except ArgumentError as error:
+    except (ArgumentError, MisconfigurationException) as error:
         raise UserError(shorten(str(error))) from error
     except ValueError as error:  # jsonargparse wraps what a constructor raises
         cause: BaseException | None = error

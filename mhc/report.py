@@ -71,8 +71,8 @@ def _newer(path: Path, other: Path) -> bool:
 def _title(config: dict[str, Any], heads: dict[str, Any]) -> str:
     if heads:
         return f"{heads['drafter']} heads on {heads['backbone']}"
-    model = config.get("model", {})
-    return f"Training of {model.get('init_args', {}).get('model', {}).get('model_type', 'a model')}"
+    model = config.get("model", {}).get("init_args", {}).get("model") or {}
+    return f"Training of {model if isinstance(model, str) else model.get('model_type', 'a model')}"
 
 
 def _summary(curves: Curves, heads: dict[str, Any], cost: dict[str, Any], decoded: dict[str, Any]) -> str:
@@ -198,6 +198,11 @@ def _training(curves: Curves, cost: dict[str, Any]) -> str:
         ("tokens a second", {"": "train/tokens_per_second"}, "Padding not counted."),
         ("updates left out", {"": "train/skipped_updates"}, "Their loss or gradient was not finite."),
     ]
+    known = {name for _, names, _ in charts for name in names.values()}
+    for name in curves:  # what an objective of a language model tells besides
+        what = name.removeprefix("val/")
+        if name.startswith("val/") and name not in known and not what.startswith("head"):
+            charts.append((what.replace("_", " "), {"training": f"train/{what}", "validation": name}, ""))
     shown = ""
     for title, names, caption in charts:
         series = {label: curves[name] for label, name in names.items() if name in curves}
