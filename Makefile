@@ -1,4 +1,5 @@
 # make quickstart   train and compare draft heads on the embedded model, in minutes (set-up included)
+# make lm           a small language model from nothing: tokenizer, pretraining, tuning, preferences, heads
 # make test         run the tests            make check   lint and format check
 # make format       mend both                make bench   measure; writes benchmarks/results/
 
@@ -7,10 +8,13 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
-.PHONY: quickstart test test-extras check format bench clean
+.PHONY: quickstart lm test test-extras check format bench clean
 
 quickstart: $(READY)
 	$(RUN) run.py quickstart
+
+lm: $(READY)
+	$(RUN) run.py lm
 
 test: $(READY)
 	$(RUN) -m pytest --numprocesses auto --dist loadscope $(ARGS)

@@ -7,6 +7,7 @@
 
   python run.py quickstart              the whole road on the embedded model, in minutes
   python run.py compare                 train every family of heads alike: which one pays here
+  python run.py lm                      a small language model from nothing, and heads that make it fast
   python run.py sweep                   try settings by grid or at random, and see which are best: a wandb sweep file
   python run.py generate                answer a prompt with trained heads
   python run.py tune                    find the tree with which trained heads are fastest on this machine
@@ -23,7 +24,7 @@ import os
 import sys
 
 LIGHTNING = ("fit", "validate", "test")
-COMMANDS = ("collect", "compare", "distill", "generate", "inspect", "quickstart", "sweep", "tune")
+COMMANDS = ("collect", "compare", "distill", "generate", "inspect", "lm", "quickstart", "sweep", "tune")
 
 
 def main(arguments: list[str]) -> int:

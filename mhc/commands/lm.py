@@ -1,0 +1,146 @@
+"""`run.py lm`: a language model from nothing, and heads that make it fast, in one command.
+
+Corpus, tokenizer, pretraining, instruction tuning, preferences; then the model answers prompts itself, heads learn from
+that, and decoding is measured. Every stage is one of the commands a user would type; it is printed. What was done is not
+done again: a stopped road goes on where it was.
+"""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from mhc.commands import Parser
+from mhc.commands.stages import CONFIGS, TRAINERS, best_trainer, distilling, remember, run_stage, training
+from mhc.errors import UserError
+
+CORPUS = ("pretrain", "chats", "preferences")  # files of --data, each .jsonl
+EPOCHS = {"pretrain": 2, "sft": 3, "dpo": 1}
+HEADS_EPOCHS = 3
+
+
+class Stage(NamedTuple):
+    """title, arguments of run.py, and the file that is there once the stage is over (None: the command knows itself)."""
+
+    title: str
+    command: list[str]
+    done: Path | None
+
+
+def main(argv: list[str]) -> int:
+    """Go the whole road into --out; returns the exit status."""
+    options = _parser().parse_args(argv)
+    for name in ("vocabulary", "answers"):
+        if getattr(options, name) < 1:
+            raise UserError(f"--{name} is {getattr(options, name)}: it must be at least 1")
+    if not Path(options.model).is_file():
+        raise UserError(f"no model file '{options.model}': give one of configs/lm/models, or one like them")
+    data = Path(options.data) if options.data else Path(options.out) / "data"
+    for name in CORPUS if options.data else ():
+        if not (data / f"{name}.jsonl").is_file():
+            raise UserError(f"'{data}' has no {name}.jsonl: --data takes a folder with {', '.join(CORPUS)}.jsonl")
+
+    from rich.console import Console
+
+    from mhc.lm.corpus.stages import write
+    from mhc.lm.road import measure, show
+
+    console, out = Console(), Path(options.out)
+    remember(out, "road", {name: getattr(options, name) for name in ("data", "vocabulary", "model", "answers")})
+    if not options.data and not all((data / f"{name}.jsonl").exists() for name in CORPUS):
+        with console.status("writing the corpus"):
+            write(data)
+    stages = list(_stages(out, data, options, options.trainer or best_trainer()))
+    for number, stage in enumerate(stages, 1):
+        title = f"{number}/{len(stages)} {stage.title}"
+        if stage.done and stage.done.exists():
+            console.rule(f"{title}: done", align="left")
+        elif status := run_stage(console, title, stage.command):
+            return status
+    console.rule("what each stage was for", align="left")
+    show(console, measure(out, data), out)
+    console.print(
+        f"ask it something: python run.py generate --checkpoint {out / 'heads'} --prompt "
+        '"What am I thinking of? It is at home in cool northern forests. From it comes soft wood."',
+        soft_wrap=True,
+        highlight=False,
+    )
+    return 0
+
+
+def _stages(out: Path, data: Path, options, trainer: str) -> Iterator[Stage]:
+    from callbacks.decode_benchmark import RESULT
+    from callbacks.training_cost import RESULT as COST
+    from mhc.checkpoint import TUNED
+
+    files, tokenizer, heads = {name: str(data / f"{name}.jsonl") for name in CORPUS}, out / "tokenizer", out / "heads"
+    yield Stage(
+        "a tokenizer from the texts",
+        [
+            *("tokenizer", "--data", files["pretrain"], files["chats"]),
+            *("--size", str(options.vocabulary), "--out", str(tokenizer)),
+        ],
+        tokenizer / "report.json",
+    )
+    fused = ["--model.compile", "true"] if shutil.which("c++") or trainer == "gpu" else []
+    fits = (
+        ("pretrain", "the next token of plain texts", files["pretrain"], _new(options, tokenizer) + fused),
+        ("sft", "answers to questions", files["chats"], ["--model.model", str(out / "pretrain/model"), *fused]),
+        ("dpo", "better answers of two", files["preferences"], ["--model.model", str(out / "sft/model")]),
+    )
+    for name, title, file, more in fits:
+        folder = out / name
+        going_on = ["--ckpt_path", "last"] if any(folder.glob("last*.ckpt")) else []
+        epochs = ["--trainer.max_epochs", str(EPOCHS[name])]
+        command = ["fit", *lm_training(name, trainer, file, folder, *more, *epochs), *going_on]
+        yield Stage(f"{name}: {title}", command, folder / COST)
+    backbone, answers = str(out / "dpo/model"), out / "answers.jsonl"
+    made = distilling(files["chats"], str(answers), options.answers, "--backbone", backbone, "--max_new_tokens", "96")
+    yield Stage("the model answers prompts itself", made, None)
+    common = training("cascade", trainer, str(answers), heads, "--model.backbone", backbone)
+    epochs = ["--trainer.max_epochs", str(HEADS_EPOCHS)]
+    going_on = ["--ckpt_path", "last"] if any(heads.glob("last*.ckpt")) else []
+    yield Stage("MHC heads learn from these answers", ["fit", *common, *epochs, *going_on], heads / COST)
+    tuned = ["tune", "--data", str(answers), "--prompts", "12", "--checkpoint", str(heads)]
+    yield Stage("the tree that is fastest here", tuned, heads / TUNED)
+    yield Stage("decode held-out prompts with heads and plainly", ["test", *common], heads / RESULT)
+
+
+def _new(options, tokenizer: Path) -> list[str]:
+    """The flags of a model that begins: its sizes and its tokens."""
+    return [
+        *("--config", options.model, "--model.tokenizer", str(tokenizer)),
+        *("--model.model.vocab_size", str(options.vocabulary)),
+    ]
+
+
+def lm_training(stage: str, trainer: str, data: str, folder: Path, *more: str) -> list[str]:
+    """The arguments of `fit` for one stage of configs/lm."""
+    configs = (CONFIGS / "lm/training.yaml", CONFIGS / f"lm/{stage}.yaml", CONFIGS / f"trainer/{trainer}.yaml")
+    chosen = [part for config in configs for part in ("--config", str(config))]
+    return [*chosen, "--data.path", data, "--trainer.default_root_dir", str(folder), *more]
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="run.py lm",
+        description="A small language model from nothing: tokenizer, pretraining, instruction tuning, preferences, and MHC "
+        "heads that make it fast; within half an hour on two CPU cores. A stopped road goes on.",
+    )
+    add = parser.add_argument
+    add("--out", default="runs/lm", metavar="DIR", help="where everything goes (default runs/lm)")
+    add(
+        "--data",
+        metavar="DIR",
+        help=f"a folder with {', '.join(CORPUS)}.jsonl of your own (default: a corpus made here)",
+    )
+    add("--vocabulary", type=int, default=2048, metavar="V", help="tokens of the tokenizer (default 2048)")
+    add(
+        "--model",
+        default=str(CONFIGS / "lm/models/dense-5m.yaml"),
+        metavar="YAML",
+        help="a file of configs/lm/models (default dense-5m.yaml)",
+    )
+    add("--answers", type=int, default=3000, metavar="N", help="prompts to answer for the heads (default 3000)")
+    add("--trainer", choices=TRAINERS, help="a file of configs/trainer (default: what the machine can do)")
+    return parser
