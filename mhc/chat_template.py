@@ -11,6 +11,9 @@ so that a prompt and the row it grows into are written alike.
 
 Text that spells a control token is replaced by a random mark before rendering, so nothing a user types can be
 taken for what the template writes.
+
+Beside its content an assistant's message may have `reasoning_content` and `tool_calls` (as OpenAI writes them), and a
+leading system message the `tools` that a template is given.
 """
 
 import hashlib
@@ -26,7 +29,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from mhc.errors import UserError
-from mhc.messages import Messages, clean_text
+from mhc.messages import STRUCTURE, Messages, clean_text, each_text
 
 # For a tokenizer without a template (base models): Vicuna's wording, which uses no new tokens.
 DEFAULT_TEMPLATE = (
@@ -109,7 +112,11 @@ class ChatTemplate:
 
     def _run(self, messages: Messages, generation_prompt: bool = False) -> str:
         return self.tokenizer.apply_chat_template(
-            messages, chat_template=self.template, tokenize=False, add_generation_prompt=generation_prompt
+            messages,
+            tools=_tools(messages),
+            chat_template=self.template,
+            tokenize=False,
+            add_generation_prompt=generation_prompt,
         )
 
     def _accepted(self, messages: Messages) -> tuple[Messages, str]:
@@ -121,18 +128,24 @@ class ChatTemplate:
             try:
                 if self._writes_all(offered):
                     return offered, self._run(offered)
-                problem = problem or UserError("it drops what system or tool turns say")
+                problem = problem or UserError("it drops what system or tool turns say, or tools and calls of them")
             except (TemplateError, TypeError) as refusal:
                 problem = problem or refusal
         raise UserError(f"{self.name} refuses this conversation: {problem}") from problem
 
     def _writes_all(self, messages: Messages) -> bool:
-        """Whether the text holds what every system and tool turn says, however it is trimmed or quoted there."""
+        """Whether the text holds what every system and tool turn says, however it is trimmed or quoted there, and every
+        list of tools or calls."""
         marked, marks = [], []
         for message in messages:
             if message["role"] in ("system", "tool"):
                 marks.append(_mark())
                 message = {**message, "content": marks[-1]}
+            for name, empty in (("tools", {"parameters": {}}), ("tool_calls", {"arguments": {}})):
+                if name in message:
+                    marks.append(_mark())
+                    one = {"type": "function", "function": {"name": marks[-1], "description": "", **empty}}
+                    message = {**message, name: [*message[name], one]}
             marked.append(message)
         text = self._run(marked) if marks else ""
         return all(mark in text for mark in marks)
@@ -146,14 +159,12 @@ class ChatTemplate:
 
     def _hide(self, messages: Messages) -> tuple[Messages, dict[str, str]]:
         """Content with its control strings replaced by marks, and what each mark stands for."""
-        if not any(self.control_pattern.search(message["content"]) for message in messages):
-            return messages, {}
         marks: dict[str, str] = {}
 
-        def replace(match: re.Match) -> str:
-            return marks.setdefault(match[0], _mark())
+        def hide(text: str) -> str:
+            return self.control_pattern.sub(lambda match: marks.setdefault(match[0], _mark()), text)
 
-        hidden = [{**m, "content": self.control_pattern.sub(replace, m["content"])} for m in messages]
+        hidden = [{k: v if k == "role" else each_text(v, hide) for k, v in m.items()} for m in messages]
         return hidden, {mark: text for text, mark in marks.items()}
 
     def _spans(self, messages: Messages, text: str) -> list[tuple[int, int]]:
@@ -163,6 +174,7 @@ class ChatTemplate:
     def _tagged_spans(self, messages: Messages, text: str) -> list[tuple[int, int]]:
         _, tagged = render_jinja_template(
             conversations=[messages],
+            tools=_tools(messages),
             chat_template=self.template,
             return_assistant_tokens_mask=True,
             **self.tokenizer.special_tokens_map,
@@ -173,6 +185,11 @@ class ChatTemplate:
         return [(start, end) for start, (_, end) in zip(begin, tagged[0])]
 
     def _found_spans(self, messages: Messages, text: str) -> list[tuple[int, int]]:
+        if any("tool_calls" in message for message in messages):
+            raise UserError(
+                f"{self.name} does not say where the assistant's tool calls end: add {{% generation %}} tags around them "
+                "in the template"
+            )
         mark, turns = _mark(), [i for i, message in enumerate(messages) if message["role"] == "assistant"]
         for behind in (False, True):
             parts = self._run(_marked(messages, mark, behind)).split(mark)
@@ -244,18 +261,30 @@ def _cached(tokenizer: PreTrainedTokenizerBase, template: str | None) -> ChatTem
 
 
 def checked(messages: Messages) -> Messages:
-    """Messages with known roles and clean text; neighbours of one role are joined by a blank line, tool turns not."""
+    """Messages with known roles and clean text; neighbours of one role are joined by a blank line, tool turns and what
+    has more than content not."""
     if not messages:
         raise UserError("an empty conversation: give at least one message")
     joined: Messages = []
     for number, message in enumerate(messages, start=1):
         role, content = message.get("role"), message.get("content")
+        known = STRUCTURE.get(role, {}) if role in ROLES else {}
+        more = {name: each_text(message[name], clean_text) for name in known if message.get(name)}
+        for name, value in more.items():
+            if not isinstance(value, known[name]):
+                raise UserError(f"message {number}: {name} must be a {'text' if known[name] is str else 'list'}")
+        content = "" if content is None and more else content
         if role not in ROLES or not isinstance(content, str):
             raise UserError(f"message {number}: role must be one of {', '.join(ROLES)} and content a text")
-        if joined and joined[-1]["role"] == role != "tool":
+        if joined and joined[-1]["role"] == role != "tool" and not more and len(joined[-1]) == 2:
             content = joined.pop()["content"] + "\n\n" + content
-        joined.append({"role": role, "content": clean_text(content)})
+        joined.append({"role": role, "content": clean_text(content), **more})
     return joined
+
+
+def _tools(messages: Messages) -> list | None:
+    """The tools that the leading system message offers."""
+    return messages[0].get("tools")
 
 
 def _is_document(messages: Messages) -> bool:
@@ -270,7 +299,7 @@ def _without_tools(messages: Messages) -> Messages:
 
 def _without_system(messages: Messages) -> Messages:
     """A leading system turn put before the first user turn, for templates that know no system role."""
-    if len(messages) < 2 or messages[0]["role"] != "system" or messages[1]["role"] != "user":
+    if len(messages) < 2 or [message["role"] for message in messages[:2]] != ["system", "user"] or _tools(messages):
         return messages
     first = {"role": "user", "content": messages[0]["content"] + "\n\n" + messages[1]["content"]}
     return [first, *messages[2:]]

@@ -2,6 +2,9 @@
 
 Every string survives a round trip, because its bytes are the alphabet; digits stand alone, so that the model
 sees a number's places. The chat template marks each assistant's text and its `<|im_end|>` as *generation*.
+
+Three tokens control: <|endoftext|> ends a document and pads, <|im_start|> and <|im_end|> enclose a turn. Everything else
+is text, the tags of reasoning (<think>, <answer>) and of tools (<tools>, <tool_call>) too.
 """
 
 from collections.abc import Iterable
@@ -10,16 +13,51 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import PreTrainedTokenizerFast
 
 END_OF_TEXT, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
+SMALLEST = 259  # 256 bytes and three control tokens
 
+# How a system turn tells of the functions that may be called, one JSON object a line where the two parts meet.
+TOOLS = (
+    "You may call these functions:\n<tools>\n",
+    '</tools>\nTo call one, write:\n<tool_call>\n{"name": its name, "arguments": its arguments}\n</tool_call>',
+)
+
+# A message is role and content. An assistant's may have reasoning_content (written <think> in front, in every turn, so that
+# a conversation only ever grows) and tool_calls (OpenAI's form or the bare function); a tool turn says what a call gave.
+# enable_thinking opens the block for the generation prompt if true, and writes an empty one if false.
 CHAT_TEMPLATE = (
+    "{% if tools %}"
+    "{{ '<|im_start|>system\n' }}"
+    "{% if messages[0]['role'] == 'system' and messages[0]['content'] %}"
+    "{{ messages[0]['content'] + '\n\n' }}{% endif %}"
+    "{{ " + repr(TOOLS[0]) + " }}"
+    "{% for tool in tools %}{{ tool | tojson + '\n' }}{% endfor %}"
+    "{{ " + repr(TOOLS[1]) + " + '<|im_end|>\n' }}"
+    "{% endif %}"
     "{% for message in messages %}"
+    "{% if not (tools and loop.first and message['role'] == 'system') %}"
     "{{ '<|im_start|>' + message['role'] + '\n' }}"
     "{% if message['role'] == 'assistant' %}"
-    "{% generation %}{{ message['content'] + '<|im_end|>' }}{% endgeneration %}"
+    "{% generation %}"
+    "{% if message['reasoning_content'] %}"
+    "{{ '<think>\n' + message['reasoning_content'] + '\n</think>\n' }}{% endif %}"
+    "{{ message['content'] or '' }}"
+    "{% for call in message['tool_calls'] or [] %}"
+    "{% set function = call['function'] or call %}"
+    "{{ '\n' if message['content'] or not loop.first else '' }}"
+    "{{ '<tool_call>\n{\"name\": ' + function['name'] | tojson + ', \"arguments\": ' }}"
+    "{{ function['arguments'] if function['arguments'] is string else function['arguments'] | tojson }}"
+    "{{ '}\n</tool_call>' }}"
+    "{% endfor %}"
+    "{{ '<|im_end|>' }}{% endgeneration %}"
     "{% else %}{{ message['content'] + '<|im_end|>' }}{% endif %}"
     "{{ '\n' }}"
+    "{% endif %}"
     "{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    "{% if add_generation_prompt %}"
+    "{{ '<|im_start|>assistant\n' }}"
+    "{% if enable_thinking is true %}{{ '<think>\n' }}{% endif %}"
+    "{% if enable_thinking is false %}{{ '<think>\n\n</think>\n' }}{% endif %}"
+    "{% endif %}"
 )
 
 # Words with their leading space, single digits, runs of other signs, runs of white space.
@@ -27,8 +65,12 @@ PIECES = Regex(r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary_size: int) -> PreTrainedTokenizerFast:
-    """Train byte-level BPE on `texts`; the three control tokens and 256 bytes count in `vocabulary_size`."""
-    if vocabulary_size < 259:
+    """Train byte-level BPE on `texts`; the three control tokens and 256 bytes count in `vocabulary_size`.
+
+    The same texts give the same tokenizer. It has fewer tokens where the texts have too few different pairs. Raises
+    ValueError below `SMALLEST`.
+    """
+    if vocabulary_size < SMALLEST:
         raise ValueError("vocabulary_size must be at least 259: 256 bytes and three control tokens")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
