@@ -1,0 +1,260 @@
+"""Training a small language model: what a step costs, and whether each stage does what it is for.
+
+    python run.py lm                                   # first: the road whose models are measured
+    python benchmarks/lm.py [--road runs/lm] [--only speed|stages] [--repeats 5] [--steps 60]
+
+Writes benchmarks/results/lm.json (with --only, those cases of it; the others stay):
+
+    speed/<model>[/compiled]  tokens_per_second, step_seconds; medians over steps taken in turn
+                              model_flops_utilisation    operations of the model (6 a parameter in use and token, attention
+                                                         besides) over what one large product of this machine does
+    pretrain      loss, loss_vs_unigram, loss_vs_5gram    held-out texts; ratios
+    sft           well_formed_share (of 100 held-out prompts), and _before
+    dpo           preference_accuracy, preference_accuracy_z (standard errors above a half), loss (0.693 at the start)
+    distill       loss_vs_no_teacher     held-out cross-entropy of a student after as many steps, with over without teacher
+    reason        well_formed_vs_unweighted    share of well-formed held-out answers, tag weight 10 over weight 1 (which
+                                               counts at least one answer); both shares; right answers
+    lora          merged_difference      largest difference of logits, adapters merged and apart, fp32
+                  identity_loss_vs_before, other_loss_vs_before    held-out ratios
+    heads         tokens_per_step, speedup
+
+The stages' students and adapters are trained here, by `run.py fit` as a user would, in --steps steps with seed 0.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+import yaml
+
+from common import RESULTS, ROOT, result, timed, write
+from datamodules import ConversationData
+from mhc.backbone import load_model, load_tokenizer
+from mhc.commands.lm import lm_training
+from mhc.commands.stages import best_trainer
+from mhc.lm.measures import answers
+from mhc.lm.module import new_model
+from mhc.losses import chunked_loss
+from mhc.run_logs import read_logs
+
+MODELS = ("dense-26m", "moe-145m")
+ROWS, LENGTH = 4, 256
+STUDENT = dict(
+    hidden_size=128, intermediate_size=352, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2
+)
+PROMPTS = 100
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--road", type=Path, default=ROOT / "runs/lm", help="what `run.py lm` left (default runs/lm)")
+    parser.add_argument("--only", choices=("speed", "stages"))
+    parser.add_argument("--repeats", type=int, default=5, help="steps of each model that are timed")
+    parser.add_argument("--steps", type=int, default=60, help="steps of each short training")
+    options = parser.parse_args()
+    if options.only != "speed" and not (options.road / "report.json").is_file():
+        raise SystemExit(f"no road in {options.road}: run `python run.py lm` first, or give --road")
+    path = RESULTS / "lm.json"
+    results = json.loads(path.read_text())["results"] if path.exists() and options.only else []
+    found = []
+    if options.only != "stages":
+        found += speeds(options.repeats)
+    if options.only != "speed":
+        found += stages(options.road, options.steps)
+    fresh = {row["case"] for row in found}
+    write("lm", [row for row in results if row["case"] not in fresh] + found, steps=options.steps)
+
+
+# ---- what a step costs
+
+
+def speeds(repeats: int) -> list[dict]:
+    """Every model, compiled or not, step by step in turn."""
+    dtype = torch.bfloat16 if best_trainer() == "cpu-bf16" else torch.float32
+    peak = peak_operations(dtype)
+    steps, uses = {}, {}
+    for name in MODELS:
+        sizes = yaml.safe_load((ROOT / f"configs/lm/models/{name}.yaml").read_text())["model"]["init_args"]["model"]
+        model = new_model(sizes, load_tokenizer("pocket")).train()
+        uses[name] = operations_per_token(model)
+        for compiled in (False, True):
+            if compiled and name.startswith("moe"):
+                continue  # which tokens an expert gets is decided by the data: nothing to fuse beforehand
+            case = f"speed/{name}" + ("/compiled" if compiled else "")
+            steps[case] = stepper(model, torch.compile(model.base_model) if compiled else model.base_model, dtype)
+            steps[case]()  # compiles, and warms up
+    seconds: dict[str, list[float]] = {case: [] for case in steps}
+    for _ in range(repeats):
+        for case, step in steps.items():
+            seconds[case].append(timed(step)[0])
+    found = []
+    for case, times in seconds.items():
+        rates = [ROWS * LENGTH / took for took in times]
+        use = uses[case.split("/")[1]]
+        found += [
+            result(case, "tokens_per_second", rates),
+            result(case, "step_seconds", times),
+            result(case, "model_flops_utilisation", [rate * use / peak for rate in rates]),
+        ]
+    return found
+
+
+def stepper(model, run, dtype: torch.dtype):
+    """One training step: forward, loss, backward, AdamW, on random tokens."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    ids = torch.randint(0, model.config.vocab_size, (ROWS, LENGTH))
+
+    def step() -> None:
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            hidden = run(input_ids=ids, use_cache=False).last_hidden_state
+            weight = model.get_output_embeddings().weight
+            loss = chunked_loss(hidden[:, :-1].flatten(0, 1), (weight,), ids[:, 1:].flatten()).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def operations_per_token(model) -> float:
+    """6 for every parameter that a token meets (experts it is not sent to apart), and attention's 6 L T D for causal rows."""
+    config, counted = model.config, 0
+    routed = getattr(config, "moe_num_experts", None) or getattr(config, "num_experts", None)
+    chosen = getattr(config, "moe_k", None) or getattr(config, "num_experts_per_tok", None)
+    for name, parameter in model.named_parameters():
+        share = chosen / routed if routed and ".experts." in name and "shared" not in name else 1
+        counted += parameter.numel() * share  # tied embeddings count once: they are the lm_head's
+    return 6 * counted + 6 * config.num_hidden_layers * LENGTH * config.hidden_size
+
+
+def peak_operations(dtype: torch.dtype, size: int = 2048) -> float:
+    """Operations a second of one large product, the best of five."""
+    one, two = torch.randn(size, size, dtype=dtype), torch.randn(size, size, dtype=dtype)
+    return 2 * size**3 / min(timed(lambda: one @ two)[0] for _ in range(6))
+
+
+# ---- whether each stage does what it is for
+
+
+def stages(road: Path, steps: int) -> list[dict]:
+    told = json.loads((road / "report.json").read_text())
+    pretrain, sft, dpo = told["pretrain"], told["sft"], told["dpo"]
+    found = [
+        result("pretrain", "loss", [pretrain["loss"]]),
+        result("pretrain", "loss_vs_unigram", [pretrain["loss"] / pretrain["unigram_loss"]]),
+        result("pretrain", "loss_vs_5gram", [pretrain["loss"] / pretrain["5gram_loss"]]),
+        result("sft", "well_formed_share", [sft["well_formed_share"]]),
+        result("sft", "well_formed_share_before", [sft["well_formed_share_before"]]),
+        result("dpo", "preference_accuracy", [dpo["preference_accuracy"]]),
+        result("dpo", "preference_accuracy_z", [dpo["preference_accuracy_z"]]),
+        result("dpo", "loss", [dpo["loss"]]),
+        result("heads", "tokens_per_step", [told["heads"]["tokens_per_step"]]),
+        result("heads", "speedup", [told["heads"]["speedup"]]),
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        for stage in (distill, reason, lora):
+            found += stage(road, Path(folder), steps)
+    return found
+
+
+def fit(stage: str, road: Path, data: str, folder: Path, steps: int, *more: str) -> Path:
+    """Train a stage by the command line in so many steps; its folder."""
+    arguments = lm_training(stage, best_trainer(), str(road / f"data/{data}.jsonl"), folder, *more)
+    budget = [
+        "--trainer.max_steps",
+        str(steps),
+        "--trainer.max_epochs",
+        "-1",
+        "--trainer.val_check_interval",
+        str(steps),
+    ]
+    budget += ["--trainer.check_val_every_n_epoch", "null"]
+    subprocess.run([sys.executable, str(ROOT / "run.py"), "fit", *arguments, *budget], check=True)
+    return folder
+
+
+def distill(road: Path, folder: Path, steps: int) -> list[dict]:
+    tokenizer = road / "tokenizer"
+    sizes = {"model_type": "llama", "vocab_size": len(load_tokenizer(str(tokenizer))), "tie_word_embeddings": True}
+    student = ["--model.tokenizer", str(tokenizer), "--model.model", json.dumps(sizes | STUDENT)]
+    teacher = ["--model.objective.init_args.teacher", str(road / "sft/model")]
+    taught = fit("distill", road, "chats", folder / "taught", steps, *student, *teacher)
+    alone = fit(
+        "distill", road, "chats", folder / "alone", steps, *student, *teacher, "--model.objective.init_args.alpha", "1"
+    )
+    losses = [last(read_logs(at)[0]["val/cross_entropy"]) for at in (taught, alone)]
+    return [
+        result("distill", "loss_vs_no_teacher", [losses[0] / losses[1]]),
+        result("distill", "loss", [losses[0]]),
+        result("distill", "loss_no_teacher", [losses[1]]),
+    ]
+
+
+def reason(road: Path, folder: Path, steps: int) -> list[dict]:
+    data = held_out(road, "reasoning", road / "sft/model")
+    prompts = data.prompts("test", PROMPTS)
+    expected = {c.id: c.messages[-1]["content"] for c in data.conversations("test")}
+    shares, right = {}, {}
+    for weight in (10, 1):
+        more = ["--model.model", str(road / "sft/model"), "--model.objective.init_args.tag_weight", str(weight)]
+        at = fit("reason", road, "reasoning", folder / f"weight-{weight}", steps, *more)
+        said = answers(str(at / "model"), [prompt.ids for prompt in prompts], 128)
+        shares[weight], right[weight] = said.reasoned, said.right([expected[prompt.id] for prompt in prompts])
+    return [
+        result("reason", "well_formed_vs_unweighted", [shares[10] / max(shares[1], 1 / len(prompts))]),
+        result("reason", "well_formed_share", [shares[10]]),
+        result("reason", "well_formed_share_unweighted", [shares[1]]),
+        result("reason", "right_share", [right[10]]),
+        result("reason", "right_share_unweighted", [right[1]]),
+    ]
+
+
+def lora(road: Path, folder: Path, steps: int) -> list[dict]:
+    from peft import PeftModel
+
+    base = str(road / "sft/model")
+    at = fit("lora", road, "identity", folder / "lora", steps, "--model.model", base)
+    identity, others = held_out(road, "identity", base), held_out(road, "chats", base)
+    before = load_model(base, torch.float32).eval()
+    losses = [loss_of(before, data) for data in (identity, others)]
+    model = PeftModel.from_pretrained(load_model(base, torch.float32), at / "model-adapter").eval()
+    now = [loss_of(model.base_model.model, data) for data in (identity, others)]
+    ids = torch.from_numpy(others.rows("test")[0][0]).long()[None]
+    with torch.no_grad():
+        apart = model(ids).logits
+        merged = model.merge_and_unload()(ids).logits
+    return [
+        result("lora", "merged_difference", [(merged - apart).abs().max().item()]),
+        result("lora", "identity_loss_vs_before", [now[0] / losses[0]]),
+        result("lora", "other_loss_vs_before", [now[1] / losses[1]]),
+    ]
+
+
+def held_out(road: Path, name: str, tokenizer: Path | str) -> ConversationData:
+    data = ConversationData(str(road / f"data/{name}.jsonl"), max_length=256)
+    data.tokenizer = load_tokenizer(str(tokenizer))
+    return data
+
+
+@torch.no_grad()
+def loss_of(model, data: ConversationData) -> float:
+    """Mean cross-entropy of the held-out answers, token by token."""
+    total, count = 0.0, 0
+    for ids, mask in data.rows("test"):
+        ids, valid = torch.from_numpy(ids).long()[None], torch.from_numpy(mask)[1:]
+        hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0, :-1][valid]
+        found = chunked_loss(hidden, (model.get_output_embeddings().weight,), ids[0, 1:][valid]).loss
+        total, count = total + found.item() * int(valid.sum()), count + int(valid.sum())
+    return total / count
+
+
+def last(curve: dict[int, float]) -> float:
+    return curve[max(curve)]
+
+
+if __name__ == "__main__":
+    main()
