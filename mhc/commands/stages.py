@@ -31,9 +31,15 @@ def best_trainer() -> str:
     """The file of configs/trainer that makes the most of this machine."""
     import torch
 
+    from mhc.dry_run import speed
+
     if torch.cuda.is_available():
         return "gpu"
-    return "cpu-bf16" if torch.cpu._is_avx512_bf16_supported() else "cpu"
+    if not torch.cpu._is_avx512_bf16_supported():
+        return "cpu"
+    # Some processors have the instructions and are half as fast with them (an Intel Xeon without AMX; docs/log.md).
+    half, full = (speed(False, dtype)[0] for dtype in (torch.bfloat16, torch.float32))
+    return "cpu-bf16" if half > 1.2 * full else "cpu"
 
 
 def training(family: str, trainer: str, data: str, folder: Path, *more: str) -> list[str]:
