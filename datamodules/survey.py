@@ -1,6 +1,6 @@
 """How much there is to train on, counted where that is quick and estimated from a part where it is not.
 
-B rows of a batch   T time   A anchors (positions that heads are trained at)
+B rows of a batch   T time   A anchors (positions that are trained at)
 """
 
 import json
@@ -15,6 +15,7 @@ import numpy as np
 from datamodules.conversations import ConversationData
 from datamodules.features import FeatureData
 from datamodules.files import data_files
+from datamodules.preferences import PreferenceData
 from datamodules.readers import Report, iterate
 
 QUICK = 32 << 20  # bytes of files that are read and tokenized as a whole, some ten seconds
@@ -23,8 +24,8 @@ PART = 1000  # conversations that stand for all where there are more
 
 @dataclass(frozen=True)
 class Survey:
-    """rows, tokens and anchors of the training split; batches of an epoch; longest: the most tokens in a row of a
-    batch; batch_anchors: the most that a batch can have; prompt: tokens of the longest of some validation prompts;
+    """rows (or pairs), tokens and anchors of the training split; batches of an epoch; longest: the most tokens in a row of
+    a batch; batch_anchors: the most that a batch can have; prompt: tokens of the longest of some validation prompts;
     counted: whether all of it was read, else it is an estimate."""
 
     rows: int
@@ -37,22 +38,26 @@ class Survey:
     counted: bool
 
 
-def survey(data: ConversationData | FeatureData, prompts: int) -> Survey:
+def survey(data: ConversationData | FeatureData, prompts: int, heads: bool = True) -> Survey:
     """Look through the training split of a data module that has its tokenizer; a large one is judged by its first PART
-    conversations. prompts: how many are decoded at validations. Raises UserError for data that cannot be read or
-    trained on."""
-    share = 1.0 if isinstance(data, FeatureData) else _share(data)
+    conversations, pairs by all of them. prompts: how many are decoded at validations. heads: whether draft heads are
+    trained, at positions whose next two tokens are supervised, or the model, where the next one is. Raises UserError
+    for data that cannot be read or trained on."""
+    share = 1.0 if isinstance(data, FeatureData | PreferenceData) else _share(data)
     if share < 1:
         with tempfile.TemporaryDirectory() as folder:
-            return _look(_part(data, Path(folder) / "part.jsonl"), prompts, 1 / share, False)
-    return _look(data, prompts, 1.0, True)
+            return _look(_part(data, Path(folder) / "part.jsonl"), prompts, heads, 1 / share, False)
+    return _look(data, prompts, heads, 1.0, True)
 
 
-def _look(data: ConversationData | FeatureData, prompts: int, times: float, counted: bool) -> Survey:
-    rows, batch_size = data.rows("train"), data.batch_size
-    loader = data.train_dataloader()
-    lengths = np.array([len(ids) for ids, _ in rows])
-    anchors = np.array([int((mask[1:-1] & mask[2:]).sum()) for _, mask in rows])
+def _look(data: ConversationData | FeatureData, prompts: int, heads: bool, times: float, counted: bool) -> Survey:
+    loader, batch_size = data.train_dataloader(), data.batch_size
+    if isinstance(data, PreferenceData):
+        groups = data.batches("train")[0].pairs
+    else:
+        groups = [(row,) for row in data.rows("train")]
+    lengths = np.array([[len(ids) for ids, _ in rows] for rows in groups])
+    anchors = np.array([sum(_anchors(mask, heads) for _, mask in rows) for rows in groups])
     packed = getattr(data, "pack", False)
     longest = data.max_length if packed else int(lengths.max())
     if packed:  # a packed row holds so many conversations, at the most all anchors of its tokens
@@ -60,9 +65,13 @@ def _look(data: ConversationData | FeatureData, prompts: int, times: float, coun
     else:
         most = int(np.sort(anchors)[-batch_size:].sum())
     batches = len(loader) if counted else max(1, round(len(loader) * times))
-    totals = (round(int(total) * times) for total in (len(rows), lengths.sum(), anchors.sum()))
+    totals = (round(int(total) * times) for total in (len(groups), lengths.sum(), anchors.sum()))
     prompt = max((len(each.ids) for each in data.prompts("validation", prompts)), default=longest)
     return Survey(*totals, batches, longest, max(1, most), prompt, counted)
+
+
+def _anchors(mask: np.ndarray, heads: bool) -> int:
+    return int((mask[1:-1] & mask[2:]).sum() if heads else mask[1:].sum())
 
 
 def _share(data: ConversationData) -> float:

@@ -19,7 +19,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from safetensors import SafetensorError
 
 from mhc.checkpoint_io import CheckpointFiles, newest_whole, previous, require_whole
-from mhc.dry_run import DryRun, choose_batch_size
+from mhc.dry_run import choose_batch_size, dry_run
 from mhc.errors import UserError
 from mhc.resume import RunCheckpoint
 from mhc.secrets import Parser, hidden
@@ -58,7 +58,7 @@ class CLI(LightningCLI):
         if chosen.dry_run is not None:
             if self.subcommand != "fit":
                 raise UserError(f"--dry_run tells what `fit` would take: `{self.subcommand}` has none")
-            DryRun(chosen, chosen.dry_run).tell()
+            dry_run(chosen, chosen.dry_run).tell()
             raise Told
         named = chosen.get("ckpt_path")
         if named is None and self.subcommand != "fit" and kept(folder / "best.ckpt"):

@@ -1,8 +1,8 @@
 """What `run.py fit` would take, told before anything is loaded: parameters, memory on each device, tokens, disk and
 time.
 
-Sizes come from the backbone's config.json and from a step that is rehearsed without contents (mhc.rehearsal,
-mhc.memory).
+Sizes come from a model's config.json and from a step that is rehearsed without contents (mhc.rehearsal, mhc.memory).
+Here is what every run has; what trains draft heads is in mhc.heads_dry_run, a language model in mhc.lm.dry_run.
 """
 
 import json
@@ -10,20 +10,19 @@ import os
 import resource
 import shutil
 import time
-from dataclasses import replace
+from abc import ABC, abstractmethod
 from math import ceil
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from jsonargparse import Namespace
 
-from mhc.backbone import Backbone, load_config, load_tokenizer
-from mhc.drafters import Drafter
 from mhc.errors import UserError
 from mhc.files import write_json
-from mhc.memory import Decoding, Setting, Sharding, memory, sharding, weight_bytes
+from mhc.memory import Sharding, sharding
 from mhc.page import duration
-from mhc.rehearsal import Rehearsal, rehearse
+from mhc.rehearsal import Rehearsal, Weights
 from mhc.strategies import class_of
 
 GIB = 2**30
@@ -35,67 +34,78 @@ LOG_LINE = 400  # bytes of a line of metrics.csv
 BATCH_SIZE = "batch_size.json"
 
 
-class DryRun:
-    """A run of `fit` as its parsed configuration describes it. gib: memory of each device, where it is not this
-    machine's.
+class Written(NamedTuple):
+    """What a run writes: the result, by name, and checkpoints, bytes each; which of these lie there at once."""
 
-    Raises UserError for a backbone whose config.json cannot be had, and for data that cannot be read.
+    name: str
+    result: int
+    checkpoint: int
+    copies: int
+    which: str
+
+
+class DryRun(ABC):
+    """A run of `fit` as its parsed configuration describes it. gib: memory of each device, where it is not this
+    machine's. tokenizer: the one the data are cut with; prompts: how many of them are decoded at validations; heads:
+    whether draft heads are trained, or the model itself.
+
+    Raises UserError for a model whose config.json cannot be had, and for data that cannot be read.
     """
 
-    def __init__(self, chosen: Namespace, gib: float | None = None):
+    def __init__(self, chosen: Namespace, gib: float | None, tokenizer: Any, prompts: int, heads: bool):
         from datamodules.survey import survey
 
-        model = chosen.model.init_args
-        if "drafter" not in model:
-            raise UserError(f"a dry run is for draft heads: {chosen.model.class_path} has none")
         self.chosen, trainer = chosen, chosen.trainer
-        self.config = load_config(model.backbone)
         self.data = class_of(chosen.data.class_path)(**chosen.data.init_args)
-        self.data.tokenizer = load_tokenizer(model.backbone)
-        told = next((c.init_args for c in trainer.callbacks or [] if c.class_path.endswith("Acceptance")), None)
-        self.survey = survey(self.data, told.prompts if told else 0)
-        self.decoding = told and Decoding(told.prompts, self.survey.prompt + told.max_new_tokens)
+        self.data.tokenizer = tokenizer
+        self.rows = self.data.batch_size
+        self.survey = survey(self.data, prompts, heads)
+        self.accumulate: int = trainer.accumulate_grad_batches or 1
         self.shards: Sharding = sharding(trainer)
         there = bool(gib) or torch.cuda.is_available()  # another machine's memory is its GPUs'
-        on_gpu = trainer.accelerator in ("gpu", "cuda") or (trainer.accelerator == "auto" and there)
-        precision = str(trainer.precision or "32-true")
-        low = torch.float16 if precision.startswith("16") else torch.bfloat16 if "bf16" in precision else None
-        self.setting = Setting(
-            rows=self.data.batch_size,
-            length=self.survey.longest,
-            anchors=self.survey.batch_anchors,
-            dtype=getattr(torch, model.dtype),
-            autocast=low if precision.endswith("mixed") else None,
-            heads_dtype=low if low and precision.endswith("true") else torch.float32,
-            objective=model.objective,
-            quantize=model.quantize,
-            on_gpu=on_gpu,
-            collected=not hasattr(self.data, "conversations"),
-        )
-        if self.setting.dtype.itemsize < 4 and low is None:
-            raise UserError(f"a backbone in {model.dtype} needs --trainer.precision bf16-mixed, not {precision}")
-        self.process = CONTEXT if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 + WORKING
-        self.there = gib * GIB if gib else available(on_gpu, self.shards.processes, self.process)
+        self.on_gpu = trainer.accelerator in ("gpu", "cuda") or (trainer.accelerator == "auto" and there)
+        self.precision = str(trainer.precision or "32-true")
+        low = torch.float16 if self.precision.startswith("16") else torch.bfloat16 if "bf16" in self.precision else None
+        self.autocast = low if self.precision.endswith("mixed") else None
+        self.trained_dtype = low if low and self.precision.endswith("true") else torch.float32
+        self.process = CONTEXT if self.on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 + WORKING
+        self.there = gib * GIB if gib else available(self.on_gpu, self.shards.processes, self.process)
 
-    def build(self, backbone: Backbone) -> Drafter:
-        drafter = self.chosen.model.init_args.drafter
-        return class_of(drafter.class_path)(backbone, **drafter.get("init_args", {}))
+    # ---- what a kind of run says of itself
 
+    @abstractmethod
     def rehearsed(self, rows: int) -> Rehearsal:
-        """A step with so many rows."""
-        chosen = self.setting
-        anchors = ceil(chosen.anchors * rows / chosen.rows)
-        kinds = chosen.objective, chosen.dtype, chosen.autocast, chosen.heads_dtype
-        return rehearse(self.config, self.build, rows, chosen.length, anchors, *kinds)
+        """A step with so many rows of the data."""
+
+    @abstractmethod
+    def memory(self, rows: int, found: Rehearsal) -> tuple[dict[str, int], dict[str, int]]:
+        """Bytes on each device by name: what stands all the time, and what comes in turns."""
+
+    @abstractmethod
+    def parameters(self, found: Rehearsal) -> list[tuple[str, Weights]]:
+        """The models of the run, each with what it is."""
+
+    @abstractmethod
+    def loaded(self, found: Rehearsal) -> int:
+        """Bytes that the host holds while loading for a GPU."""
+
+    @abstractmethod
+    def written(self, found: Rehearsal) -> Written: ...
+
+    @abstractmethod
+    def work(self, found: Rehearsal) -> tuple[float, str]:
+        """Operations of an epoch on all devices, and a remark."""
+
+    @abstractmethod
+    def lighter(self) -> str:
+        """What to do where not even one row fits."""
+
+    # ---- what follows from it
 
     def needed(self, rows: int, found: Rehearsal | None = None) -> int:
         """Bytes on each device at the highest."""
         standing, turns = self.memory(rows, found or self.rehearsed(rows))
         return sum(standing.values()) + max(turns.values())
-
-    def memory(self, rows: int, found: Rehearsal) -> tuple[dict[str, int], dict[str, int]]:
-        setting = replace(self.setting, rows=rows)
-        return memory(found, setting, self.shards, self.config, self.decoding, self.process)
 
     def largest_batch(self) -> int:
         """The largest power of two of rows that fits with a tenth to spare, 0 if not even one does."""
@@ -111,7 +121,7 @@ class DryRun:
     def steps(self) -> int:
         """Optimizer steps of the run."""
         trainer = self.chosen.trainer
-        each = ceil(self.survey.batches / self.shards.processes / (trainer.accumulate_grad_batches or 1))
+        each = ceil(self.survey.batches / self.shards.processes / self.accumulate)
         limit = trainer.max_steps if trainer.max_steps and trainer.max_steps > 0 else None
         epochs = trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else None
         by_epochs = each * (epochs or (1 << 62 if limit else 1000))  # 1000 is Lightning's own default
@@ -121,15 +131,18 @@ class DryRun:
 
     def tell(self) -> None:
         """Print everything; raises UserError where the memory or the disk is too small."""
-        setting, found = self.setting, self.rehearsed(self.setting.rows)
-        standing, turns = self.memory(setting.rows, found)
+        found = self.rehearsed(self.rows)
+        standing, turns = self.memory(self.rows, found)
         peak = sum(standing.values()) + max(turns.values())
         print("a dry run: nothing is loaded, nothing is trained\n")
-        self._tell_parameters(found)
-        kind = "gpu" if setting.on_gpu else "cpu"
-        print(
-            f"memory      on each of {self.shards.processes} {kind} ({self.shards.name}), rows of {setting.length} tokens"
-        )
+        for number, (kind, weights) in enumerate(self.parameters(found)):
+            print(f"{'' if number else 'parameters':<11} {kind}")
+            for part, count in weights.parts.items():
+                _line(part, f"{count:,}")
+            _line("in all", f"{weights.total:,}")
+        kind = "gpu" if self.on_gpu else "cpu"
+        long = self.survey.longest
+        print(f"memory      on each of {self.shards.processes} {kind} ({self.shards.name}), rows of {long} tokens")
         for name, size in standing.items():
             _line(name, f"{size / GIB:.2f} GiB")
         print("            and the largest of what comes in turns")
@@ -137,8 +150,8 @@ class DryRun:
             _line(name, f"{size / GIB:.2f} GiB")
         there = "" if self.there is None else f" of {self.there / GIB:.2f}"
         _line("at its highest", f"{peak / GIB:.2f} GiB{there}")
-        if setting.on_gpu and not self.chosen.model.init_args.sharded:
-            _line("the host while loading", f"{weight_bytes(found.backbone, setting.dtype, None) / GIB:.2f} GiB")
+        if self.on_gpu and (loaded := self.loaded(found)):
+            _line("the host while loading", f"{loaded / GIB:.2f} GiB")
         steps = self._tell_data()
         disk = self._tell_disk(found, steps)
         self._tell_time(found, steps)
@@ -146,42 +159,29 @@ class DryRun:
             print("\nThere is no GPU here to compare with: --dry_run 24 compares with one of 24 GiB.")
         elif peak > self.there:
             raise UserError(
-                f"this run needs {peak / GIB:.1f} GiB on each device and {self.there / GIB:.1f} are there: "
-                f"{self._advice()}"
+                f"this run needs {peak / GIB:.1f} GiB on each device and {self.there / GIB:.1f} are there: {self.advice()}"
             )
         if disk:
             raise UserError(disk)
-
-    def _tell_parameters(self, found: Rehearsal) -> None:
-        chosen = self.chosen.model.init_args
-        held = self.setting.quantize or chosen.dtype
-        frozen = f"{chosen.backbone}, frozen, {held}"
-        heads = f"{chosen.drafter.class_path.rpartition('.')[2]}, trained"
-        for title, named, weights in (("parameters", frozen, found.backbone), ("", heads, found.drafter)):
-            print(f"{title:<11} {named}")
-            for part, count in weights.parts.items():
-                _line(part, f"{count:,}")
-            _line("in all", f"{weights.total:,}")
 
     def _tell_data(self) -> int:
         seen, steps = self.survey, self.steps()
         how = "counted" if seen.counted else "estimated from the first of them"
         print(f"data        {seen.rows:,} rows, {seen.tokens:,} tokens, {seen.anchors:,} of them trained at ({how})")
-        batch = self.setting.rows * self.shards.processes * (self.chosen.trainer.accumulate_grad_batches or 1)
+        batch = self.rows * self.shards.processes * self.accumulate
         print(f"            {steps:,} steps of {batch} rows")
         return steps
 
     def _tell_disk(self, found: Rehearsal, steps: int) -> str | None:
         """What is written; a complaint where there is no room for it."""
-        heads, trainer = 4 * found.drafter.total, self.chosen.trainer
+        kept, trainer = self.written(found), self.chosen.trainer
         logs = steps // (trainer.log_every_n_steps or 50) * LOG_LINE
-        # last.ckpt and best.ckpt, of each the one before, and one being written; two moments in each
-        needed = heads + 5 * 3 * heads + logs
+        needed = kept.result + kept.copies * kept.checkpoint + logs
         folder = Path(trainer.default_root_dir or ".").resolve()
         free = shutil.disk_usage(next(at for at in (folder, *folder.parents) if at.exists())).free
         print(
-            f"disk        heads {heads / GIB:.2f} GiB, a checkpoint {3 * heads / GIB:.2f} (last and best, the one "
-            f"before each, one being written), logs {logs / 2**20:.1f} MiB: {needed / GIB:.2f} GiB of {free / GIB:.1f} free"
+            f"disk        {kept.name} {kept.result / GIB:.2f} GiB, a checkpoint {kept.checkpoint / GIB:.2f} ({kept.which}), "
+            f"logs {logs / 2**20:.1f} MiB: {needed / GIB:.2f} GiB of {free / GIB:.1f} free"
         )
         if needed <= free:
             return None
@@ -191,28 +191,40 @@ class DryRun:
         )
 
     def _tell_time(self, found: Rehearsal, steps: int) -> None:
-        seen, setting = self.survey, self.setting
-        epochs = steps * self.shards.processes * (self.chosen.trainer.accumulate_grad_batches or 1) / seen.batches
-        forward = 0 if setting.collected else found.forward_operations * seen.tokens / (setting.rows * setting.length)
-        heads = found.heads_operations * seen.anchors / setting.anchors
-        work = (forward + heads) * epochs / self.shards.processes
-        rate, how = speed(setting.on_gpu, setting.autocast or setting.dtype)
+        epochs = steps * self.shards.processes * self.accumulate / self.survey.batches
+        each, remark = self.work(found)
+        work = each * epochs / self.shards.processes
+        rate, how = speed(self.on_gpu, self.autocast or self.computed_in())
         seconds = work / (rate * REACHED)
         print(
-            f"time        about {duration(seconds)}, validations apart, give or take half (kl and lk more): "
-            f"{work:.1e} operations on each device, {heads / max(1.0, forward + heads):.0%} of them of the heads; "
+            f"time        about {duration(seconds)}, validations apart, give or take half{remark}; "
             f"{rate:.1e} a second {how}, of which {REACHED:.0%} is taken to be reached"
         )
 
-    def _advice(self) -> str:
+    def computed_in(self) -> torch.dtype:
+        """The precision of products where nothing is cast on the way."""
+        return self.trained_dtype
+
+    def advice(self) -> str:
         rows = self.largest_batch()
         if rows:
-            fewer = ceil(self.setting.rows / rows) * (self.chosen.trainer.accumulate_grad_batches or 1)
+            fewer = ceil(self.rows / rows) * self.accumulate
             return f"--data.batch_size {rows} fits, with --trainer.accumulate_grad_batches {fewer} for the same batch"
-        return (
-            "not even one row fits: hold the backbone in fewer bytes (--model.dtype bfloat16, --model.quantize int8), "
-            "shorten --data.max_length, or shard it over several devices (configs/trainer/zero3.yaml)"
-        )
+        return f"not even one row fits: {self.lighter()}"
+
+
+def dry_run(chosen: Namespace, gib: float | None = None) -> DryRun:
+    """The dry run of whatever module is to be trained. Raises UserError for one that is not this project's."""
+    from mhc.heads_dry_run import HeadsDryRun
+    from mhc.lm.dry_run import LMDryRun
+    from mhc.lm.module import LMModule
+    from mhc.module import DraftModule
+
+    kind = class_of(chosen.model.class_path)
+    for module, told in ((DraftModule, HeadsDryRun), (LMModule, LMDryRun)):
+        if issubclass(kind, module):
+            return told(chosen, gib)
+    raise UserError(f"a dry run is for DraftModule and LMModule: {chosen.model.class_path} is neither")
 
 
 def choose_batch_size(chosen: Namespace, folder: Path) -> None:
@@ -227,10 +239,10 @@ def choose_batch_size(chosen: Namespace, folder: Path) -> None:
                 "several processes would each choose a batch size: run the command with --dry_run in one process "
                 f"first, then all take the one in {known}"
             )
-        run = DryRun(chosen)
+        run = dry_run(chosen)
         rows, why = run.largest_batch(), "the largest power of two that fits by the dry run's estimate"
         if not rows:
-            raise UserError(f"{run.there / GIB:.1f} GiB on each device do not do: {run._advice()}")
+            raise UserError(f"{run.there / GIB:.1f} GiB on each device do not do: {run.advice()}")
         write_json(known, {"batch_size": rows, "memory_gib": round(run.there / GIB, 2)})
     print(f"batch size {rows}, {why}")
     chosen.data.init_args.batch_size = rows

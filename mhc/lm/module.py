@@ -55,7 +55,7 @@ class LMModule(LightningModule):
             self.tokenizer = load_tokenizer(tokenizer or model)
             self.model = load_model(model, torch.float32)
         else:
-            self.tokenizer = _own_tokenizer(model) if tokenizer is None else load_tokenizer(tokenizer)
+            self.tokenizer = own_tokenizer(model) if tokenizer is None else load_tokenizer(tokenizer)
             self.model = new_model(model, self.tokenizer)
         if len(self.tokenizer) > self.vocabulary_size:
             raise UserError(
@@ -154,7 +154,8 @@ def new_model(sizes: dict[str, Any], tokenizer) -> PreTrainedModel:
         ) from error
 
 
-def _own_tokenizer(sizes: dict[str, Any]):
+def own_tokenizer(sizes: dict[str, Any]):
+    """A byte-level BPE of the sizes' `vocab_size`, trained on the project's own dialogues."""
     from mhc.lm.corpus import dialogues
     from mhc.lm.tokenizer import train_tokenizer
 
