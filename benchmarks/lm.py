@@ -36,6 +36,7 @@ from datamodules import ConversationData
 from mhc.backbone import load_model, load_tokenizer
 from mhc.commands.lm import lm_training
 from mhc.commands.stages import best_trainer
+from mhc.lm.experts import routed_config
 from mhc.lm.measures import answers
 from mhc.lm.module import new_model
 from mhc.losses import chunked_loss
@@ -122,11 +123,9 @@ def stepper(model, run, dtype: torch.dtype):
 
 def operations_per_token(model) -> float:
     """6 for every parameter that a token meets (experts it is not sent to apart), and attention's 6 L T D for causal rows."""
-    config, counted = model.config, 0
-    routed = getattr(config, "moe_num_experts", None) or getattr(config, "num_experts", None)
-    chosen = getattr(config, "moe_k", None) or getattr(config, "num_experts_per_tok", None)
+    config, counted, routing = model.config, 0, routed_config(model)
     for name, parameter in model.named_parameters():
-        share = chosen / routed if routed and ".experts." in name and "shared" not in name else 1
+        share = routing.top_k / routing.experts if routing and ".experts." in name and "shared" not in name else 1
         counted += parameter.numel() * share  # tied embeddings count once: they are the lm_head's
     return 6 * counted + 6 * config.num_hidden_layers * LENGTH * config.hidden_size
 

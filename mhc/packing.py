@@ -68,3 +68,13 @@ class Packing:
         """The conversations of packed rows (B,T,...), group by group (S,L,...)."""
         flat = rows.flatten(0, 1)
         return [flat[index] for index, _ in self.groups]
+
+
+def real_positions(ids: Tensor, segments: Tensor | None, pad_id: int | None) -> Tensor:
+    """Which positions (B,T) of rows hold something: all up to a row's last token that is not padding (which text may hold as
+    well); of packed rows those of a segment."""
+    if segments is not None:
+        return segments != PADDING
+    place = torch.arange(ids.shape[1], device=ids.device)
+    last = ((ids != pad_id) * place).amax(dim=1) if pad_id is not None else place[-1:]
+    return place <= last[:, None]

@@ -16,10 +16,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from mhc.backbone import load_model, load_tokenizer, packed_options
 from mhc.errors import UserError
+from mhc.lm.experts import FIGURES, balance, routed_config, usage
 from mhc.lm.lora import LoRA, adapt
-from mhc.lm.objectives import NextToken, Objective
+from mhc.lm.objectives import Figures, NextToken, Objective
 from mhc.optimization import optimize
-from mhc.packing import Packing
+from mhc.packing import Packing, real_positions
 from mhc.resume import reseed
 from mhc.sharding import averaged, shares_of
 
@@ -64,8 +65,11 @@ class LMModule(LightningModule):
         self.adapter = None if lora is None else adapt(self.model, lora)
         run = torch.compile(self.model.base_model) if compile else self.model.base_model
         self._run = (run,)  # a tuple, so that the compiled twin is no second submodule
+        self.routing = routed_config(self.model)
+        self._balances: list[tuple[Tensor, Tensor]] = []  # of the forwards of a step: balancing loss and load
+        names = [*self.objective.figures, *(("balance", *FIGURES) if self.routing else ())]
         # NaN stays NaN (torchmetrics' "disable" would leave the weights out)
-        self.means = nn.ModuleDict({name: MeanMetric(nan_strategy=float("nan")) for name in self.objective.figures})
+        self.means = nn.ModuleDict({name: MeanMetric(nan_strategy=float("nan")) for name in names})
 
     @property
     def vocabulary_size(self) -> int:
@@ -80,7 +84,26 @@ class LMModule(LightningModule):
         """Last hidden states (B,T,D) of ids (B,T); segments (B,T) of packed rows as in Packing."""
         (run,) = self._run
         options = {} if segments is None else packed_options(self.model, Packing(segments))
-        return run(input_ids=ids, use_cache=False, **options).last_hidden_state
+        if self.routing is None:
+            return run(input_ids=ids, use_cache=False, **options).last_hidden_state
+        found = run(input_ids=ids, use_cache=False, output_router_logits=True, **options)
+        real = real_positions(ids, segments, self.tokenizer.pad_token_id)
+        self._balances.append(balance(found.router_logits, self.routing.experts, self.routing.top_k, real))
+        return found.last_hidden_state
+
+    def figures(self, batch: dict[str, Tensor]) -> tuple[Tensor, Figures]:
+        """The loss to train on, and what is logged: the objective's figures, and of a mixture of experts the balancing loss
+        (which the first one holds, times its coefficient) with how evenly they are used."""
+        self._balances = []
+        figures = self.objective(self, **batch)
+        loss, count = figures["loss"]
+        if self.routing is None:
+            return loss, figures
+        losses, loads = zip(*self._balances)
+        balanced = torch.stack(losses).mean()
+        told = {"balance": balanced.detach(), **usage(torch.stack(loads).mean(dim=0))}
+        figures |= {name: (value, count) for name, value in told.items()}
+        return loss + self.routing.coefficient * balanced, figures
 
     def configure_model(self) -> None:
         """Called when the data are there, and before a checkpoint is restored: what an objective takes from the model as it
@@ -95,16 +118,15 @@ class LMModule(LightningModule):
 
     def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
         """The loss of this process's rows; what is logged is about the rows of all."""
-        figures = self.objective(self, **batch)
+        loss, figures = self.figures(batch)
         found = averaged(figures)
         if "loss" in found:
             self.log("loss", found["loss"], prog_bar=True)
             self.log_dict({f"train/{name}": value for name, value in found.items()})
-        loss, count = figures["loss"]
-        return loss * shares_of(torch.tensor(count, device=loss.device))
+        return loss * shares_of(torch.tensor(figures["loss"][1], device=loss.device))
 
     def validation_step(self, batch: dict[str, Tensor], index: int) -> None:
-        for name, (value, count) in self.objective(self, **batch).items():
+        for name, (value, count) in self.figures(batch)[1].items():
             self.means[name].update(value, count)
 
     def on_validation_epoch_end(self) -> None:

@@ -116,6 +116,26 @@ def test_a_stage_leaves_a_stock_model(trained, stage):
     assert (where / "report.html").exists()
 
 
+def test_experts_are_balanced_and_told_of(folder):
+    """The balancing loss counts in what is trained on alone; padding does not count in the load."""
+    sizes = dict(num_attention_heads=4, num_key_value_heads=2, hidden_size=32, num_hidden_layers=2, vocab_size=280)
+    experts = dict(model_type="qwen3_moe", num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16, head_dim=8)
+    torch.manual_seed(0)
+    module = LMModule(sizes | experts, str(folder / "backbone"))
+    ids = torch.randint(3, 280, (3, 20))
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    loss, figures = module.figures({"ids": ids, "mask": mask})
+    assert set(figures) == {"loss", "top1", "balance", "expert_peak", "expert_starved", "expert_entropy"}
+    assert loss.item() == pytest.approx(figures["loss"][0].item() + 0.001 * figures["balance"][0].item(), abs=1e-6)
+    assert 1 <= figures["expert_peak"][0] <= 2 and figures["balance"][0] >= 1.9
+    loss.backward()
+    assert all(p.grad.abs().sum() > 0 for name, p in module.named_parameters() if name.endswith("mlp.gate.weight"))
+    padded = torch.cat([ids, torch.full((3, 30), module.tokenizer.pad_token_id)], dim=1)
+    _, same = module.figures({"ids": padded, "mask": torch.cat([mask, torch.zeros(3, 30, dtype=torch.bool)], dim=1)})
+    for name, (value, _) in figures.items():
+        assert same[name][0].item() == pytest.approx(value.item(), abs=1e-5), name
+
+
 def test_adapters_change_nothing_at_first_and_merge_without_a_trace(folder, tmp_path):
     ids = torch.arange(3, 40)[None]
     plain = LMModule(str(folder / "backbone")).eval()
