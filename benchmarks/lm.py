@@ -67,7 +67,10 @@ def main() -> None:
     if options.only != "speed":
         found += stages(options.road, options.steps)
     fresh = {row["case"] for row in found}
-    write("lm", [row for row in results if row["case"] not in fresh] + found, steps=options.steps)
+    report = options.road / "report.json"
+    told = json.loads(report.read_text()) if report.is_file() else {}
+    road = {name: told.get(name) for name in ("parameters", "vocabulary", "minutes", "seconds", "tokens")}
+    write("lm", [row for row in results if row["case"] not in fresh] + found, steps=options.steps, road=road)
 
 
 # ---- what a step costs

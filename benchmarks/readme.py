@@ -31,6 +31,8 @@ def main() -> None:
     insert(ROOT / "README.md", "drafters.json", short_drafters_table(drafters))
     insert(DOCS / "drafters.md", "drafters.json", drafters_tables(drafters))
     draw_comparison(DOCS / "drafters.png", next(iter(drafters["comparisons"].values())))
+    if (RESULTS / "lm.json").exists():
+        insert(ROOT / "README.md", "lm.json", lm_table(json.loads((RESULTS / "lm.json").read_text())))
     if not (RUN / "report.json").exists():
         print(f"{RUN} has no report: the quickstart's figures stay as they are")
         return
@@ -48,6 +50,33 @@ def insert(path: Path, source: str, text: str) -> None:
     before = path.read_text()
     assert marked.search(before), f"{path} has no place for measured numbers"
     path.write_text(marked.sub(lambda found: f"{found[1]}{text}\n{found[2]}", before))
+
+
+def lm_table(found: dict) -> str:
+    """One row a stage of the language model, with what it is for."""
+    at = {(row["case"], row["metric"]): row["value"] for row in found["results"]}
+    road = found["road"]
+    rows = [
+        ("pretrain", "loss of held-out texts", f"{at['pretrain', 'loss']:.3f}: {at['pretrain', 'loss_vs_unigram']:.2f}x of unigrams, "
+         f"{at['pretrain', 'loss_vs_5gram']:.2f}x of 5-grams"),
+        ("sft", "answers that end and keep to the template", f"{at['sft', 'well_formed_share']:.0%}, "
+         f"before {at['sft', 'well_formed_share_before']:.0%}"),
+        ("dpo", "held-out pairs told apart", f"{at['dpo', 'preference_accuracy']:.0%}, {at['dpo', 'preference_accuracy_z']:.1f} standard "
+         "errors above a half"),
+        ("heads", "the same answers, sooner", f"{at['heads', 'tokens_per_step']:.2f} tokens per step, {at['heads', 'speedup']:.2f}x"),
+        ("distill", "a student's loss, over one without a teacher", f"{at['distill', 'loss_vs_no_teacher']:.3f}x"),
+        ("reason", "well-formed reasoning, tag weight 10 and 1", f"{at['reason', 'well_formed_share']:.0%}, "
+         f"{at['reason', 'well_formed_share_unweighted']:.0%}"),
+        ("lora", "loss of identity answers, and of others", f"{at['lora', 'identity_loss_vs_before']:.2f}x, "
+         f"{at['lora', 'other_loss_vs_before']:.3f}x"),
+    ]  # fmt: skip
+    lines = ["| stage | measured by | |", "|---|---|---|", *(f"| {' | '.join(row)} |" for row in rows), ""]
+    machine = found["machine"]
+    lines.append(
+        f"A model of {road['parameters'] / 1e6:.1f} M parameters, {road['minutes']:.1f} minutes for `make lm` on {machine['cores']} cores of "
+        f"an {machine['processor']} ({machine['capability']}), seed 0; the last three rows are short trainings by benchmarks/lm.py."
+    )
+    return "\n".join(lines)
 
 
 def quickstart_table(report: dict) -> str:

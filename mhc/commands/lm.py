@@ -6,6 +6,7 @@ done again: a stopped road goes on where it was.
 """
 
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -45,7 +46,7 @@ def main(argv: list[str]) -> int:
     from mhc.lm.corpus.stages import write
     from mhc.lm.road import measure, show
 
-    console, out = Console(), Path(options.out)
+    console, out, started = Console(), Path(options.out), time.perf_counter()
     remember(out, "road", {name: getattr(options, name) for name in ("data", "vocabulary", "model", "answers")})
     if not options.data and not all((data / f"{name}.jsonl").exists() for name in CORPUS):
         with console.status("writing the corpus"):
@@ -58,7 +59,7 @@ def main(argv: list[str]) -> int:
         elif status := run_stage(console, title, stage.command):
             return status
     console.rule("what each stage was for", align="left")
-    show(console, measure(out, data), out)
+    show(console, measure(out, data, time.perf_counter() - started), out)
     console.print(
         f"ask it something: python run.py generate --checkpoint {out / 'heads'} --prompt "
         '"What am I thinking of? It is at home in cool northern forests. From it comes soft wood."',

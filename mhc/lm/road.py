@@ -21,8 +21,9 @@ SHOWN = 10
 MODELS = ("pretrain", "sft", "dpo")
 
 
-def measure(out: Path, data: Path) -> dict[str, Any]:
-    """All measures of a road in `out` whose corpus is in `data`; written to report.json."""
+def measure(out: Path, data: Path, seconds: float) -> dict[str, Any]:
+    """All measures of a road in `out` whose corpus is in `data`; written to report.json. seconds: since the command began, that is,
+    without what was done before where it went on."""
     from datamodules import ConversationData
 
     tokenizer = load_tokenizer(str(out / "tokenizer"))
@@ -39,6 +40,7 @@ def measure(out: Path, data: Path) -> dict[str, Any]:
     costs = {name: json.loads((out / name / "training.json").read_text()) for name in (*MODELS, "heads")}
     curves = {name: read_logs(out / name)[0] for name in MODELS}
     found = {
+        "minutes": round(seconds / 60, 1),
         "parameters": costs["pretrain"]["parameters"],
         "vocabulary": len(tokenizer),
         "pretrain": {
