@@ -275,9 +275,10 @@ def test_a_run_for_another_machine_is_told_here(conversations, tmp_path, capsys,
         assert ("the host while loading" in told) == loaded_whole
 
 
-def test_only_heads_have_a_dry_run(capsys):
-    assert run.main(["fit", "--config", str(ROOT / "configs/lm/pocket.yaml"), "--dry_run"]) == 2
-    assert "draft heads" in capsys.readouterr().err
+def test_only_this_projects_modules_have_a_dry_run(conversations, capsys):  # noqa: F811
+    other = ["--model", "lightning.pytorch.demos.boring_classes.BoringModel", "--data", "datamodules.ConversationData"]
+    assert run.main(["fit", *other, "--data.path", str(conversations), "--dry_run"]) == 2
+    assert "DraftModule and LMModule" in capsys.readouterr().err
 
 
 def test_no_code_of_a_model_is_run(tmp_path):

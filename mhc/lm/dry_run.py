@@ -3,6 +3,7 @@
 B rows   T time   N supervised tokens   D width   V vocabulary
 """
 
+import re
 import warnings
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -168,12 +169,14 @@ class Adapted(nn.Module):
 def put_adapters(model: PreTrainedModel, lora: LoRA) -> None:
     """Freeze the model and put trained adapters where mhc.lm.lora.adapt would."""
     model.requires_grad_(False)
-    every, names = lora.targets == "all-linear", [lora.targets] if isinstance(lora.targets, str) else lora.targets
-    found = [(path, part) for path, part in model.base_model.named_modules() if isinstance(part, nn.Linear)]
-    for path, linear in found:
+    unembedding, targets = model.get_output_embeddings(), lora.targets
+    for path, linear in list(model.named_modules()):
         above, _, name = path.rpartition(".")
-        if every or name in names:
-            setattr(model.base_model.get_submodule(above), name, Adapted(linear, lora.rank))
+        if not isinstance(linear, nn.Linear) or linear is unembedding:
+            continue
+        chosen = name in targets if isinstance(targets, list) else re.fullmatch(targets, path)
+        if targets == "all-linear" or chosen:
+            setattr(model.get_submodule(above), name, Adapted(linear, lora.rank))
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise UserError(f"model.init_args.lora: no linear layer is called {lora.targets}")
 
