@@ -6,6 +6,7 @@ Stock models give their routers' logits on request: `model.base_model(ids, outpu
 tuple of L tensors (N,E), N = B * T in reading order.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -67,7 +68,7 @@ def usage(load: Tensor) -> dict[str, Tensor]:
     expert_entropy: of the load within a layer, over that of even use, the mean of all layers (1 is even)."""
     relative = load / load.mean(dim=1, keepdim=True).clamp(min=1e-9)
     share = relative / load.shape[1]
-    entropy = torch.special.entr(share).sum(dim=1) / torch.tensor(float(load.shape[1])).log()
+    entropy = torch.special.entr(share).sum(dim=1) / math.log(load.shape[1])
     return {
         "expert_peak": relative.max(),
         "expert_starved": (relative < 0.1).float().mean(),
