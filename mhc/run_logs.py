@@ -30,8 +30,8 @@ def read_logs(folder: Path) -> tuple[Curves, dict[str, Any]]:
     config: dict[str, Any] = {}
     for path in sorted(folder.glob("*/*/metrics.csv"), key=order):
         found = whole_rows(path)
-        if not any(row.get("train/loss") for row in found):
-            continue  # of `validate` or `test`
+        if not any(row.get("train/loss") or int(row["step"]) > 0 for row in found):
+            continue  # of `validate` or `test`, which begin no step
         first = min(int(row["step"]) for row in found)
         rows = {step: row for step, row in rows.items() if step < first}
         for row in found:

@@ -18,6 +18,7 @@ from mhc.errors import UserError
 CORPUS = ("pretrain", "chats", "preferences")  # files of --data, each .jsonl
 EPOCHS = {"pretrain": 2, "sft": 3, "dpo": 1}
 HEADS_EPOCHS = 3
+LONGEST = 96  # tokens of an answer
 
 
 class Stage(NamedTuple):
@@ -59,7 +60,7 @@ def main(argv: list[str]) -> int:
         elif status := run_stage(console, title, stage.command):
             return status
     console.rule("what each stage was for", align="left")
-    show(console, measure(out, data, time.perf_counter() - started), out)
+    show(console, measure(out, data, LONGEST, time.perf_counter() - started), out)
     console.print(
         f"ask it something: python run.py generate --checkpoint {out / 'heads'} --prompt "
         '"What am I thinking of? It is at home in cool northern forests. From it comes soft wood."',
@@ -96,7 +97,9 @@ def _stages(out: Path, data: Path, options, trainer: str) -> Iterator[Stage]:
         command = ["fit", *lm_training(name, trainer, file, folder, *more, *epochs), *going_on]
         yield Stage(f"{name}: {title}", command, folder / COST)
     backbone, answers = str(out / "dpo/model"), out / "answers.jsonl"
-    made = distilling(files["chats"], str(answers), options.answers, "--backbone", backbone, "--max_new_tokens", "96")
+    made = distilling(
+        files["chats"], str(answers), options.answers, "--backbone", backbone, "--max_new_tokens", str(LONGEST)
+    )
     yield Stage("the model answers prompts itself", made, None)
     common = training("cascade", trainer, str(answers), heads, "--model.backbone", backbone)
     epochs = ["--trainer.max_epochs", str(HEADS_EPOCHS)]

@@ -21,8 +21,8 @@ SHOWN = 10
 MODELS = ("pretrain", "sft", "dpo")
 
 
-def measure(out: Path, data: Path, seconds: float) -> dict[str, Any]:
-    """All measures of a road in `out` whose corpus is in `data`; written to report.json. seconds: since the command began, that is,
+def measure(out: Path, data: Path, longest: int, seconds: float) -> dict[str, Any]:
+    """All measures of a road in `out` whose corpus is in `data`; written to report.json. longest: tokens of an answer. seconds: since the command began, that is,
     without what was done before where it went on."""
     from datamodules import ConversationData
 
@@ -32,7 +32,7 @@ def measure(out: Path, data: Path, seconds: float) -> dict[str, Any]:
     texts.tokenizer = chats.tokenizer = tokenizer
     train, held = texts.rows("train"), texts.rows("validation")
     prompts = chats.prompts("test", PROMPTS)
-    said = {name: answers(str(out / name / "model"), [prompt.ids for prompt in prompts], 96) for name in MODELS}
+    said = {name: answers(str(out / name / "model"), [prompt.ids for prompt in prompts], longest) for name in MODELS}
     accuracy, pairs = preference_accuracy(
         str(out / "dpo/model"), str(out / "sft/model"), str(data / "preferences.jsonl")
     )
