@@ -24,7 +24,7 @@ from mhc.files import write_json
 from mhc.memory import Decoding, Setting, Sharding, memory, sharding, weight_bytes
 from mhc.page import duration
 from mhc.rehearsal import Rehearsal, rehearse
-from mhc.strategies import class_of
+from mhc.trainer_settings import class_of, on_gpus, precision_of
 
 GIB = 2**30
 CONTEXT = GIB  # of CUDA, its libraries and the allocator's gaps on a GPU: customary, not measured here
@@ -56,24 +56,20 @@ class DryRun:
         self.survey = survey(self.data, told.prompts if told else 0)
         self.decoding = told and Decoding(told.prompts, self.survey.prompt + told.max_new_tokens)
         self.shards: Sharding = sharding(trainer)
-        there = bool(gib) or torch.cuda.is_available()  # another machine's memory is its GPUs'
-        on_gpu = trainer.accelerator in ("gpu", "cuda") or (trainer.accelerator == "auto" and there)
-        precision = str(trainer.precision or "32-true")
-        low = torch.float16 if precision.startswith("16") else torch.bfloat16 if "bf16" in precision else None
+        on_gpu = on_gpus(trainer, elsewhere=bool(gib))
+        precision = precision_of(trainer.precision, on_gpu)
         self.setting = Setting(
             rows=self.data.batch_size,
             length=self.survey.longest,
             anchors=self.survey.batch_anchors,
             dtype=getattr(torch, model.dtype),
-            autocast=low if precision.endswith("mixed") else None,
-            heads_dtype=low if low and precision.endswith("true") else torch.float32,
+            autocast=precision.autocast,
+            heads_dtype=precision.weights,
             objective=model.objective,
             quantize=model.quantize,
             on_gpu=on_gpu,
             collected=not hasattr(self.data, "conversations"),
         )
-        if self.setting.dtype.itemsize < 4 and low is None:
-            raise UserError(f"a backbone in {model.dtype} needs --trainer.precision bf16-mixed, not {precision}")
         self.process = CONTEXT if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 + WORKING
         self.there = gib * GIB if gib else available(on_gpu, self.shards.processes, self.process)
 
@@ -136,7 +132,7 @@ class DryRun:
         for name, size in turns.items():
             _line(name, f"{size / GIB:.2f} GiB")
         there = "" if self.there is None else f" of {self.there / GIB:.2f}"
-        _line("at its highest", f"{peak / GIB:.2f} GiB{there}")
+        _line("at its highest, about", f"{peak / GIB:.2f} GiB{there}")
         if setting.on_gpu and not self.chosen.model.init_args.sharded:
             _line("the host while loading", f"{weight_bytes(found.backbone, setting.dtype, None) / GIB:.2f} GiB")
         steps = self._tell_data()

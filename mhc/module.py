@@ -24,10 +24,10 @@ from mhc.backbone import Backbone, Features, load_tokenizer, packed_options, voc
 from mhc.drafters import Drafter
 from mhc.errors import UserError
 from mhc.losses import OBJECTIVES, Teacher, chunked_loss
+from mhc.optimizer_state import keep_by_name
 from mhc.packing import Packing
 from mhc.resume import reseed
 from mhc.sharding import process_count, summed
-from mhc.strategies import keep_by_name
 
 
 def optimize(module: LightningModule, learning_rate: float, weight_decay: float, warmup: float) -> dict[str, Any]:
@@ -115,8 +115,8 @@ class DraftModule(LightningModule):
         objective: Literal["ce", "kl", "lk"] = "ce",
         distillation_temperature: float = 1.0,
         head_weight: float = 0.8,
-        dtype: str = "float32",
-        quantize: str | None = None,
+        dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+        quantize: Literal["int8", "int4"] | None = None,
         sharded: bool = False,
     ):
         super().__init__()
