@@ -68,8 +68,14 @@ class CLI(LightningCLI):
             DryRun(chosen, chosen.dry_run).tell()
             raise Told
         named = chosen.get("ckpt_path")
-        if named is None and self.subcommand != "fit" and kept(folder / "best.ckpt"):
-            named = "best"
+        if named is None and self.subcommand != "fit":
+            if kept(folder / "best.ckpt"):
+                named = "best"
+            else:
+                print(
+                    f"warning: no best.ckpt in '{folder}': `{self.subcommand}` looks at untrained weights",
+                    file=sys.stderr,
+                )
         chosen["ckpt_path"] = None if named is None else self.found(named, folder)
         chosen["weights_only"] = True  # reading a checkpoint executes nothing
         loggers = chosen.trainer.logger
