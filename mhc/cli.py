@@ -3,7 +3,9 @@
 import errno
 import logging
 import os
+import re
 import sys
+import traceback
 import warnings
 from itertools import pairwise
 from pathlib import Path
@@ -23,10 +25,15 @@ from mhc.dry_run import choose_batch_size, dry_run
 from mhc.errors import UserError
 from mhc.resume import RunCheckpoint
 from mhc.secrets import Parser, hidden
-from mhc.strategies import require_strategy
+from mhc.trainer_settings import require_trainer
 
 # References across config files (`${data.init_args.max_length}`) hold in any order and follow overrides.
 jsonargparse.set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
+
+# What jsonargparse says around the point: which other types a value might have had, and how it passed the value on.
+TRIED = re.compile(
+    r"Does not validate against|Subtypes:|Errors:|Expected a <class 'NoneType'>|Given value.*(type:|NestedArg)"
+)
 
 
 class Told(Exception):
@@ -51,7 +58,7 @@ class CLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         chosen = self.config[self.subcommand]
-        require_strategy(chosen.trainer.strategy, elsewhere=chosen.dry_run is not None)
+        require_trainer(chosen.trainer, chosen.model.init_args.get("dtype", "float32"), chosen.dry_run)
         folder = Path(chosen.trainer.default_root_dir or ".")
         if chosen.auto_batch_size and self.subcommand == "fit":
             choose_batch_size(chosen, folder)
@@ -61,8 +68,14 @@ class CLI(LightningCLI):
             dry_run(chosen, chosen.dry_run).tell()
             raise Told
         named = chosen.get("ckpt_path")
-        if named is None and self.subcommand != "fit" and kept(folder / "best.ckpt"):
-            named = "best"
+        if named is None and self.subcommand != "fit":
+            if kept(folder / "best.ckpt"):
+                named = "best"
+            else:
+                print(
+                    f"warning: no best.ckpt in '{folder}': `{self.subcommand}` looks at untrained weights",
+                    file=sys.stderr,
+                )
         chosen["ckpt_path"] = None if named is None else self.found(named, folder)
         chosen["weights_only"] = True  # reading a checkpoint executes nothing
         loggers = chosen.trainer.logger
@@ -115,12 +128,14 @@ def main(arguments: list[str]) -> int:
         )
     except Told:
         return 0
-    except (ArgumentError, MisconfigurationException) as error:
+    except ArgumentError as error:
         raise UserError(shorten(str(error))) from error
-    except ValueError as error:  # jsonargparse wraps what a constructor raises
+    except (ValueError, TypeError, MisconfigurationException) as error:  # jsonargparse wraps what a constructor raises
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, UserError):
             cause = cause.__cause__ or cause.__context__
+        if cause is None and refused_by_lightning(error):
+            raise UserError(f"the trainer refuses: {shorten(str(error))}") from error
         raise cause or error from None
     except (OSError, SafetensorError) as error:
         full = [
@@ -130,6 +145,12 @@ def main(arguments: list[str]) -> int:
             raise
         raise UserError(f"{full[0]}: make room for logs and heads, then go on with --ckpt_path last") from error
     return 0
+
+
+def refused_by_lightning(error: Exception) -> bool:
+    """Whether the words are Lightning's own, which are about settings."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return frame.f_globals.get("__name__", "").startswith("lightning.")
 
 
 def check_files(arguments: list[str]) -> None:
@@ -176,6 +197,7 @@ def quiet() -> None:
 
 
 def shorten(message: str) -> str:
-    """The telling lines of jsonargparse's report as one line."""
-    lines = [line.strip(" -") for line in message.splitlines() if line.strip()]
+    """The telling lines of jsonargparse's report as one line: without the types it tried in vain, but for what they say."""
+    lines = [line.strip(" -") for line in message.splitlines()]
+    lines = [line for line in lines if line and not TRIED.match(line)]
     return hidden(" ".join(lines))[:500]

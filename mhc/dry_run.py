@@ -23,7 +23,7 @@ from mhc.files import write_json
 from mhc.memory import Sharding, sharding
 from mhc.page import duration
 from mhc.rehearsal import Rehearsal, Weights
-from mhc.strategies import class_of
+from mhc.trainer_settings import class_of, on_gpus, precision_of
 
 GIB = 2**30
 CONTEXT = GIB  # of CUDA, its libraries and the allocator's gaps on a GPU: customary, not measured here
@@ -62,12 +62,9 @@ class DryRun(ABC):
         self.survey = survey(self.data, prompts, heads)
         self.accumulate: int = trainer.accumulate_grad_batches or 1
         self.shards: Sharding = sharding(trainer)
-        there = bool(gib) or torch.cuda.is_available()  # another machine's memory is its GPUs'
-        self.on_gpu = trainer.accelerator in ("gpu", "cuda") or (trainer.accelerator == "auto" and there)
-        self.precision = str(trainer.precision or "32-true")
-        low = torch.float16 if self.precision.startswith("16") else torch.bfloat16 if "bf16" in self.precision else None
-        self.autocast = low if self.precision.endswith("mixed") else None
-        self.trained_dtype = low if low and self.precision.endswith("true") else torch.float32
+        self.on_gpu = on_gpus(trainer, elsewhere=bool(gib))
+        precision = precision_of(trainer.precision, self.on_gpu)
+        self.autocast, self.trained_dtype = precision.autocast, precision.weights
         self.process = CONTEXT if self.on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 + WORKING
         self.there = gib * GIB if gib else available(self.on_gpu, self.shards.processes, self.process)
 
@@ -149,7 +146,7 @@ class DryRun(ABC):
         for name, size in turns.items():
             _line(name, f"{size / GIB:.2f} GiB")
         there = "" if self.there is None else f" of {self.there / GIB:.2f}"
-        _line("at its highest", f"{peak / GIB:.2f} GiB{there}")
+        _line("at its highest, about", f"{peak / GIB:.2f} GiB{there}")
         if self.on_gpu and (loaded := self.loaded(found)):
             _line("the host while loading", f"{loaded / GIB:.2f} GiB")
         steps = self._tell_data()

@@ -9,10 +9,9 @@ from jsonargparse import Namespace
 from mhc.backbone import Backbone, load_config, load_tokenizer
 from mhc.drafters import Drafter
 from mhc.dry_run import DryRun, Written
-from mhc.errors import UserError
 from mhc.memory import Decoding, Setting, memory, weight_bytes
 from mhc.rehearsal import Rehearsal, Weights, rehearse
-from mhc.strategies import class_of
+from mhc.trainer_settings import class_of
 
 
 class HeadsDryRun(DryRun):
@@ -36,8 +35,6 @@ class HeadsDryRun(DryRun):
             on_gpu=self.on_gpu,
             collected=not hasattr(self.data, "conversations"),
         )
-        if self.setting.dtype.itemsize < 4 and "16" not in self.precision:
-            raise UserError(f"a backbone in {model.dtype} needs --trainer.precision bf16-mixed, not {self.precision}")
 
     def build(self, backbone: Backbone) -> Drafter:
         drafter = self.chosen.model.init_args.drafter

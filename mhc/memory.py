@@ -12,7 +12,8 @@ from jsonargparse import Namespace
 
 from mhc.rehearsal import Rehearsal, Weights
 from mhc.rows import PREFILL_TOKENS
-from mhc.strategies import FSDP, ZeRO, class_of
+from mhc.strategies import FSDP, ZeRO
+from mhc.trainer_settings import class_of
 
 
 @dataclass(frozen=True)
@@ -38,12 +39,12 @@ def sharding(trainer: Namespace) -> Sharding:
     )
     n = count * (trainer.num_nodes or 1)
     strategy = trainer.strategy
-    kind = None if strategy is None or isinstance(strategy, str) else class_of(strategy.class_path)
-    if kind is ZeRO:
+    kind = object if strategy is None or isinstance(strategy, str) else class_of(strategy.class_path)
+    if issubclass(kind, ZeRO):
         stage, offload = strategy.init_args.stage, strategy.init_args.offload
         pieces = n if stage > 2 else 1, n if stage > 1 else 1, n
         return Sharding(f"zero{stage}", n, *pieces, bucketed=n > 1, offload=offload)
-    if kind is FSDP:
+    if issubclass(kind, FSDP):
         return Sharding("fsdp", n, n, n, n)
     return Sharding("ddp" if n > 1 else "single", n, bucketed=n > 1)
 

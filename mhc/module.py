@@ -82,8 +82,8 @@ class DraftModule(LightningModule):
         objective: Literal["ce", "kl", "lk"] = "ce",
         distillation_temperature: float = 1.0,
         head_weight: float = 0.8,
-        dtype: str = "float32",
-        quantize: str | None = None,
+        dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+        quantize: Literal["int8", "int4"] | None = None,
         sharded: bool = False,
     ):
         super().__init__()

@@ -9,7 +9,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers.optimization import get_cosine_schedule_with_warmup
 
 from mhc.errors import UserError
-from mhc.strategies import keep_by_name
+from mhc.optimizer_state import keep_by_name
 
 
 def optimize(module: LightningModule, learning_rate: float, weight_decay: float, warmup: float) -> dict[str, Any]:

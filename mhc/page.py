@@ -82,6 +82,11 @@ def last_name(path: str) -> str:
 
 
 def duration(seconds: float) -> str:
+    """In its two largest units: "3 d 1 h", "2 h 5 min", "1 min 40 s", "8.2 s"."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
+    days, hours = divmod(hours, 24)
+    counts = {"d": days, "h": hours, "min": minutes, "s": rest}
+    told = [f"{count} {unit}" for unit, count in counts.items()]
+    largest = next((at for at, count in enumerate(counts.values()) if count), 3)
+    return " ".join(told[largest : largest + 2]) if largest < 3 else f"{seconds:.1f} s"

@@ -89,7 +89,7 @@ def _summary(curves: Curves, heads: dict[str, Any], cost: dict[str, Any], decode
             tiles.append((f"{min(curves['val/loss'].values()):.3f}", "validation loss, at best"))
     if cost:
         tiles.append((duration(cost["seconds"]), f"of training, {cost['steps']:,} steps"))
-        if "tokens" in cost:
+        if cost.get("tokens"):
             tiles.append((f"{cost['tokens'] / cost['seconds']:,.0f}", "tokens a second in training"))
         tiles.append((f"{cost['peak_memory_mib'] / 1024:.1f} GiB", "memory at most"))
     shown = "".join(

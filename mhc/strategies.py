@@ -2,7 +2,7 @@
 
 Whatever the strategy and the number of processes, `state_dict` holds the heads and `optimizer_states` the moments by the
 names of the parameters; both are gathered before process 0 writes them and split again after they were read, so that a run
-goes on under another strategy or world size. DeepSpeed's own checkpoint folders are neither written nor read.
+goes on under another strategy or world size (mhc.optimizer_state does it for torch's optimizers). DeepSpeed's own checkpoint folders are neither written nor read.
 
 A strategy that splits the backbone announces how `transformers` shall read it (`sharding`, or a context in which
 `from_pretrained` splits what it reads). Heads are built and restored whole, and split in `setup`.
@@ -11,7 +11,6 @@ A strategy that splits the backbone announces how `transformers` shall read it (
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, Literal
 
@@ -21,34 +20,13 @@ from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, Strateg
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
 from mhc.errors import UserError
+from mhc.optimizer_state import named_group, require_names
 from mhc.sharding import is_split, whole
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's, which have the shape of their parameter
-NAMES = ("auto", "ddp")  # strategies that need no arguments
-
-
-def require_strategy(strategy: Any, elsewhere: bool = False) -> None:
-    """Raise UserError for a strategy, as a command line or a file gives it, whose name is none of ours or which lacks a
-    package, unless it shall run elsewhere. (jsonargparse, which makes them, would hide what their constructors say.)"""
-    if isinstance(strategy, str) and strategy not in NAMES:
-        raise UserError(
-            f"strategy '{strategy}': choose {' or '.join(NAMES)}, or a file of configs/trainer (zero2.yaml, zero3.yaml, "
-            "zero3-offload.yaml, fsdp.yaml)"
-        )
-    if strategy is not None and not isinstance(strategy, str) and not elsewhere:
-        kind = class_of(strategy.class_path)
-        if issubclass(kind, Packages):
-            kind.require_packages()
-
-
-def class_of(path: str) -> type:
-    """The class of a class_path."""
-    module, _, name = path.rpartition(".")
-    return getattr(import_module(module), name)
 
 
 class Packages:
@@ -56,6 +34,7 @@ class Packages:
 
     packages: tuple[str, ...]
     extra: str
+    gpus_only = False
 
     @classmethod
     def require_packages(cls) -> None:
@@ -65,62 +44,6 @@ class Packages:
             raise UserError(
                 f"{cls.__name__} needs {' and '.join(missing)}, not installed here: pip install -e '.[{cls.extra}]'"
             )
-
-
-# ---- the optimizer's state by name
-
-
-def keep_by_name(optimizer: Optimizer) -> Optimizer:
-    """Let `state_dict` of an optimizer that was given named parameters speak of these names and of whole tensors, and
-    `load_state_dict` understand that."""
-    optimizer.register_state_dict_post_hook(_named)
-    optimizer.register_load_state_dict_pre_hook(_numbered)
-    return optimizer
-
-
-def _named(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
-    groups = state["param_groups"]
-    name_of = {number: name for group in groups for number, name in zip(group["params"], group["param_names"])}
-    return {
-        "state": {
-            name_of[number]: {key: whole(value) for key, value in moments.items()}
-            for number, moments in state["state"].items()
-        },
-        "param_groups": [_group(group, group["param_names"]) for group in groups],
-    }
-
-
-def _numbered(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
-    _require_names(optimizer.param_groups, state)
-    numbers, found, groups = 0, {}, []
-    for here, there in zip(optimizer.param_groups, state["param_groups"]):
-        for name, parameter in zip(here["param_names"], here["params"]):
-            if name in state["state"]:
-                found[numbers] = {key: _as_split(value, parameter) for key, value in state["state"][name].items()}
-            numbers += 1
-        own = list(range(numbers - len(here["params"]), numbers))
-        groups.append(there | {"params": own, "param_names": here["param_names"]})
-    return {"state": found, "param_groups": groups}
-
-
-def _as_split(value: Any, parameter: Tensor) -> Any:
-    """A moment, split as its parameter is."""
-    if isinstance(parameter, DTensor) and isinstance(value, Tensor) and value.shape == parameter.shape:
-        value = value.to(parameter.device)
-        return distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)
-    return value
-
-
-def _group(group: Mapping[str, Any], names: list[str]) -> dict[str, Any]:
-    """A group's settings with the names of its parameters."""
-    kept = {key: value for key, value in group.items() if key not in ("params", "param_names")}
-    return kept | {"params": list(names)}
-
-
-def _require_names(groups: list[dict[str, Any]], state: dict[str, Any]) -> None:
-    """Raise UserError unless the groups of a checkpoint hold the parameters that are trained here."""
-    if [group["param_names"] for group in groups] != [group["params"] for group in state["param_groups"]]:
-        raise UserError("the checkpoint's optimizer trained other parameters: start a new run from its heads")
 
 
 # ---- DeepSpeed
@@ -135,6 +58,7 @@ class ZeRO(Packages, DeepSpeedStrategy):
     """
 
     packages, extra = ("deepspeed", "accelerate"), "deepspeed"
+    gpus_only = True  # Lightning demands it
 
     def __init__(self, stage: Literal[1, 2, 3] = 3, offload: bool = False, settings: dict[str, Any] | None = None):
         self.require_packages()
@@ -196,14 +120,14 @@ class ZeRO(Packages, DeepSpeedStrategy):
         for name, parameter in self._trained().items() if steps else ():
             moments = {key: safe_get_full_optimizer_state(parameter, key).cpu() for key in MOMENTS}
             found[name] = {"step": torch.as_tensor(float(steps[0])), **moments}
-        return {"state": found, "param_groups": [_group(group, group["param_names"]) for group in inner.param_groups]}
+        return {"state": found, "param_groups": [named_group(group) for group in inner.param_groups]}
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         from deepspeed.utils import safe_set_full_optimizer_state
 
         (state,), (optimizer,) = checkpoint["optimizer_states"], self.optimizers
         inner = optimizer.optimizer
-        _require_names(inner.param_groups, state)
+        require_names(inner.param_groups, state)
         for group, saved in zip(inner.param_groups, state["param_groups"]):
             group.update({key: value for key, value in saved.items() if key != "params"})
         if not state["state"]:

@@ -40,6 +40,8 @@ STEPS, HALF = 4, 2
 class ZeROOnCPU(ZeRO):
     """Lifts Lightning's demand for CUDA and touches nothing else."""
 
+    gpus_only = False
+
     def setup_environment(self) -> None:
         self.accelerator.setup_device(self.root_device)
         self.setup_distributed()

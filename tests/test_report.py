@@ -9,6 +9,7 @@ import pytest
 
 import run
 from mhc.errors import UserError
+from mhc.page import duration
 from mhc.pictures import MOST_POINTS, curves_svg, tree_svg
 from mhc.report import report
 from mhc.run_logs import read_logs
@@ -145,3 +146,8 @@ def test_curves_are_thinned_and_have_gaps(tmp_path):
     assert 100 < len(re.findall("[ML] ", drawn)) <= MOST_POINTS and drawn.count("M ") > 50
     assert curves_svg("long", {"a": values}, logarithmic=True) == picture  # the same file for the same run
     assert curves_svg("nothing", {"a": {3: float("inf")}}) and "→ 字" in tree_svg([-1, 0], ["a", "→ 字"], [True, False])
+
+
+def test_durations_are_told_in_two_units():
+    seconds = {8.21: "8.2 s", 99.7: "1 min 40 s", 7500: "2 h 5 min", 24 * 3600 - 1: "23 h 59 min", 264_000: "3 d 1 h"}
+    assert {told: duration(told) for told in seconds} == seconds

@@ -141,6 +141,7 @@ def test_the_backbone_is_split_where_it_shall_be(runs, name):
 )
 def test_a_missing_package_gets_one_line_and_status_2(monkeypatch, tmp_path, capsys, file, absent, named):
     monkeypatch.setattr("mhc.strategies.find_spec", lambda package: None if package == absent else object())
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)  # else a missing GPU comes first
     assert main_fit(tmp_path, "--config", str(ROOT / f"configs/trainer/{file}.yaml")) == 2
     told = capsys.readouterr().err
     assert told.startswith("error: ") and told.count("\n") == 1 and absent in told and named in told

@@ -22,7 +22,7 @@ from mhc.lm.module import new_model, own_tokenizer
 from mhc.lm.objectives import Distillation, Preference
 from mhc.losses import Teacher, chunked_loss, log_probabilities
 from mhc.rehearsal import Held, Rehearsal, Weights, counting, has_experts, weigh
-from mhc.strategies import class_of
+from mhc.trainer_settings import class_of
 
 
 class LMDryRun(DryRun):
