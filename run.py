@@ -14,6 +14,7 @@
   python run.py distill                 let the backbone answer prompts: the data heads learn best from
   python run.py collect                 keep the backbone's features on disk, so that heads train without it
   python run.py tokenizer               train a byte-level BPE tokenizer with a chat template
+  python run.py evaluate                what a language model is worth: perplexity, exams, lm-evaluation-harness
   python run.py inspect                 show what a data file becomes: tokens, and which are learned from
 
 Every verb explains itself with --help. `fit`, `validate` and `test` take YAML files that compose:
@@ -25,7 +26,10 @@ import os
 import sys
 
 LIGHTNING = ("fit", "validate", "test")
-COMMANDS = ("collect", "compare", "distill", "generate", "inspect", "lm", "quickstart", "sweep", "tokenizer", "tune")
+COMMANDS = (
+    *("collect", "compare", "distill", "evaluate", "generate", "inspect", "lm", "quickstart", "sweep", "tokenizer"),
+    "tune",
+)
 
 
 def main(arguments: list[str]) -> int:

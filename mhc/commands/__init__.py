@@ -23,16 +23,22 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
 
 
 def add_backbone(parser: argparse.ArgumentParser) -> None:
-    """Where the model is loaded from, and how."""
+    """Where the backbone is loaded from, and how."""
     add = parser.add_argument
     add(
         "--backbone",
         metavar="NAME",
         help="a directory, a hub name or pocket (default: what the heads name, else pocket)",
     )
-    add("--device", default="cpu", help="where to decode: cpu, cuda, ... (default: cpu; `compare`: where it trains)")
+    add_loading(parser)
+
+
+def add_loading(parser: argparse.ArgumentParser) -> None:
+    """How a model is loaded."""
+    add = parser.add_argument
+    add("--device", default="cpu", help="where to run: cpu, cuda, ... (default: cpu; `compare`: where it trains)")
     add("--dtype", choices=("float32", "bfloat16", "float16"), help="default: float32 on a CPU, bfloat16 on a GPU")
-    add("--quantize", choices=("int8", "int4"), help="keep the backbone's weights in 8 or 4 bits (needs torchao)")
+    add("--quantize", choices=("int8", "int4"), help="keep the model's weights in 8 or 4 bits (needs torchao)")
 
 
 def add_compile(parser: argparse.ArgumentParser) -> None:
