@@ -58,7 +58,7 @@ class CLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         chosen = self.config[self.subcommand]
-        require_trainer(chosen.trainer, chosen.model.init_args.get("dtype", "float32"), chosen.dry_run)
+        require_trainer(chosen.trainer, (chosen.model.get("init_args") or {}).get("dtype", "float32"), chosen.dry_run)
         folder = Path(chosen.trainer.default_root_dir or ".")
         if chosen.auto_batch_size and self.subcommand == "fit":
             choose_batch_size(chosen, folder)
