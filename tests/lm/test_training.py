@@ -209,3 +209,11 @@ def test_lora_without_peft_says_what_to_install(monkeypatch, folder, tmp_path, c
     monkeypatch.setitem(__import__("sys").modules, "peft", None)
     assert cli.main(command(folder, "lora", tmp_path / "run")) == 2
     assert "[lora]" in capsys.readouterr().err
+
+
+def test_a_loss_that_is_no_number_names_the_pairs(folder, tmp_path, capsys):
+    flags = ["--model.learning_rate", "1e30", "--model.warmup", "0", "--trainer.gradient_clip_val", "null"]
+    assert cli.main(command(folder, "dpo", tmp_path / "run", *flags)) == 2
+    told = capsys.readouterr().err
+    assert "step 1, epoch 0, batch 1: the loss is not finite" in told and "dpo.jsonl:" in told
+    assert told.count("error: ") == 1
