@@ -142,7 +142,7 @@ def ranked(sweep, done: dict[int, dict[str, Any]]) -> list[int]:
 
 def as_markdown(sweep, done: dict[int, dict[str, Any]], trials: int) -> str:
     """The table as Markdown, the best in bold, failed ones with their reason."""
-    from mhc.sweeps import short_names
+    from mhc.sweeps import short_names, shown
 
     best, varied = best_of(sweep, done), [parameter.name for parameter in sweep.varied]
     short = short_names(varied)
@@ -161,7 +161,7 @@ def as_markdown(sweep, done: dict[int, dict[str, Any]], trials: int) -> str:
         )
         cells = [
             str(number),
-            *(_shown(record["parameters"][name]) for name in varied),
+            *(shown(record["parameters"][name]) for name in varied),
             value,
             duration(record["seconds"]),
         ]
@@ -174,7 +174,7 @@ def show(console, sweep, done: dict[int, dict[str, Any]]) -> None:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    from mhc.sweeps import short_names
+    from mhc.sweeps import short_names, shown
 
     best, varied = best_of(sweep, done), [parameter.name for parameter in sweep.varied]
     table = Table(title=f"{sweep.name}: best of each run by {sweep.metric}", box=SIMPLE_HEAD, padding=(0, 1))
@@ -185,7 +185,7 @@ def show(console, sweep, done: dict[int, dict[str, Any]]) -> None:
         value = "failed" if record["value"] is None else f"{record['value']:.4g}"
         table.add_row(
             str(number),
-            *(_shown(record["parameters"][name]) for name in varied),
+            *(shown(record["parameters"][name]) for name in varied),
             value,
             duration(record["seconds"]),
             "<-" if number == best else "",
@@ -209,14 +209,10 @@ def _outlook(sweep, done: dict[int, dict[str, Any]], trials: int) -> str:
 
 
 def _spelled(sweep, settings: dict[str, Any]) -> str:
-    from mhc.sweeps import short_names
+    from mhc.sweeps import short_names, shown
 
     short = short_names(parameter.name for parameter in sweep.varied)
-    return ", ".join(f"{short[name]} {_shown(settings[name])}" for name in short)
-
-
-def _shown(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    return ", ".join(f"{short[name]} {shown(settings[name])}" for name in short)
 
 
 def _settings(sweep, seed: int) -> dict[str, Any]:
