@@ -112,7 +112,7 @@ def parallel_figure(sweep: Sweep, records: Sequence[dict[str, Any]], best: int |
         axis.text(at, 1.06, name, ha="center", va="bottom", fontsize=9, fontweight="bold" if at == last else "normal")
     direction = "more" if sweep.maximise else "less"
     axis.set_title(
-        f"{sweep.name}: {len(finished)} trials by {sweep.metric} ({direction} is better)"
+        f"{sweep.name}\n{len(finished)} trials by {sweep.metric} ({direction} is better)"
         + (f", {len(failed)} failed" if failed else ""),
         fontsize=11,
     )
