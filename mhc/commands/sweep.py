@@ -63,7 +63,8 @@ def _run(console, sweep, trials: list, number: int, settings: dict, out: Path, l
     from mhc.trials import LOG, NeverLogged, judge, run_trial
 
     folder = out / f"trial-{number:03d}"
-    console.rule(f"trial {number} of {len(trials)}: {_spelled(sweep, settings)}", align="left")
+    console.rule(f"trial {number} of {len(trials)}", align="left")
+    console.print(_spelled(sweep, settings), soft_wrap=True, markup=False)
     console.print(f"{_outlook(sweep, done, len(trials))} (it writes {folder / LOG})", style="dim", soft_wrap=True)
     started = time.monotonic()
     columns = SpinnerColumn(), TextColumn("running"), TimeElapsedColumn()
@@ -179,7 +180,7 @@ def show(console, sweep, done: dict[int, dict[str, Any]]) -> None:
     best, varied = best_of(sweep, done), [parameter.name for parameter in sweep.varied]
     table = Table(title=f"{sweep.name}: best of each run by {sweep.metric}", box=SIMPLE_HEAD, padding=(0, 1))
     for heading in ("trial", *short_names(varied).values(), sweep.metric.split("/")[-1], "time", ""):
-        table.add_column(heading, justify="right", overflow="fold")
+        table.add_column(heading.replace("_", " "), justify="right", overflow="fold")  # so that it folds at words
     for number in ranked(sweep, done):
         record = done[number]
         value = "failed" if record["value"] is None else f"{record['value']:.4g}"
