@@ -71,11 +71,9 @@ class CLI(LightningCLI):
         if named is None and self.subcommand != "fit":
             if kept(folder / "best.ckpt"):
                 named = "best"
-            else:
-                print(
-                    f"warning: no best.ckpt in '{folder}': `{self.subcommand}` looks at untrained weights",
-                    file=sys.stderr,
-                )
+            elif "drafter" in chosen.model.init_args:
+                told = f"warning: no best.ckpt in '{folder}': `{self.subcommand}` looks at untrained heads"
+                print(told, file=sys.stderr)
         chosen["ckpt_path"] = None if named is None else self.found(named, folder)
         chosen["weights_only"] = True  # reading a checkpoint executes nothing
         loggers = chosen.trainer.logger

@@ -22,7 +22,7 @@ from matplotlib.patheffects import Stroke
 from matplotlib.ticker import LogLocator, MaxNLocator
 
 from mhc.pictures import GREY
-from mhc.sweeps import Parameter, Sweep, short_names
+from mhc.sweeps import Parameter, Sweep, short_names, shown
 
 RED, COLOURS = "#c4383a", plt.get_cmap("viridis")
 FAILED_AT = -0.13  # below the metric's axis
@@ -49,13 +49,13 @@ class Scale:
     def ticks(self) -> list[tuple[float, str]]:
         """(height, label) of some values."""
         if self.values:
-            return [(self.height(value), _shown(value)) for value in self.values]
+            return [(self.height(value), shown(value)) for value in self.values]
         if self.logarithmic:
             steps = (1.0, 2.0, 5.0) if self.high / self.low < 1e3 else (1.0,)
             places = LogLocator(subs=steps, numticks=20).tick_values(self.low, self.high)
         else:
             places = MaxNLocator(6, steps=[1, 2, 5, 10]).tick_values(self.low, self.high)
-        return [(self.height(at), _shown(at)) for at in places if self.low * (1 - 1e-9) <= at <= self.high * (1 + 1e-9)]
+        return [(self.height(at), shown(at)) for at in places if self.low * (1 - 1e-9) <= at <= self.high * (1 + 1e-9)]
 
 
 def parallel_figure(sweep: Sweep, records: Sequence[dict[str, Any]], best: int | None) -> Figure:
@@ -99,11 +99,11 @@ def parallel_figure(sweep: Sweep, records: Sequence[dict[str, Any]], best: int |
             )  # fmt: skip
     named = finished if len(finished) <= MOST_NAMED else (finished[-5:] if sweep.maximise else finished[:5])
     ends = [measured.height(record["value"]) for record in named]
-    for record, height, shown in zip(named, ends, spread(ends, 0.045)):
-        axis.plot([last + 0.03, last + 0.1], [height, shown], color=GREY, linewidth=0.6)
+    for record, height, beside in zip(named, ends, spread(ends, 0.045)):
+        axis.plot([last + 0.03, last + 0.1], [height, beside], color=GREY, linewidth=0.6)
         weight = "bold" if record["trial"] == best else "normal"
         label = f"trial {record['trial']}: {record['value']:.4g}"
-        axis.text(last + 0.12, shown, label, fontsize=8, va="center", fontweight=weight)
+        axis.text(last + 0.12, beside, label, fontsize=8, va="center", fontweight=weight)
     if failed:
         label = "failed: trial " + ", ".join(str(r["trial"]) for r in failed[:8]) + (", ..." if len(failed) > 8 else "")
         axis.text(last + 0.12, FAILED_AT, label, fontsize=8, va="center", color=RED)
@@ -112,7 +112,7 @@ def parallel_figure(sweep: Sweep, records: Sequence[dict[str, Any]], best: int |
         axis.text(at, 1.06, name, ha="center", va="bottom", fontsize=9, fontweight="bold" if at == last else "normal")
     direction = "more" if sweep.maximise else "less"
     axis.set_title(
-        f"{sweep.name}: {len(finished)} trials by {sweep.metric} ({direction} is better)"
+        f"{sweep.name}\n{len(finished)} trials by {sweep.metric} ({direction} is better)"
         + (f", {len(failed)} failed" if failed else ""),
         fontsize=11,
     )
@@ -173,7 +173,3 @@ def spread(heights: Sequence[float], least: float) -> list[float]:
 
 def _bottom(group: Sequence[float], least: float) -> float:
     return sum(group) / len(group) - least * (len(group) - 1) / 2
-
-
-def _shown(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

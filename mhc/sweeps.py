@@ -254,3 +254,8 @@ def short_names(names: Iterable[str]) -> dict[str, str]:
         alone = (end for end in ends if sum(("." + other).endswith("." + end) for other in names) == 1)
         short[name] = next(alone, name)
     return short
+
+
+def shown(value: Any) -> str:
+    """A parameter's value in tables and pictures."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,6 +1,10 @@
 """What ships: the pocket backbone whole and small, and nothing that is private to a machine."""
 
+from configparser import ConfigParser
 from pathlib import Path
+
+import pytest
+from setuptools import find_packages
 
 from mhc.backbone import POCKET, Backbone
 from mhc.engine import Engine
@@ -18,16 +22,27 @@ def test_pocket_ships_and_answers():
     assert answer.finish_reason == "stop" and all(word in answer.text for word in ("Leo", "teddy bear", "Luis"))
 
 
-def test_every_data_file_of_the_package_ships():
-    """What is no Python file is named by setup.cfg, or an installed mhc would lack it."""
-    from configparser import ConfigParser
+@pytest.fixture
+def settings():
+    found = ConfigParser()
+    found.read(ROOT / "setup.cfg")
+    return found
 
-    settings = ConfigParser()
-    settings.read(ROOT / "setup.cfg")
+
+def test_every_package_ships(settings):
+    """A folder with Python files that setup.cfg does not find (one without __init__.py, and all below it) would be missing
+    from an installed mhc."""
+    found = find_packages(str(ROOT), include=settings["options.packages.find"]["include"].split())
+    files = [path for top in ("mhc", "callbacks", "datamodules") for path in (ROOT / top).rglob("*.py")]
+    assert {".".join(path.parent.relative_to(ROOT).parts) for path in files} == set(found)
+
+
+def test_every_data_file_of_the_package_ships(settings):
+    """What is no Python file is named by setup.cfg, or an installed mhc would lack it."""
     patterns = settings["options.package_data"]["mhc"].split()
     shipped = {path for pattern in patterns for path in (ROOT / "mhc").glob(pattern)}
     data = {path for path in (ROOT / "mhc").rglob("*.*") if path.suffix not in (".py", ".pyc") and path.is_file()}
-    assert data == shipped
+    assert data == shipped and {"model.safetensors", "mc_sim_7b_63.json"} <= {path.name for path in data}
 
 
 def test_readme_names_only_what_exists():

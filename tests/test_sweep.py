@@ -103,7 +103,7 @@ def test_six_trials_of_which_one_diverges(here, capsys):
     path = sweep_file(here)
     assert run.main(["sweep", str(path), "--out", str(out)]) == 0
     told = capsys.readouterr().out
-    assert "trial 6 of 6: depth 3, rate 40" in told and "best so far 6 (trial 4), about " in told
+    assert "trial 6 of 6" in told and "\ndepth 3, rate 40\n" in told and "best so far 6 (trial 4), about " in told
     assert "trial 6 failed: diverged: loss is nan at step 4" in told
     rows = [line.split() for line in told[told.rindex("best of each run") :].splitlines() if "s   " in line]
     assert [(row[0], row[3]) for row in rows] == [

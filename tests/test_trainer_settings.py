@@ -80,7 +80,7 @@ def test_what_cannot_be_is_one_line_before_anything_is_loaded(
     [
         (GPU, "cpu.yaml"),
         (["--trainer.devices", "0"], "devices"),
-        (["--trainer.accelerator", "quux"], "auto, mps, cpu"),
+        (["--trainer.accelerator", "quux"], "quux"),
         (["--trainer.gradient_clip_algorithm", "x"], "norm"),
         (["--trainer.val_check_interval", "1000"], "val_check_interval"),
     ],
@@ -97,3 +97,9 @@ def test_lightnings_strategies_of_one_whole_backbone_are_taken(conversations, tm
     chosen = ["fit", *COMMON, *CASCADE, *small(tmp_path / "run", conversations), "--dry_run"]
     assert run.main([*chosen, CLASS, "lightning.pytorch.strategies.DDPStrategy", "--trainer.devices", "2"]) == 0
     assert "on each of 2 cpu (ddp)" in capsys.readouterr().out
+
+
+def test_untrained_weights_are_told(conversations, tmp_path, capsys):  # noqa: F811
+    assert run.main(["validate", *COMMON, *CASCADE, *small(tmp_path / "run", conversations)]) == 0
+    told = capsys.readouterr().err
+    assert told.startswith("warning: ") and told.count("\n") == 1 and "untrained" in told

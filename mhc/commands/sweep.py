@@ -63,7 +63,8 @@ def _run(console, sweep, trials: list, number: int, settings: dict, out: Path, l
     from mhc.trials import LOG, NeverLogged, judge, run_trial
 
     folder = out / f"trial-{number:03d}"
-    console.rule(f"trial {number} of {len(trials)}: {_spelled(sweep, settings)}", align="left")
+    console.rule(f"trial {number} of {len(trials)}", align="left")
+    console.print(_spelled(sweep, settings), soft_wrap=True, markup=False)
     console.print(f"{_outlook(sweep, done, len(trials))} (it writes {folder / LOG})", style="dim", soft_wrap=True)
     started = time.monotonic()
     columns = SpinnerColumn(), TextColumn("running"), TimeElapsedColumn()
@@ -142,7 +143,7 @@ def ranked(sweep, done: dict[int, dict[str, Any]]) -> list[int]:
 
 def as_markdown(sweep, done: dict[int, dict[str, Any]], trials: int) -> str:
     """The table as Markdown, the best in bold, failed ones with their reason."""
-    from mhc.sweeps import short_names
+    from mhc.sweeps import short_names, shown
 
     best, varied = best_of(sweep, done), [parameter.name for parameter in sweep.varied]
     short = short_names(varied)
@@ -161,7 +162,7 @@ def as_markdown(sweep, done: dict[int, dict[str, Any]], trials: int) -> str:
         )
         cells = [
             str(number),
-            *(_shown(record["parameters"][name]) for name in varied),
+            *(shown(record["parameters"][name]) for name in varied),
             value,
             duration(record["seconds"]),
         ]
@@ -174,18 +175,18 @@ def show(console, sweep, done: dict[int, dict[str, Any]]) -> None:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    from mhc.sweeps import short_names
+    from mhc.sweeps import short_names, shown
 
     best, varied = best_of(sweep, done), [parameter.name for parameter in sweep.varied]
     table = Table(title=f"{sweep.name}: best of each run by {sweep.metric}", box=SIMPLE_HEAD, padding=(0, 1))
     for heading in ("trial", *short_names(varied).values(), sweep.metric.split("/")[-1], "time", ""):
-        table.add_column(heading, justify="right", overflow="fold")
+        table.add_column(heading.replace("_", " "), justify="right", overflow="fold")  # so that it folds at words
     for number in ranked(sweep, done):
         record = done[number]
         value = "failed" if record["value"] is None else f"{record['value']:.4g}"
         table.add_row(
             str(number),
-            *(_shown(record["parameters"][name]) for name in varied),
+            *(shown(record["parameters"][name]) for name in varied),
             value,
             duration(record["seconds"]),
             "<-" if number == best else "",
@@ -209,14 +210,10 @@ def _outlook(sweep, done: dict[int, dict[str, Any]], trials: int) -> str:
 
 
 def _spelled(sweep, settings: dict[str, Any]) -> str:
-    from mhc.sweeps import short_names
+    from mhc.sweeps import short_names, shown
 
     short = short_names(parameter.name for parameter in sweep.varied)
-    return ", ".join(f"{short[name]} {_shown(settings[name])}" for name in short)
-
-
-def _shown(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    return ", ".join(f"{short[name]} {shown(settings[name])}" for name in short)
 
 
 def _settings(sweep, seed: int) -> dict[str, Any]:
