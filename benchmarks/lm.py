@@ -9,7 +9,7 @@ Writes benchmarks/results/lm.json (with --only, those cases of it; the others st
                               model_flops_utilisation    operations of the model (6 a parameter in use and token, attention
                                                          besides) over what one large product of this machine does
     pretrain      loss, loss_vs_unigram, loss_vs_5gram    held-out texts; ratios
-    sft           well_formed_share (of 100 held-out prompts), and _before
+    sft           well_formed_share (of 100 held-out prompts), loss (of held-out answers), loss_vs_pretrained (a ratio)
     dpo           preference_accuracy, preference_accuracy_z (standard errors above a half), loss (0.693 at the start)
     distill       loss_vs_no_teacher     held-out cross-entropy of a student after as many steps, with over without teacher
     reason        well_formed_vs_unweighted    share of well-formed held-out answers, tag weight 10 over weight 1 (which
@@ -150,7 +150,8 @@ def stages(road: Path, steps: int) -> list[dict]:
         result("pretrain", "loss_vs_unigram", [pretrain["loss"] / pretrain["unigram_loss"]]),
         result("pretrain", "loss_vs_5gram", [pretrain["loss"] / pretrain["5gram_loss"]]),
         result("sft", "well_formed_share", [sft["well_formed_share"]]),
-        result("sft", "well_formed_share_before", [sft["well_formed_share_before"]]),
+        result("sft", "loss", [sft["loss"]]),
+        result("sft", "loss_vs_pretrained", [sft["loss"] / sft["loss_before"]]),
         result("dpo", "preference_accuracy", [dpo["preference_accuracy"]]),
         result("dpo", "preference_accuracy_z", [dpo["preference_accuracy_z"]]),
         result("dpo", "loss", [dpo["loss"]]),

@@ -59,8 +59,8 @@ def lm_table(found: dict) -> str:
     rows = [
         ("pretrain", "loss of held-out texts", f"{at['pretrain', 'loss']:.3f}: {at['pretrain', 'loss_vs_unigram']:.2f}x of unigrams, "
          f"{at['pretrain', 'loss_vs_5gram']:.2f}x of 5-grams"),
-        ("sft", "answers that end and keep to the template", f"{at['sft', 'well_formed_share']:.0%}, "
-         f"before {at['sft', 'well_formed_share_before']:.0%}"),
+        ("sft", "answers that end and keep to the template", f"{at['sft', 'well_formed_share']:.0%}; loss of held-out answers "
+         f"{at['sft', 'loss']:.3f}, {at['sft', 'loss_vs_pretrained']:.2f}x of before"),
         ("dpo", "held-out pairs told apart", f"{at['dpo', 'preference_accuracy']:.0%}, {at['dpo', 'preference_accuracy_z']:.1f} standard "
          "errors above a half"),
         ("heads", "the same answers, sooner", f"{at['heads', 'tokens_per_step']:.2f} tokens per step, {at['heads', 'speedup']:.2f}x"),

@@ -9,15 +9,17 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from mhc.backbone import load_tokenizer
+from mhc.backbone import Backbone, load_tokenizer
 from mhc.benchmark import machine, versions
 from mhc.files import write_atomically, write_json
+from mhc.lm.evaluation import perplexity
 from mhc.lm.measures import NGrams, answers, preference_accuracy, standard_errors
 from mhc.run_logs import read_logs
 
 REPORT, TABLE, PICTURE = "report.json", "report.md", "road.png"
 PROMPTS = 100  # held-out prompts that are answered
 SHOWN = 10
+WINDOW = 256  # tokens of a row, as in configs/lm
 MODELS = ("pretrain", "sft", "dpo")
 
 
@@ -27,12 +29,15 @@ def measure(out: Path, data: Path, longest: int, seconds: float) -> dict[str, An
     from datamodules import ConversationData
 
     tokenizer = load_tokenizer(str(out / "tokenizer"))
-    texts = ConversationData(str(data / "pretrain.jsonl"), max_length=256, supervise="all")
-    chats = ConversationData(str(data / "chats.jsonl"), max_length=256)
+    texts = ConversationData(str(data / "pretrain.jsonl"), max_length=WINDOW, supervise="all")
+    chats = ConversationData(str(data / "chats.jsonl"), max_length=WINDOW)
     texts.tokenizer = chats.tokenizer = tokenizer
     train, held = texts.rows("train"), texts.rows("validation")
     prompts = chats.prompts("test", PROMPTS)
-    said = {name: answers(str(out / name / "model"), [prompt.ids for prompt in prompts], longest) for name in MODELS}
+    models = {name: Backbone.load(str(out / name / "model")) for name in MODELS}
+    said = {name: answers(model, [prompt.ids for prompt in prompts], longest) for name, model in models.items()}
+    held_chats = [conversation.messages for conversation in chats.conversations("test")]
+    losses = {name: perplexity(models[name], held_chats, WINDOW)["loss"] for name in ("pretrain", "sft")}
     accuracy, pairs = preference_accuracy(
         str(out / "dpo/model"), str(out / "sft/model"), str(data / "preferences.jsonl")
     )
@@ -49,7 +54,8 @@ def measure(out: Path, data: Path, longest: int, seconds: float) -> dict[str, An
             "5gram_loss": NGrams(train, 5, len(tokenizer)).loss(held),
         },
         "sft": {
-            "loss": last(curves["sft"]["val/loss"]),
+            "loss": losses["sft"],
+            "loss_before": losses["pretrain"],
             "well_formed_share": said["sft"].well_formed,
             "well_formed_share_before": said["pretrain"].well_formed,
             "prompts": len(prompts),
@@ -96,7 +102,8 @@ def rows(found: dict[str, Any]) -> list[tuple[str, str, str]]:
         (
             "sft",
             "answers that end and keep to the template",
-            f"{sft['well_formed_share']:.0%} of {sft['prompts']} (before: {sft['well_formed_share_before']:.0%})",
+            f"{sft['well_formed_share']:.0%} of {sft['prompts']}; loss of held-out answers {sft['loss']:.3f} "
+            f"(before: {sft['loss_before']:.3f})",
         ),
         (
             "dpo",
