@@ -32,7 +32,10 @@ def main() -> None:
     insert(DOCS / "drafters.md", "drafters.json", drafters_tables(drafters))
     draw_comparison(DOCS / "drafters.png", next(iter(drafters["comparisons"].values())))
     if (RESULTS / "lm.json").exists():
-        insert(ROOT / "README.md", "lm.json", lm_table(json.loads((RESULTS / "lm.json").read_text())))
+        found = json.loads((RESULTS / "lm.json").read_text())
+        insert(ROOT / "README.md", "lm.json, stages", lm_table(found))
+        insert(DOCS / "lm.md", "lm.json, stages", lm_table(found))
+        insert(DOCS / "lm.md", "lm.json, speed", speed_table(found))
     if not (RUN / "report.json").exists():
         print(f"{RUN} has no report: the quickstart's figures stay as they are")
         return
@@ -76,6 +79,20 @@ def lm_table(found: dict) -> str:
         f"A model of {road['parameters'] / 1e6:.1f} M parameters, {road['minutes']:.1f} minutes for `make lm` on {machine['cores']} cores of "
         f"an {machine['processor']} ({machine['capability']}), seed 0; the last three rows are short trainings by benchmarks/lm.py."
     )
+    return "\n".join(lines)
+
+
+def speed_table(found: dict) -> str:
+    """One row a model, compiled or not."""
+    rows = {row["case"]: row for row in found["results"] if row["case"].startswith("speed/")}
+    at = {(row["case"], row["metric"]): row for row in found["results"] if row["case"] in rows}
+    lines = ["| model | tokens a second (least - most) | of what a large product of this machine does |", "|---|---|---|"]
+    for case in rows:
+        rate, use = at[case, "tokens_per_second"], at[case, "model_flops_utilisation"]
+        name = case.removeprefix("speed/").replace("/", ", ")
+        lines.append(f"| {name} | {rate['value']:.0f} ({rate['low']:.0f} - {rate['high']:.0f}) | {use['value']:.0%} |")
+    machine = found["machine"]
+    lines += ["", f"Steps of 4 rows of 256 tokens, in turn, on {machine['cores']} cores of an {machine['processor']}."]
     return "\n".join(lines)
 
 
