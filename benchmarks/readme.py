@@ -86,7 +86,10 @@ def speed_table(found: dict) -> str:
     """One row a model, compiled or not."""
     rows = {row["case"]: row for row in found["results"] if row["case"].startswith("speed/")}
     at = {(row["case"], row["metric"]): row for row in found["results"] if row["case"] in rows}
-    lines = ["| model | tokens a second (least - most) | of what a large product of this machine does |", "|---|---|---|"]
+    lines = [
+        "| model | tokens a second (least - most) | of what a large product of this machine does |",
+        "|---|---|---|",
+    ]
     for case in rows:
         rate, use = at[case, "tokens_per_second"], at[case, "model_flops_utilisation"]
         name = case.removeprefix("speed/").replace("/", ", ")

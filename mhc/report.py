@@ -37,6 +37,7 @@ def report(folder: Path) -> str:
         _heads(heads, decoded),
         _tree(heads, decoded, tuned),
         _training(curves, cost),
+        _samples(_read(folder / "samples.json")),
         _settings(config, heads),
         _machine(cost, decoded),
     ]
@@ -217,6 +218,14 @@ def _training(curves: Curves, cost: dict[str, Any]) -> str:
             f"{cost['parameters']:,} trained parameters.</p>"
         )
     return section("Training", f'{told}<div class="grid">{shown}</div>') if shown or told else ""
+
+
+def _samples(told: dict[str, Any]) -> str:
+    """What a language model answered at the last validation."""
+    if not told:
+        return ""
+    step = max(told, key=int)
+    return section(f"What it says, step {int(step):,}", table(["prompt", "answer"], told[step]))
 
 
 def _settings(config: dict[str, Any], heads: dict[str, Any]) -> str:

@@ -1,0 +1,89 @@
+"""What a language model says while it learns: the same prompts answered with every validation."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import WandbLogger
+
+from mhc.chat import end_token_ids
+from mhc.errors import UserError
+from mhc.files import write_atomically, write_json
+
+RESULT, TABLE = "samples.json", "samples.md"
+BEGINNING = 12  # tokens of a document that the model is to go on with
+COLUMNS = ["step", "prompt", "answer"]
+
+
+class Samples(Callback):
+    """With every validation of `fit` answers the same `prompts` validation prompts greedily, and adds a table to samples.md in
+    default_root_dir (samples.json for programs; a table of Weights & Biases where it logs). Where the data are documents, the
+    model goes on with their first words. A run that goes on writes no step twice; training is not disturbed.
+    """
+
+    def __init__(self, prompts: int = 8, max_new_tokens: int = 64):
+        if prompts < 1 or max_new_tokens < 1:
+            raise UserError(f"Samples of {prompts} prompts and {max_new_tokens} tokens show nothing")
+        self.prompts, self.max_new_tokens = prompts, max_new_tokens
+        self._asked: list[tuple[str, list[int]]] | None = None
+
+    def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
+        if trainer.sanity_checking or trainer.state.fn != "fit" or not trainer.is_global_zero:
+            return
+        step = trainer.global_step
+        if self._asked is None:
+            self._asked = asked(trainer.datamodule, module.tokenizer, self.prompts)
+        table = [(prompt, self.answer(module, ids)) for prompt, ids in self._asked]
+        path = Path(trainer.default_root_dir) / RESULT
+        told = json.loads(path.read_text()) if path.exists() else {}
+        told = {before: rows for before, rows in told.items() if int(before) < step} | {str(step): table}
+        write_json(path, told)
+        write_atomically(path.with_name(TABLE), lambda at: at.write_text(as_markdown(told)))
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                logger.log_text("samples", columns=COLUMNS, data=[[step, *row] for row in table])
+
+    @torch.no_grad()
+    def answer(self, module: LightningModule, ids: list[int]) -> str:
+        """What the model says next, greedily, without what ends it."""
+        model, training = module.model, module.training
+        model.eval()
+        prompt = torch.tensor([ids], device=module.device)
+        ends = end_token_ids(module.tokenizer)
+        found = model.generate(
+            prompt,
+            attention_mask=torch.ones_like(prompt),
+            max_new_tokens=self.max_new_tokens,
+            do_sample=False,
+            eos_token_id=ends,
+            pad_token_id=ends[0],
+        )
+        model.train(training)
+        return module.tokenizer.decode([token for token in found[0, len(ids) :].tolist() if token not in ends])
+
+
+def asked(data: Any, tokenizer: Any, count: int) -> list[tuple[str, list[int]]]:
+    """What is asked: text and token ids of each prompt."""
+    prompts = data.prompts("validation", count)
+    if prompts:
+        return [(prompt.messages[-1]["content"], prompt.ids) for prompt in prompts]
+    rows = data.rows("validation")
+    starts = [rows[number][0][:BEGINNING].tolist() for number in range(min(count, len(rows)))]
+    return [(tokenizer.decode(ids), ids) for ids in starts]
+
+
+def as_markdown(told: dict[str, list]) -> str:
+    """A table for each step, the newest first."""
+    lines = ["# What the model says", ""]
+    for step in sorted(told, key=int, reverse=True):
+        lines += [f"## Step {step}", "", "| prompt | answer |", "|---|---|"]
+        lines += [f"| {_cell(prompt)} | {_cell(answer)} |" for prompt, answer in told[step]] + [""]
+    return "\n".join(lines)
+
+
+def _cell(text: str) -> str:
+    """Text that stays in its cell of a Markdown table, whatever it is."""
+    text = text.replace("&", "&amp;").replace("<", "&lt;").replace("|", "&#124;")
+    return "<br>".join(text.splitlines())
