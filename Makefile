@@ -20,11 +20,13 @@ test: $(READY)
 	$(RUN) -m pytest --numprocesses auto --dist loadscope $(ARGS)
 
 # What needs an optional package, which stands apart: once installed, transformers imports torchao everywhere; wandb's
-# package of sweeps wants a numpy that is too old for the rest, and its check of sweep files does without.
+# package of sweeps wants a numpy that is too old for the rest, and its check of sweep files does without; trl is there for
+# its DPO loss alone.
 test-extras: $(READY)
 	$(RUN) -m pip install --quiet --disable-pip-version-check --upgrade --no-deps --target build/extras \
-		--constraint constraints.txt torchao sweeps jsonref scipy
-	PYTHONPATH=build/extras $(RUN) -m pytest tests/test_layout.py tests/test_sweep.py -k "quantised or schema"
+		--constraint constraints.txt torchao sweeps jsonref scipy trl
+	PYTHONPATH=build/extras $(RUN) -m pytest tests/test_layout.py tests/test_sweep.py tests/lm/test_objectives.py \
+		-k "quantised or schema or trl"
 
 check: $(READY)
 	$(RUN) -m ruff check .
