@@ -21,7 +21,7 @@ from tests.lm.test_models import sizes_of
 from tests.lm.test_objectives import a_module, tokenizer  # noqa: F401 (a fixture)
 from tests.test_command_line import ROOT
 
-RECIPES = {  # (learning rate, rows x accumulation, length) as shared/design/facts.md has them of MiniMind
+RECIPES = {  # learning rate, rows, accumulation, length: all rates, and pretraining and tuning whole, are MiniMind's
     "pretrain": (5e-4, 32, 8, 512),
     "sft": (5e-5, 32, None, 512),
     "lora": (5e-5, 32, None, 512),
@@ -176,7 +176,7 @@ def test_every_recipe_is_told(stage, folder, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("stage", RECIPES)
-def test_a_recipe_is_the_published_one(stage):
+def test_a_recipe_is_as_its_comment_says(stage):
     chosen = yaml.safe_load((ROOT / f"configs/lm/full/{stage}.yaml").read_text())
     data, rate = chosen["data"]["init_args"], chosen["model"]["init_args"]["learning_rate"]
     accumulated = chosen.get("trainer", {}).get("accumulate_grad_batches")
