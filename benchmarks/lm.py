@@ -1,7 +1,7 @@
 """Training a small language model: what a step costs, and whether each stage does what it is for.
 
     python run.py lm                                   # first: the road whose models are measured
-    python benchmarks/lm.py [--road runs/lm] [--only speed|stages] [--repeats 5] [--steps 60]
+    python benchmarks/lm.py [--road runs/lm] [--only speed|stages] [--repeats 5] [--steps 200]
 
 Writes benchmarks/results/lm.json (with --only, those cases of it; the others stay):
 
@@ -48,6 +48,8 @@ STUDENT = dict(
     hidden_size=128, intermediate_size=352, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2
 )
 PROMPTS = 100
+SMALL = ("--data.batch_size", "4")  # packed rows
+ADAPTING = 40  # steps
 
 
 def main() -> None:
@@ -55,7 +57,7 @@ def main() -> None:
     parser.add_argument("--road", type=Path, default=ROOT / "runs/lm", help="what `run.py lm` left (default runs/lm)")
     parser.add_argument("--only", choices=("speed", "stages"))
     parser.add_argument("--repeats", type=int, default=5, help="steps of each model that are timed")
-    parser.add_argument("--steps", type=int, default=60, help="steps of each short training")
+    parser.add_argument("--steps", type=int, default=200, help="steps of each short training")
     options = parser.parse_args()
     if options.only != "speed" and not (options.road / "report.json").is_file():
         raise SystemExit(f"no road in {options.road}: run `python run.py lm` first, or give --road")
@@ -181,9 +183,12 @@ def fit(stage: str, road: Path, data: str, folder: Path, steps: int, *more: str)
 
 
 def distill(road: Path, folder: Path, steps: int) -> list[dict]:
+    """A student of a fifth of the teacher's size that has few texts of its own, which it sees many times: there a teacher, who has
+    seen all, tells it most. (With all texts and as few steps it told nothing, see docs/log.md.)"""
     tokenizer = road / "tokenizer"
     sizes = {"model_type": "llama", "vocab_size": len(load_tokenizer(str(tokenizer))), "tie_word_embeddings": True}
     student = ["--model.tokenizer", str(tokenizer), "--model.model", json.dumps(sizes | STUDENT)]
+    student += ["--model.learning_rate", "4e-3", "--data.limit", "200", *SMALL]
     teacher = ["--model.objective.init_args.teacher", str(road / "sft/model")]
     taught = fit("distill", road, "chats", folder / "taught", steps, *student, *teacher)
     alone = fit(
@@ -198,12 +203,18 @@ def distill(road: Path, folder: Path, steps: int) -> list[dict]:
 
 
 def reason(road: Path, folder: Path, steps: int) -> list[dict]:
+    """Reasoning as a minority among chats, as instruction data have it. (Of reasoning alone the tags are a third of the tokens and
+    are learned at once; weighing them then only makes too many of them, see docs/log.md.)"""
     data = held_out(road, "reasoning", road / "sft/model")
+    lines = [(road / f"data/{name}.jsonl").read_text().splitlines() for name in ("reasoning", "chats")]
+    mixed = folder / "mixed.jsonl"
+    mixed.write_text("\n".join([*lines[0][:600], *lines[1][:4000]]) + "\n")  # batches are shuffled
     prompts = data.prompts("test", PROMPTS)
     expected = {c.id: c.messages[-1]["content"] for c in data.conversations("test")}
     shares, right = {}, {}
     for weight in (10, 1):
         more = ["--model.model", str(road / "sft/model"), "--model.objective.init_args.tag_weight", str(weight)]
+        more += ["--data.path", str(mixed), *SMALL]
         at = fit("reason", road, "reasoning", folder / f"weight-{weight}", steps, *more)
         said = answers(str(at / "model"), [prompt.ids for prompt in prompts], 128)
         shares[weight], right[weight] = said.reasoned, said.right([expected[prompt.id] for prompt in prompts])
@@ -216,11 +227,11 @@ def reason(road: Path, folder: Path, steps: int) -> list[dict]:
     ]
 
 
-def lora(road: Path, folder: Path, steps: int) -> list[dict]:
+def lora(road: Path, folder: Path, _: int) -> list[dict]:
     from peft import PeftModel
 
     base = str(road / "sft/model")
-    at = fit("lora", road, "identity", folder / "lora", steps, "--model.model", base)
+    at = fit("lora", road, "identity", folder / "lora", ADAPTING, "--model.model", base)
     identity, others = held_out(road, "identity", base), held_out(road, "chats", base)
     before = load_model(base, torch.float32).eval()
     losses = [loss_of(before, data) for data in (identity, others)]
