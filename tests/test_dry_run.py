@@ -163,7 +163,7 @@ def test_eagle3_fits_24_gb_with_checkpointing():
         chosen = setting(1, 2048, **BF16, objective="kl", quantize="int8", on_gpu=True)
         standing, turns = memory(found, chosen, Sharding("single"), config, Decoding(16, 512 + 64), GIB)
         needed.append(sum(standing.values()) + max(turns.values()))
-    assert needed[1] < 24e9 and needed[1] < 0.9 * needed[0]
+    assert needed[1] < 24e9 < needed[0]
 
 
 def test_strategies_shard_what_they_say():
