@@ -33,6 +33,7 @@ th, td { text-align: right; padding: 7px 10px; border-bottom: 1px solid var(--ru
 th { color: var(--quiet); font-weight: 500; font-size: .875rem; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
 tbody tr:last-child td { border-bottom: 0; }
+.text th, .text td { text-align: left; white-space: pre-wrap; overflow-wrap: anywhere; vertical-align: top; }
 figure { margin: 0; min-width: 0; }
 figure svg { display: block; width: 100%; max-width: 520px; height: auto; }
 figure.wide svg { max-width: 760px; min-width: 480px; }
@@ -56,10 +57,13 @@ def figure(svg: str, caption: str, kind: str = "") -> str:
     return f'<figure class="{kind}"><div>{svg}</div>{told}</figure>'
 
 
-def table(columns: list[str], rows: list[list[str]]) -> str:
+def table(columns: list[str], rows: list[list[str]], kind: str = "") -> str:
+    """kind: "text" where cells hold sentences, which are folded and keep their lines."""
     head = "".join(f"<th>{escape(column)}</th>" for column in columns)
     body = "".join("<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows)
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    return (
+        f'<div class="scroll"><table class="{kind}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    )
 
 
 def pairs(pairs: dict[str, Any]) -> str:

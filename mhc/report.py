@@ -225,7 +225,7 @@ def _samples(told: dict[str, Any]) -> str:
     if not told:
         return ""
     step = max(told, key=int)
-    return section(f"What it says, step {int(step):,}", table(["prompt", "answer"], told[step]))
+    return section(f"What it says, step {int(step):,}", table(["prompt", "answer"], told[step], "text"))
 
 
 def _settings(config: dict[str, Any], heads: dict[str, Any]) -> str:

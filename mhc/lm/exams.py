@@ -79,7 +79,10 @@ def _files(path: Path) -> Iterator[tuple[str, bytes]]:
     """Name and content of every CSV file."""
     if path.is_dir():
         for file in sorted(path.rglob("*.csv")):
-            yield file.relative_to(path).as_posix(), file.read_bytes()
+            try:
+                yield file.relative_to(path).as_posix(), file.read_bytes()
+            except OSError as error:
+                raise UserError(f"'{file}' cannot be read ({error.strerror}): mend or remove it") from error
         return
     try:
         with zipfile.ZipFile(path) as archive:

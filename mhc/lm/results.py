@@ -99,14 +99,15 @@ def show_perplexity(results: list[dict[str, Any]]) -> None:
 def show_exam(found: dict[str, Any]) -> None:
     """One row a subject, the means, and what is to be known beside them."""
     source, shots = found["settings"]["source"], found["settings"]["shots"]
-    table = _table(f"{Path(source).name}: right answers in percent ± standard error", "subject")
-    for heading in ("split", "questions", "examples", "right", "guessing"):
+    splits = "/".join(sorted({one["split"] for one in found["subjects"].values()}))
+    table = _table(f"{Path(source).name} ({splits}): right answers in percent ± standard error", "subject")
+    for heading in ("asked", "shown", "right", "guessing"):
         table.add_column(heading, justify="right", no_wrap=True)
     for name, one in found["subjects"].items():
         least, most = one["shots"]
         shown = str(most) if least == most else f"{least}-{most}"
         right = _with_error(100 * one["accuracy"], 100 * one["accuracy_se"], ".1f")
-        table.add_row(name, one["split"], str(one["questions"]), shown, right, f"{100 * one['chance']:.1f}")
+        table.add_row(name, str(one["questions"]), shown, right, f"{100 * one['chance']:.1f}")
     table.add_section()
     for name, mean, chance in (
         ("mean over questions", "accuracy", "chance"),
@@ -114,7 +115,7 @@ def show_exam(found: dict[str, Any]) -> None:
     ):
         right = _with_error(100 * found[mean], 100 * found[f"{mean}_se"], ".1f")
         row = (str(found["questions"]), f"{found['mean_shots']:.1f}", right, f"{100 * found[chance]:.1f}")
-        table.add_row(name, "", *row, style="bold")
+        table.add_row(name, *row, style="bold")
     console = Console(highlight=False)
     console.print(table)
     if found["mean_shots"] < shots:
@@ -125,7 +126,8 @@ def show_exam(found: dict[str, Any]) -> None:
         )
     if found["cut"]:
         console.print(
-            f"{found['cut']} questions were too long for the context and lost their beginning", soft_wrap=True
+            f"too long for the context, beginning cut off: {found['cut']} of {found['questions']} questions",
+            soft_wrap=True,
         )
 
 

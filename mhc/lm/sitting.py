@@ -65,7 +65,8 @@ def sit(
 
     shots: examples before a question; fewer where the subject has fewer or the context does not hold them. A question too
     long for the context loses its beginning. limit: the first questions of each subject only. batch_tokens: positions
-    read at once, what stands before included. Raises UserError where no question fits.
+    read at once, what stands before included. Raises UserError where no question fits, and where the model says what is no
+    number.
     """
     wording = CHINESE if exam.chinese else ENGLISH
     plans = []
@@ -221,5 +222,7 @@ def _letters(
             picked += [(row, at - 1, text[at], question, letter) for at in range(shared, len(text))]
     row, at, token, question, letter = torch.tensor(picked, device=ids.device).unbind(dim=1)
     losses = token_losses(backbone, features.hidden[row, at], token).double()
+    if not losses.isfinite().all():
+        raise UserError("the model's loss is not finite: its weights are broken, or --dtype float32 is called for")
     scores = losses.new_zeros(len(batch), len(LETTERS)).index_put_((question, letter), -losses, accumulate=True)
     return [one[: len(asked.texts)].tolist() for one, (asked, _) in zip(scores, batch)]

@@ -2,6 +2,7 @@
 
 import json
 import math
+import random
 import zipfile
 
 import pytest
@@ -12,9 +13,11 @@ import run as cli
 from mhc.backbone import Backbone
 from mhc.chat import encode
 from mhc.errors import UserError
+from mhc.lm import sitting
 from mhc.lm.evaluation import perplexity, ratio, windows
-from mhc.lm.exams import read_exam
+from mhc.lm.exams import Exam, Question, Subject, read_exam
 from mhc.lm.sitting import CHINESE, ENGLISH, sit
+from tests.conftest import tiny_backbone
 from tests.killed_runs import tiny_model
 
 DOCUMENTS = [[{"role": "document", "content": text}] for text in ("What is 3 plus 4?", "7 is very surely 7. " * 5, "é")]
@@ -134,22 +137,48 @@ def test_exams_are_read_with_their_quirks(exams):
     assert (maths.split, len(maths.questions), maths.questions[0].answer) == ("val", 2, 1)  # test keeps its answers
 
 
-def by_hand(backbone, exam, wording, shots: int) -> dict[str, int]:
-    """Right answers by subject: every letter of every question in a forward of its own, the whole text's log p."""
-    right = {}
+def by_hand(backbone, exam, wording, shots: int) -> list[list[float]]:
+    """log p of the whole text with each letter, of every question, one forward each. As many examples as the context holds,
+    the letter itself apart, which is not read."""
+    found = []
     for name, subject in exam.subjects.items():
-        before = wording.intro.format(subject=name.replace("_", " "))
-        before += "".join(f"{wording.text(one, one.answer)}\n\n" for one in subject.examples[:shots])
-        right[name] = 0
+        intro = wording.intro.format(subject=name.replace("_", " "))
+        examples = [f"{wording.text(one, one.answer)}\n\n" for one in subject.examples[:shots]]
         for question in subject.questions:
-            scores = []
-            for letter in range(len(question.choices)):
-                ids = backbone.tokenizer(before + wording.text(question, letter), split_special_tokens=True)[
-                    "input_ids"
-                ]
-                scores.append(log_p(backbone, ids).sum().item())
-            right[name] += scores.index(max(scores)) == question.answer
-    return right
+            for count in range(len(examples), -1, -1):
+                before = intro + "".join(examples[:count])
+                texts = [before + wording.text(question, letter) for letter in range(len(question.choices))]
+                ids = backbone.tokenizer(texts, split_special_tokens=True)["input_ids"]
+                if max(map(len, ids)) - 1 <= backbone.context:
+                    break
+            found.append([log_p(backbone, each).sum().item() for each in ids])
+    return found
+
+
+def sat(backbone, exam, wording, shots: int, batch_tokens: int = 8192) -> dict:
+    """What `sit` finds, once its log p of every letter is that by hand, but for what all letters of a question share."""
+    every, subjects = [], []
+
+    def noting(*arguments):
+        subjects.append({})
+        for asked, scores in scored(*arguments):
+            subjects[-1][asked.place] = scores
+            yield asked, scores
+
+    scored = sitting._scored
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sitting, "_scored", noting)
+        found = sit(backbone, exam, shots, batch_tokens=batch_tokens)
+    for one in subjects:
+        every += [one[place] for place in sorted(one)]
+    expected = by_hand(backbone, exam, wording, shots)
+    assert len(every) == len(expected) == found["questions"]
+    for ours, theirs in zip(every, expected):
+        assert [one - ours[0] for one in ours] == pytest.approx([one - theirs[0] for one in theirs], abs=2e-3)
+    answers = [question.answer for subject in exam.subjects.values() for question in subject.questions]
+    right = [max(range(len(scores)), key=scores.__getitem__) == answer for scores, answer in zip(expected, answers)]
+    assert found["accuracy"] == pytest.approx(sum(right) / len(right))
+    return found
 
 
 @pytest.mark.parametrize("shots", [0, 2])
@@ -158,11 +187,58 @@ def test_exams_are_sat_as_by_hand(backbone, exams, shots, batch_tokens):
     for path, wording in zip(exams, (ENGLISH, CHINESE)):
         exam = read_exam(path)
         backbone.context = 4096
-        found = sit(backbone, exam, shots, batch_tokens=batch_tokens)
-        assert {name: one["right"] for name, one in found["subjects"].items()} == by_hand(
-            backbone, exam, wording, shots
-        )
+        found = sat(backbone, exam, wording, shots, batch_tokens)
         assert found["chance"] == 0.25 and found["cut"] == 0 and found["mean_shots"] == shots
+
+
+def hard(subjects: int, questions: int) -> Exam:
+    """Questions of all lengths that nobody can tell the answer of, with two to four choices."""
+    dice, found = random.Random(0), {}
+    for name in (f"subject_{number}" for number in range(subjects)):
+        every = []
+        for _ in range(questions + 2):
+            choices = tuple(str(dice.randrange(1000)) for _ in range(dice.randrange(2, 5)))
+            text = "".join(dice.choice("abcdefgh ") for _ in range(dice.randrange(1, 40))) + "?"
+            every.append(Question(text, choices, dice.randrange(len(choices))))
+        found[name] = Subject(name, every[:2], every[2:], "test")
+    return Exam("hard", found)
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral", "gemma2", "gpt_neox", "qwen3_moe", "gpt_oss"])
+def test_every_architecture_sits_as_by_hand(backbone, name):
+    """Also with windows that are shorter than what stands before a question."""
+    built = tiny_backbone(name, vocab_size=280, max_position_embeddings=2048)
+    built.tokenizer, exam = backbone.tokenizer, hard(2, 12)
+    found = sat(built, exam, ENGLISH, 2, 2500)
+    every = [question for subject in exam.subjects.values() for question in subject.questions]
+    assert found["chance"] == pytest.approx(sum(1 / len(one.choices) for one in every) / len(every))
+
+
+def test_letters_of_several_tokens_count_whole(backbone, monkeypatch):
+    """Two, two, three bytes and one, of which each is a token."""
+    monkeypatch.setattr("mhc.lm.sitting.LETTERS", "éж中A")
+    backbone.context, exam = 4096, hard(2, 12)
+    lengths = [len(backbone.tokenizer(f"Answer: {letter}")["input_ids"]) for letter in "éж中A"]
+    assert len(set(lengths)) > 1
+    sat(backbone, exam, ENGLISH, 1, 3000)
+
+
+def test_each_question_has_the_examples_that_fit(backbone):
+    backbone.context, exam = 230, hard(1, 30)
+    found = sat(backbone, exam, ENGLISH, 2)["subjects"]["subject_0"]
+    assert found["shots"][0] < found["shots"][1] and found["cut"] == 0
+    backbone.context = 4096
+    assert sit(backbone, exam, 9)["mean_shots"] == 2  # the subject has no more
+
+
+def test_a_broken_model_knows_nothing(folder, exams):
+    broken = Backbone.load(str(folder / "backbone"))
+    with torch.no_grad():
+        next(broken.model.parameters()).fill_(float("nan"))
+    broken.context = 4096
+    for measure in (lambda: sit(broken, read_exam(exams[0]), 0), lambda: perplexity(broken, CHATS, 128)):
+        with pytest.raises(UserError, match="not finite"):
+            measure()
 
 
 def test_a_model_that_knows_scores_all(backbone, exams, monkeypatch):
