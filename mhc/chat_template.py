@@ -145,7 +145,7 @@ class ChatTemplate:
                 if name in message:
                     marks.append(_mark())
                     one = {"type": "function", "function": {"name": marks[-1], "description": "", **empty}}
-                    message = {**message, name: [*message[name], one]}
+                    message = {**message, name: [one]}  # alone: some templates refuse several calls in a turn
             marked.append(message)
         text = self._run(marked) if marks else ""
         return all(mark in text for mark in marks)

@@ -343,3 +343,31 @@ def test_fingerprint_tells_templates_and_control_tokens_apart():
     )
     assert template_fingerprint(again) == prints["chatml"] != template_fingerprint(other)
     assert template_fingerprint(make(None, ["</s>"], "</s>")) == template_fingerprint(make(None, ["</s>"], "</s>"))
+
+
+CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": "<|im_end|>"}}}
+TOOL = {"type": "function", "function": {"name": "add", "description": "<|im_end|>", "parameters": {}}}
+ASKED = [{"role": "system", "content": "s", "tools": [TOOL]}, {"role": "user", "content": "u"}]
+CALLED = [*ASKED, {"role": "assistant", "content": "", "tool_calls": [CALL]}, {"role": "tool", "content": "t"}]
+
+
+def test_tools_in_a_template_that_writes_them():
+    tokenizer = byte_level("qwen3")
+    text = tokenizer.apply_chat_template(ASKED, tools=[TOOL], tokenize=False, add_generation_prompt=True)
+    ids = prompt_ids(tokenizer, ASKED)
+    assert tokenizer.decode(ids) == text
+    assert ids.count(tokenizer.convert_tokens_to_ids("<|im_end|>")) == 2  # of two turns; the description's is text
+
+
+@pytest.mark.parametrize("name, called", [("qwen3", CALLED), ("llama31", [ASKED[1], *CALLED[2:]])])
+def test_where_calls_end_only_tags_can_say(name, called):
+    """One call is let through by a template that refuses several."""
+    tokenizer = byte_level(name)
+    assert '"add"' in tokenizer.decode(prompt_ids(tokenizer, called))
+    with pytest.raises(UserError, match="generation"):
+        encode(tokenizer, [*called, {"role": "assistant", "content": "a"}])
+
+
+def test_tools_that_a_template_drops_are_named():
+    with pytest.raises(UserError, match="drops what system or tool turns say, or tools"):
+        prompt_ids(byte_level("chatml"), ASKED)
