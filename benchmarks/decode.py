@@ -35,6 +35,7 @@ from mhc.backbone import resolve
 from mhc.benchmark import round_parts
 from mhc.checkpoint import DESCRIPTION, TUNED, for_decoding, load_drafter, tuned_tree
 from mhc.engine import Engine
+from mhc.rows import Asked
 from mhc.sampling import GREEDY, Sampling
 from mhc.tree import DynamicTree, shape_of
 
@@ -179,8 +180,8 @@ def contexts(backbone, repeats: int = 40) -> list[dict]:
     asked for positions it was not trained on: the text is nonsense, the work is the same.)"""
     engine, limit = Engine(backbone), backbone.context
     backbone.context = max(CONTEXTS) + 8
-    rows = engine.rows([[1] * max(CONTEXTS)], [1], [GREEDY], 1, speculate=False)
-    rows.join(0, engine._prefill(rows, [0])[0])
+    rows = engine.rows([Asked([1] * max(CONTEXTS), 1)], 1, speculate=False)
+    rows.join(0, engine.prefill(rows, [0])[0])
     text = backbone.model.config.get_text_config(decoder=True)
     heads, width = text.num_attention_heads, rows.cache.buffer.shape[-1]
     query, attention = torch.randn(1, heads, 1, width), backbone.model.base_model.layers[0].self_attn
@@ -189,7 +190,7 @@ def contexts(backbone, repeats: int = 40) -> list[dict]:
         for length in CONTEXTS:
             rows.cache.lengths[0] = length
             rows.cache.select(0, 1)
-            found.setdefault((length, "step_ms"), []).append(1000 * timed(lambda: engine._round(rows, False))[0])
+            found.setdefault((length, "step_ms"), []).append(1000 * timed(lambda: engine.round(rows, False))[0])
 
             def attend(length=length) -> None:
                 for layer in rows.cache.buffer:

@@ -19,7 +19,7 @@ from mhc.backbone import Backbone
 from mhc.drafters import Drafter
 from mhc.engine import Engine
 from mhc.losses import chunked_loss
-from mhc.rows import BUCKET, Rows
+from mhc.rows import BUCKET, Asked, Rows
 from mhc.sampling import GREEDY, Sampling
 from mhc.tree import DynamicTree, Shape, Tree, shape_of
 from mhc.tuning import bush
@@ -48,7 +48,7 @@ class Place:
 
     def round(self) -> None:
         """A whole round as when decoding, up to the new tokens on the host."""
-        self.engine._round(self.rows, self.rows.speculate)
+        self.engine.round(self.rows, self.rows.speculate)
 
     def draft(self) -> None:
         """The growing of a tree alone."""
@@ -62,11 +62,11 @@ Calls = dict[tuple[str, str], tuple[Callable[[], Any], Place]]  # by case and me
 def place_after(prompt: list[int], engine: Engine, *also: Callable[[Rows], Tensor]) -> Place:
     """Compile and capture the engine's round, and the rounds `also`; read the prompt; make one round."""
     speculate = engine.drafter is not None
-    rows = engine.rows([prompt], [NEW], [GREEDY], 1, speculate)
+    rows = engine.rows([Asked(prompt, NEW)], 1, speculate)
     rounds = (engine._speculate if speculate else engine._plain, *also)
     for round in rounds:
         deque(rows.warm_up(round), maxlen=0)
-    rows.join(0, engine._prefill(rows, [0])[0])
+    rows.join(0, engine.prefill(rows, [0])[0])
     rows.cache.select(0, 1)
     assert rows.graphs is None or all(rows._key(round) in rows.graphs for round in rounds), "a round was not captured"
     place = Place(engine, rows, rows.cache.lengths[0], rows.root.clone())

@@ -18,6 +18,7 @@ import transformers
 
 import mhc
 from mhc.engine import Engine, Generation
+from mhc.rows import Asked
 from mhc.sampling import GREEDY, Sampling
 
 
@@ -96,8 +97,8 @@ def round_parts(engine: Engine, prompt: list[int], repeats: int = 30) -> dict[st
     reading what was accepted), the verifying forward, a whole round; and the round over drafting plus verifying, which
     is its host overhead."""
     backbone, drafter = engine.backbone, engine.drafter
-    rows = engine.rows([prompt], [engine.tree.levels_deep + 1], [GREEDY], 1, speculate=True)
-    rows.join(0, engine._prefill(rows, [0])[0])
+    rows = engine.rows([Asked(prompt, engine.tree.levels_deep + 1)], 1, speculate=True)
+    rows.join(0, engine.prefill(rows, [0])[0])
     rows.cache.select(0, 1)
     length, root, memory = rows.cache.lengths[0], rows.root.clone(), copy.deepcopy(rows.memory)
 
@@ -122,11 +123,11 @@ def round_parts(engine: Engine, prompt: list[int], repeats: int = 30) -> dict[st
     accepted, following = features.at(every, path), logits.argmax(dim=-1).gather(1, path)
     counts = torch.full((1,), path.shape[1], device=path.device)
     steps = {
-        "plain_ms": lambda: engine._round(rows, speculate=False),
+        "plain_ms": lambda: engine.round(rows, speculate=False),
         "grow_ms": grow,
         "read_ms": lambda: drafter.read(rows.memory, rows.active, accepted, following, rows.cache.start, counts),
         "verify_ms": verify,
-        "round_ms": lambda: engine._round(rows, speculate=True),
+        "round_ms": lambda: engine.round(rows, speculate=True),
     }
     found: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(repeats):

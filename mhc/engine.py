@@ -7,10 +7,9 @@ Both loops emit exactly the same tokens: what is kept is always the backbone's o
 """
 
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -19,20 +18,11 @@ from mhc.chat import end_token_ids, prompt_ids
 from mhc.checkpoint import for_decoding, load_drafter
 from mhc.drafters import Drafter
 from mhc.errors import UserError
-from mhc.rows import Rows
+from mhc.rows import Asked, Rows
 from mhc.sampling import GREEDY, Sampler, Sampling
+from mhc.session import Piece, Session, room_of
 from mhc.tree import FixedTree, Shape, shape_of
 from mhc.verify import accept
-
-MANY = 16  # rows, from which on one guess each is enough
-
-
-class Piece(NamedTuple):
-    """What one round gave one prompt: its number, the new tokens, and why it ended (or None)."""
-
-    prompt: int
-    tokens: list[int]
-    finish_reason: str | None
 
 
 @dataclass
@@ -67,6 +57,7 @@ class Engine:
         self, backbone: Backbone, drafter: Drafter | None = None, tree: Shape | None = None, compile: bool = False
     ):
         self.backbone, self.drafter, self.compile = backbone, drafter, compile
+        self.tree_of_many: Shape | None = None
         self._idle: list[Rows] = []  # compiled rounds with their buffers, for the next call
         if drafter is not None:
             self.tree = tree or FixedTree.chain(drafter.heads)
@@ -95,11 +86,11 @@ class Engine:
         drafter, kept = load_drafter(path, backbone, **loading)
         return cls(drafter.backbone, for_decoding(drafter), wanted or kept, compile)
 
-    def for_many(self, batch_size: int) -> "Engine":
-        """With one guess a row where so many rows are decoded at once: they keep the machine busy, and a tree tuned for one
+    def for_many(self) -> "Engine":
+        """With one guess a row while MANY rows or more are decoded at once: they keep the machine busy, and a tree tuned for one
         row asks too much of it or, where it minds its prices, speculates too seldom (docs/log.md)."""
-        if self.drafter is not None and batch_size >= MANY:
-            self.tree = FixedTree.chain(1)
+        if self.drafter is not None:
+            self.tree_of_many = FixedTree.chain(1)
         return self
 
     # ---- one round: everything stays on the device until `tolist`, the one host synchronisation
@@ -108,13 +99,14 @@ class Engine:
         """Grow a tree, verify it in one forward, keep what the backbone agrees with: (D+2,B), the emitted
         tokens and in the last line how many of them hold."""
         backbone, drafter, cache = self.backbone, self.drafter, rows.cache
-        draw = rows.draw(self.tree.levels_deep)
-        tree = self.tree.grow(drafter, drafter.begin(rows.memory, rows.active), rows.root, draw)
+        draw = rows.draw(rows.tree.levels_deep)
+        tree = rows.tree.grow(drafter, drafter.begin(rows.memory, rows.active), rows.root, draw)
         rows.grown = tree.tokens.shape[1]
         places = rows.places(tree.ancestors, tree.depth)
         logits, features = backbone.decode(tree.tokens, *places, compiled=self.compile, taps=rows.taps)
         choices = draw.scores(logits, tree.depth).argmax(dim=-1)
-        kept = accept(tree, choices, draw.typical(logits, tree.tokens, tree.parents))
+        kept = accept(tree, choices, draw.typical(logits, tree.tokens, tree.parents), rows.most)
+        rows.note(logits, kept.path, kept.emitted)
         cache.commit(kept.path)
         every = torch.arange(len(choices), device=choices.device)[:, None]
         accepted = features.at(every, kept.path)
@@ -127,13 +119,14 @@ class Engine:
         places = rows.places(*rows.alone)
         logits, features = self.backbone.decode(rows.root[:, None], *places, compiled=self.compile, taps=rows.taps)
         rows.root.copy_(rows.draw(0).scores(logits, 0).argmax(dim=-1)[:, 0])
+        rows.note(logits, torch.zeros_like(rows.root[:, None]), rows.root[:, None])
         ones = torch.ones_like(rows.root)
         if rows.memory is not None:
             self.drafter.read(rows.memory, rows.active, features, rows.root[:, None], rows.cache.start, ones)
         return torch.stack([rows.root, ones])
 
-    def _round(self, rows: Rows, speculate: bool) -> list[list[int]]:
-        """The new tokens of every row."""
+    def round(self, rows: Rows, speculate: bool) -> list[list[int]]:
+        """One round: the new tokens of every row."""
         speculate = speculate and rows.pace.pays()
         *emitted, counts = rows.run(self._speculate if speculate else self._plain).tolist()
         counts = counts[: len(rows.serving)]
@@ -142,10 +135,11 @@ class Engine:
             rows.pace.learn(sum(counts) / len(counts), len(counts), rows.grown, len(emitted) - 1)
         return [[level[row] for level in emitted[:count]] for row, count in enumerate(counts)]
 
-    def _prefill(self, rows: Rows, numbers: list[int]) -> list[int]:
+    def prefill(self, rows: Rows, numbers: list[int]) -> list[int]:
         """Read these prompts into the rows behind the ones being served; the first token of each answer."""
         first, cache, device = len(rows.serving), rows.cache, self.backbone.device
-        prompts = [rows.prompts[number] for number in numbers]
+        asked = [rows.asked[number] for number in numbers]
+        prompts = [each.prompt for each in asked]
         lengths = [len(prompt) for prompt in prompts]
         for row in range(len(prompts)):
             cache.clear(first + row)
@@ -155,12 +149,13 @@ class Engine:
         positions = torch.arange(max(lengths), device=device).expand(len(prompts), -1)
         counts = torch.tensor(lengths, device=device)
         logits, features = self.backbone.decode(ids, positions, cache, None, at=counts - 1, taps=rows.taps)
-        sampler = Sampler.of([rows.sampling[number] for number in numbers], self.backbone.vocabulary_size, device)
+        sampler = Sampler.of([each.sampling for each in asked], self.backbone.vocabulary_size, device)
         roots = sampler.round(counts[:, None] - 1, 0).scores(logits, 0).argmax(dim=-1)  # (B,1)
         if rows.memory is not None:
             following = torch.cat([ids[:, 1:], roots], dim=1).scatter(1, counts[:, None] - 1, roots)
             self.drafter.read(rows.memory, slice(first, first + len(prompts)), features, following, 0, counts)
         cache.extend(lengths)
+        rows.note(logits, torch.zeros_like(roots), roots, [each.likelihoods for each in asked])
         return roots[:, 0].tolist()
 
     @torch.inference_mode()
@@ -181,36 +176,44 @@ class Engine:
         """
         if not prompts:
             return
-        speculate = self.drafter is not None and not plain and self.tree.nodes > 1
-        room = [self._room(number, prompt, max_new_tokens) for number, prompt in enumerate(prompts)]
         each = [sampling] * len(prompts) if isinstance(sampling, Sampling) else list(sampling)
         if len(each) != len(prompts):
             raise UserError(f"{len(prompts)} prompts but {len(each)} samplings: give one for all, or one each")
-        rows = self.rows(prompts, room, each, min(batch_size, len(prompts)), speculate)
+        context = self.backbone.context
+        room = [room_of(number, prompt, max_new_tokens, context) for number, prompt in enumerate(prompts)]
+        asked = [Asked(*one) for one in zip(prompts, room, each)]
+        speculate = self.speculates and not plain
+        rows = self.rows(asked, min(batch_size, len(prompts)), speculate)
         for round in [*([self._speculate] if speculate else []), *([self._plain] if rows.steps_plainly else [])]:
             for done, total in rows.warm_up(round):
                 if warming:
                     warming(done, total)
-        waiting = deque(range(len(prompts)))
-        while waiting or rows.serving:
-            while waiting and rows.has_room(waiting):
-                numbers = rows.next_of(waiting)
-                tokens = self._prefill(rows, numbers)
-                for number, token in zip(numbers, tokens):
-                    rows.join(number, token)
-                yield from self._emit(rows, [[token] for token in tokens], len(rows.serving) - len(numbers))
-            if rows.serving:
-                rows.cache.select(rows.active.start, rows.active.stop)
-                yield from self._emit(rows, self._round(rows, speculate))
+        session = Session(self, rows, speculate)
+        while session.busy:
+            yield from session.step()
         if self.compile:
             self._idle = [rows]  # the latest only: buffers are large
 
-    def rows(
-        self, prompts: Sequence[list[int]], room: list[int], sampling: list[Sampling], size: int, speculate: bool
-    ) -> Rows:
+    @property
+    def speculates(self) -> bool:
+        """Whether there is anything to guess with."""
+        return self.drafter is not None and self.tree.nodes > 1
+
+    def session(self, size: int, context: int) -> Session:
+        """Continuous batching of up to `size` prompts at once, each of at most `context` tokens with its answer."""
+        capacity = min(context, self.backbone.context) + self.slots_behind(self.speculates)
+        kinds = [GREEDY, Sampling(temperature=1.0, top_p=0.5)]  # with these a compiled round can serve all
+        rows = Rows(self, size, capacity, self.speculates)
+        rows.start([], kinds)
+        return Session(self, rows, self.speculates)
+
+    def slots_behind(self, speculate: bool) -> int:
+        """Slots behind a row's text that a round needs: for nodes and padded paths."""
+        return max(self.tree.nodes, self.tree.levels_deep + 1) if speculate else 1
+
+    def rows(self, asked: Sequence[Asked], size: int, speculate: bool) -> Rows:
         """Buffers for these prompts; compiled rounds bring theirs along from an earlier call."""
-        behind = max(self.tree.nodes, self.tree.levels_deep + 1) if speculate else 1  # slots for nodes and padded paths
-        capacity = max(len(prompt) + more for prompt, more in zip(prompts, room)) + behind
+        capacity = max(len(each.prompt) + each.room for each in asked) + self.slots_behind(speculate)
         fitting = (
             rows
             for rows in self._idle
@@ -221,38 +224,8 @@ class Engine:
             rows = Rows(self, size, capacity, speculate)
         else:
             self._idle.remove(rows)
-        rows.start(prompts, room, sampling)
+        rows.start(asked)
         return rows
-
-    def _emit(self, rows: Rows, emitted: list[list[int]], first: int = 0) -> Iterator[Piece]:
-        """The pieces of rows first, first+1, ...; the last comes first, since finished rows leave."""
-        for row in reversed(range(first, first + len(emitted))):
-            number = rows.serving[row]
-            tokens, reason = self._cut(emitted[row - first], rows.left[row])
-            rows.left[row] -= len(tokens)
-            yield Piece(number, tokens, reason)
-            if reason is not None:
-                rows.leave(row)
-
-    def _room(self, number: int, prompt: list[int], max_new_tokens: int) -> int:
-        room = self.backbone.context - len(prompt)
-        if not prompt:
-            raise UserError(f"prompt {number} is empty: give it at least one token")
-        if room < 1:
-            raise UserError(
-                f"prompt {number} has {len(prompt)} tokens, the backbone's context is "
-                f"{self.backbone.context}: shorten it"
-            )
-        if max_new_tokens < 1:
-            raise UserError(f"max_new_tokens is {max_new_tokens}: it must be at least 1")
-        return min(max_new_tokens, room)
-
-    def _cut(self, tokens: list[int], left: int) -> tuple[list[int], str | None]:
-        """End a round's tokens at the end-of-text token or at the length limit."""
-        for index, token in enumerate(tokens[:left]):
-            if token in self.end_ids:
-                return tokens[: index + 1], "stop"
-        return tokens[:left], "length" if len(tokens) >= left else None
 
     # ---- what most callers want
 
@@ -276,7 +249,7 @@ class Engine:
             if warming:
                 warming(done, total)
 
-        for number, tokens, reason in self.stream(prompts, max_new_tokens, batch_size, plain, sampling, warmed):
+        for number, tokens, reason, _ in self.stream(prompts, max_new_tokens, batch_size, plain, sampling, warmed):
             started.setdefault(number, last)
             answer = answers.setdefault(number, Generation())
             answer.token_ids += tokens

@@ -17,7 +17,7 @@ from torch import Tensor
 from mhc.benchmark import wait
 from mhc.engine import Engine
 from mhc.replay import COUNTS, RANKS, WIDTHS, Costs, Trace, most_nodes
-from mhc.rows import Rows
+from mhc.rows import Asked, Rows
 from mhc.sampling import GREEDY, Sampling
 from mhc.tree import DynamicTree, FixedTree, Shape, Tree
 
@@ -63,8 +63,8 @@ def measure_costs(
     counts = [count for count in COUNTS if count < engine.backbone.context - len(prompt)]
     tuner = Engine(engine.backbone, drafter, FixedTree.chain(depth))
     tuner.tree.nodes = counts[-1]  # room in the buffers
-    rows = tuner.rows([prompt], [1], [sampling], 1, speculate=True)
-    rows.join(0, tuner._prefill(rows, [0])[0])
+    rows = tuner.rows([Asked(prompt, 1, sampling)], 1, speculate=True)
+    rows.join(0, tuner.prefill(rows, [0])[0])
     rows.cache.select(0, 1)
     length, root = rows.cache.lengths[0], rows.root.clone()
     grown: dict[Any, Shape] = {  # prices of any kind, so that choosing by them is timed as well
@@ -90,7 +90,7 @@ def measure_costs(
 
     def verify(count: int) -> None:
         tuner.tree = ready[count]
-        tuner._round(rows, speculate=True)
+        tuner.round(rows, speculate=True)
 
     for number in range(repeats + 2):
         # plain steps and growth are timed after a verification, which has filled the caches, as when decoding
@@ -99,7 +99,7 @@ def measure_costs(
             timed(count, lambda count=count: verify(count))
             timed(key, lambda shape=shape: grow(shape))
         for count in counts:
-            timed("plain", lambda: tuner._round(rows, speculate=False))
+            timed("plain", lambda: tuner.round(rows, speculate=False))
             timed(count, lambda count=count: verify(count))
         if number == 1:
             seconds.clear()  # the first two warm up
@@ -134,10 +134,10 @@ def record(
     longest = max(len(trace.tokens) for trace in traces)
     shapes = {width: _all_nodes(width, depth) for width in WIDTHS}
     walker = Engine(engine.backbone, drafter, FixedTree.chain(0))  # one true token a round
-    room = [min(longest, engine.backbone.context - len(prompt)) for prompt in prompts]
-    rows = walker.rows(prompts, room, [sampling] * len(prompts), len(prompts), speculate=True)
+    asked = [Asked(prompt, min(longest, engine.backbone.context - len(prompt)), sampling) for prompt in prompts]
+    rows = walker.rows(asked, len(prompts), speculate=True)
     numbers = list(range(len(prompts)))
-    for number, token in zip(numbers, walker._prefill(rows, numbers)):
+    for number, token in zip(numbers, walker.prefill(rows, numbers)):
         rows.join(number, token)
     rows.cache.select(0, len(prompts))
     device = rows.root.device
@@ -152,7 +152,7 @@ def record(
             tree = shape.grow(drafter, drafter.begin(rows.memory, rows.active), rows.root, rows.draw(depth))
             kept[width].append((tree.likely, tree.depth.expand_as(tree.tokens), _right(tree, ahead)))
         ranks.append(_ranks(drafter, rows, ahead))
-        walker._round(rows, speculate=True)
+        walker.round(rows, speculate=True)
         rows.root.copy_(truth[:, t + 1].clamp(min=0))  # rows that are done go on with anything
         if progress:
             progress(t + 1, longest - 1)
@@ -195,8 +195,8 @@ def _ranks(drafter, rows: Rows, ahead: Tensor) -> Tensor:
 @torch.inference_mode()
 def example_round(engine: Engine, prompt: list[int], sampling: Sampling, rounds: int = 16) -> dict[str, Any]:
     """Of the first rounds of an answer the one that kept most: its tree, as `pictures.draw_tree` takes it."""
-    rows = engine.rows([prompt], [rounds * (engine.tree.levels_deep + 1)], [sampling], 1, speculate=True)
-    rows.join(0, engine._prefill(rows, [0])[0])
+    rows = engine.rows([Asked(prompt, rounds * (engine.tree.levels_deep + 1), sampling)], 1, speculate=True)
+    rows.join(0, engine.prefill(rows, [0])[0])
     rows.cache.select(0, 1)
     best: tuple[int, Tree, list[int]] | None = None
     for _ in range(rounds):
@@ -204,7 +204,7 @@ def example_round(engine: Engine, prompt: list[int], sampling: Sampling, rounds:
             break
         state = engine.drafter.begin(rows.memory, rows.active)
         tree = engine.tree.grow(engine.drafter, state, rows.root, rows.draw(engine.tree.levels_deep))
-        (emitted,) = engine._round(rows, speculate=True)
+        (emitted,) = engine.round(rows, speculate=True)
         if best is None or len(emitted) > best[0]:
             best = len(emitted), tree, emitted
         if engine.end_ids & set(emitted):

@@ -25,10 +25,13 @@ class Accepted:
     emitted: torch.Tensor
 
 
-def accept(tree: Tree, choices: torch.Tensor, also: torch.Tensor | None = None) -> Accepted:
+def accept(
+    tree: Tree, choices: torch.Tensor, also: torch.Tensor | None = None, most: torch.Tensor | None = None
+) -> Accepted:
     """Find the longest path on which every guess equals the backbone's choice (B,N) at its parent.
 
-    also: nodes (B,N) to accept besides (typical acceptance); what is emitted then is the guesses on the path.
+    also: nodes (B,N) to accept besides (typical acceptance); what is emitted then is the guesses on the path. most: tokens
+    (B,) that a row may emit, at least 1.
     """
     rows = len(choices)
     right = tree.tokens == choices.gather(1, tree.parents.expand(rows, -1))
@@ -40,6 +43,8 @@ def accept(tree: Tree, choices: torch.Tensor, also: torch.Tensor | None = None) 
     index = best[:, None, None].expand(-1, 1, tree.paths.shape[2])
     path = tree.paths.expand(rows, -1, -1).gather(1, index)[:, 0]  # (B,P)
     counts = tree.depth.expand(rows, -1).gather(1, best[:, None])[:, 0] + 1
+    if most is not None:
+        counts = torch.minimum(counts, most)
     emitted = choices.gather(1, path)
     if also is not None:
         inner = torch.arange(path.shape[1] - 1, device=path.device) < counts[:, None] - 1

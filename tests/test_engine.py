@@ -4,6 +4,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+import mhc.engine
 import mhc.rows
 from mhc.backbone import Backbone
 from mhc.cache import TreeCache
@@ -161,7 +162,7 @@ def test_a_row_that_ended_beyond_its_limit_is_forgotten(backbones, references, m
     order = sorted(range(len(PROMPTS)), key=lambda number: len(PROMPTS[number]))
     short, long = PROMPTS[order[0]], PROMPTS[order[-1]]
     drafter = Scripted(backbone, texts, [len(prompt) for prompt in PROMPTS])
-    monkeypatch.setattr(Engine, "_room", lambda self, number, prompt, most: 2 if prompt == long else most)
+    monkeypatch.setattr(mhc.engine, "room_of", lambda number, prompt, most, context: 2 if prompt == long else most)
     found = {}
     for compile in (False, True):
         engine = Engine(backbone, drafter, FixedTree.chain(4), compile=compile)
@@ -178,7 +179,7 @@ def test_a_compiled_round_gives_the_same_text():
     warmed = []
     pieces = list(engine.stream(PROMPTS, NEW, warming=lambda *done: warmed.append(done)))
     assert warmed and warmed[-1][0] == warmed[-1][1]
-    text = [[t for number, tokens, _ in pieces if number == prompt for t in tokens] for prompt in range(len(PROMPTS))]
+    text = [[t for number, tokens, *_ in pieces if number == prompt for t in tokens] for prompt in range(len(PROMPTS))]
     assert text == expected == answers(engine, 1, plain=True)
 
 
@@ -298,9 +299,9 @@ def test_memory_is_what_the_formula_says(backbones, name):
     capacity = max(map(len, PROMPTS)) + NEW + engine.tree.nodes
     assert rows.cache.buffer.nbytes == 2 * config.num_hidden_layers * 3 * heads * capacity * width * 4
     place = rows.cache.buffer.data_ptr()
-    rows.join(0, engine._prefill(rows, [0])[0])
+    rows.join(0, engine.prefill(rows, [0])[0])
     rows.cache.select(0, 1)
-    engine._round(rows, speculate=True)
+    engine.round(rows, speculate=True)
     assert rows.cache.buffer.data_ptr() == place
     assert all(layer.keys.untyped_storage().data_ptr() == place for layer in rows.cache.layers)
 

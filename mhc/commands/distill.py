@@ -71,7 +71,7 @@ def _in_process(options: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
     if options.checkpoint:
         engine = Engine.from_checkpoint(
             options.checkpoint, options.backbone, compile=options.compile, **loading_of(options)
-        ).for_many(options.batch_size)
+        ).for_many()
     else:
         engine = Engine(Backbone.load(options.backbone or "pocket", **loading_of(options)), compile=options.compile)
     backbone = engine.backbone
