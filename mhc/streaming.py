@@ -52,9 +52,10 @@ class TextStream:
     def _show(self, new: str, final: bool) -> str:
         """What of the held and the new text is certain."""
         text = self._held + new
-        found = min(((at, -len(stop), stop) for stop in self.stops if (at := text.find(stop)) >= 0), default=None)
+        # The one that is complete first, so that it does not matter in which pieces the text comes.
+        found = min(((at + len(stop), at, stop) for stop in self.stops if (at := text.find(stop)) >= 0), default=None)
         if found is not None:
-            shown, self.stopped = text[: found[0]], found[2]
+            shown, self.stopped = text[: found[1]], found[2]
         else:
             held = 0 if final else max((_overlap(text, stop) for stop in self.stops), default=0)
             shown, self._held = text[: len(text) - held], text[len(text) - held :]

@@ -53,13 +53,13 @@ def test_the_pieces_are_the_text(name, data):
     sizes=st.lists(st.integers(1, 5), max_size=30),
 )
 def test_a_stop_string_ends_the_text(text, stops, sizes):
-    """Over the borders of tokens, pieces and bytes: what is shown is all before the first stop string, at once or late."""
+    """Over the borders of tokens, pieces and bytes: what is shown is all before the stop string that is complete first."""
     tokenizer = TOKENIZERS["byte-level"]
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     stream = TextStream(tokenizer, stops)
     pieces = shown(stream, ids, sizes)
-    found = [at for stop in stops if (at := text.find(stop)) >= 0]
-    assert "".join(pieces) == stream.text == text[: min(found, default=len(text))]
+    found = [(at + len(stop), at) for stop in stops if (at := text.find(stop)) >= 0]
+    assert "".join(pieces) == stream.text == text[: min(found)[1] if found else None]
     assert (stream.stopped is not None) == bool(found)
 
 
