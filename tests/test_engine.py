@@ -11,6 +11,7 @@ from mhc.cache import TreeCache
 from mhc.drafters import Cascade, Diffusion, Eagle3, Medusa
 from mhc.engine import Engine
 from mhc.errors import UserError
+from mhc.rows import Asked
 from mhc.sampling import GREEDY, Sampling
 from mhc.tree import DynamicTree, FixedTree
 from tests.conftest import ARCHITECTURES, VOCABULARY, Scripted, tiny_backbone
@@ -295,7 +296,7 @@ def test_memory_is_what_the_formula_says(backbones, name):
     heads = getattr(config, "num_key_value_heads", config.num_attention_heads)
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     engine = Engine(backbone, Cascade(backbone, heads=4), TREES["tree"])
-    rows = engine.rows(PROMPTS, [NEW] * len(PROMPTS), [GREEDY] * len(PROMPTS), 3, speculate=True)
+    rows = engine.rows([Asked(prompt, NEW) for prompt in PROMPTS], 3, speculate=True)
     capacity = max(map(len, PROMPTS)) + NEW + engine.tree.nodes
     assert rows.cache.buffer.nbytes == 2 * config.num_hidden_layers * 3 * heads * capacity * width * 4
     place = rows.cache.buffer.data_ptr()

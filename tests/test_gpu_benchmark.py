@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 from mhc.backbone import Backbone
 from mhc.drafters import Cascade, Medusa
 from mhc.engine import Engine
+from mhc.rows import Asked
 from mhc.sampling import GREEDY, Sampling
 from mhc.tree import DynamicTree, FixedTree
 from tests.conftest import tiny_backbone
@@ -143,7 +144,7 @@ def test_a_round_never_waits_for_the_host(gpu, part1, monkeypatch, family, tree,
     with torch.device("meta"):
         drafter = part1.FAMILIES[family](backbone).to(backbone.dtype)
     engine = Engine(backbone, drafter, part1.TREES[tree](), compile=True)
-    rows = engine.rows([[1] * 300], [8], [sampling], 1, speculate=True)
+    rows = engine.rows([Asked([1] * 300, 8, sampling)], 1, speculate=True)
     rows.cache.lengths = [300]
     rows.cache.select(0, 1)
     for round in (engine._speculate, engine._plain, part1.drafting):
