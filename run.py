@@ -27,7 +27,8 @@ import sys
 
 LIGHTNING = ("fit", "validate", "test")
 COMMANDS = (
-    *("collect", "compare", "distill", "evaluate", "generate", "inspect", "lm", "quickstart", "sweep", "tokenizer"),
+    *("answer", "chat", "collect", "compare", "distill", "evaluate", "export", "generate", "inspect", "lm", "push"),
+    *("quickstart", "serve", "speed", "sweep", "tokenizer"),
     "tune",
 )
 

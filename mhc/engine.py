@@ -129,10 +129,11 @@ class Engine:
         """One round: the new tokens of every row."""
         speculate = speculate and rows.pace.pays()
         *emitted, counts = rows.run(self._speculate if speculate else self._plain).tolist()
+        rows.levels = len(emitted) - 1
         counts = counts[: len(rows.serving)]
         rows.cache.extend(counts)
         if speculate:
-            rows.pace.learn(sum(counts) / len(counts), len(counts), rows.grown, len(emitted) - 1)
+            rows.pace.learn(sum(counts) / len(counts), len(counts), rows.grown, rows.levels)
         return [[level[row] for level in emitted[:count]] for row, count in enumerate(counts)]
 
     def prefill(self, rows: Rows, numbers: list[int]) -> list[int]:
@@ -155,6 +156,7 @@ class Engine:
             following = torch.cat([ids[:, 1:], roots], dim=1).scatter(1, counts[:, None] - 1, roots)
             self.drafter.read(rows.memory, slice(first, first + len(prompts)), features, following, 0, counts)
         cache.extend(lengths)
+        rows.levels = 0
         rows.note(logits, torch.zeros_like(roots), roots, [each.likelihoods for each in asked])
         return roots[:, 0].tolist()
 

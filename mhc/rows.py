@@ -65,6 +65,7 @@ class Rows:
         self.serving: list[int] = []  # prompt number of each row
         self.left: list[int] = []  # tokens each may still emit
         self.grown = 0  # nodes of the last tree
+        self.levels = 0  # guesses in a row that the last forward verified at most
         self.noted: tuple[torch.Tensor, ...] | None = None  # the last forward's likelihoods, where they are wanted
         self.pace = Pace(self.engine.tree) if self.speculate else None
         self.cache.lengths = [0] * self.size

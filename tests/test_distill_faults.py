@@ -12,9 +12,9 @@ import pytest
 
 import run
 from mhc.answering import Job, Reply, answer_all
+from mhc.client import Server
 from mhc.errors import UserError
 from mhc.journal import Journal
-from mhc.server import Server
 from tests.fake_server import Fake, Handler
 
 ROOT = Path(__file__).parents[1]

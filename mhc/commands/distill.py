@@ -86,7 +86,7 @@ def _in_process(options: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
 
 def _server(options: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
     """A server that answers, and what the manifest says of it."""
-    from mhc.server import Server
+    from mhc.client import Server
 
     if options.checkpoint or options.backbone:
         raise UserError("--server answers by itself: leave --backbone and --checkpoint out")

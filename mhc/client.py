@@ -47,7 +47,7 @@ class Server:
         try:
             import openai
         except ImportError as problem:
-            raise UserError('--server needs the openai package: pip install "mhc[server]"') from problem
+            raise UserError('--server needs the openai package: pip install "mhc[client]"') from problem
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise UserError("--server wants an address like http://localhost:8000/v1")

@@ -1,0 +1,179 @@
+"""What a request may say: OpenAI's fields with their limits, and what follows from them for the engine.
+
+Types are taken at their word ("1" is no number); fields that are not named here are ignored, as clients send all sorts. What would change
+the text and cannot be done (penalties, logit_bias, tools) is refused, not ignored.
+"""
+
+import secrets
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+
+from mhc.messages import clean_text
+from mhc.sampling import Sampling
+
+MOST_CHOICES, MOST_STOPS, MOST_INPUTS = 16, 16, 256
+
+Text = Annotated[str, BeforeValidator(lambda value: clean_text(value) if isinstance(value, str) else value)]
+Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
+Token = Annotated[int, Field(ge=0, le=2**31 - 1)]
+Stop = Annotated[Text, Field(min_length=1, max_length=256)]
+
+
+def _only(what: str, right: Any, schema: dict[str, Any]) -> Any:
+    """A field that may be given, but only so that it changes nothing."""
+
+    def check(value: Any) -> Any:
+        if value is not None and (isinstance(value, bool) is not isinstance(right, bool) or value != right):
+            raise ValueError(f"{what}: leave it out")
+        return value
+
+    return Annotated[Any, BeforeValidator(check), WithJsonSchema({"anyOf": [schema, {"type": "null"}]})]
+
+
+NoPenalty = _only("this server has no penalties", 0, {"type": "number", "const": 0})
+NoBias = _only("this server does not change the logits", {}, {"type": "object", "maxProperties": 0})
+NoTools = _only("this server calls no tools", [], {"type": "array", "maxItems": 0})
+NoEcho = _only("the prompt is not repeated", False, {"const": False})
+NoSuffix = _only("nothing can be put in before a suffix", "", {"type": "string", "maxLength": 0})
+
+
+class Body(BaseModel):
+    model_config = ConfigDict(extra="ignore", strict=True, allow_inf_nan=False)
+
+    model: Text | None = Field(None, description="as /v1/models names it; without, the one that is served")
+
+
+class StreamOptions(BaseModel):
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    include_usage: bool | None = None
+
+
+class Drawing(Body):
+    """How text is drawn, whatever it is drawn for."""
+
+    max_tokens: Count | None = Field(None, description="at most as many as the context has room for")
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = Field(
+        None, description="0 is greedy; 1 where none is given"
+    )
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = Field(None, description="0: all tokens")
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = Field(
+        None, description="the same seed, the same text, whoever is served beside; choice i has seed + i"
+    )
+    n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] | None = None
+    stop: Stop | Annotated[list[Stop], Field(max_length=MOST_STOPS)] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    presence_penalty: NoPenalty = None
+    frequency_penalty: NoPenalty = None
+    logit_bias: NoBias = None
+    plain: bool | None = Field(None, description="one token a step, without the heads; the text is the same")
+    details: bool | None = Field(None, description="tell which tokens the heads guessed, and what decoding took")
+
+    @property
+    def stops(self) -> list[str]:
+        return [self.stop] if isinstance(self.stop, str) else self.stop or []
+
+    @property
+    def most_tokens(self) -> int | None:
+        return self.max_tokens
+
+    def samplings(self) -> list[Sampling]:
+        """One for each choice. Without a seed every request is drawn with one of its own."""
+        first = secrets.randbits(62) if self.seed is None else self.seed
+        temperature = 1.0 if self.temperature is None else self.temperature
+        return [
+            Sampling(temperature, self.top_p or 1.0, self.top_k or 0, (first + number) % 2**63)
+            for number in range(self.n or 1)
+        ]
+
+
+class TextPart(BaseModel):
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    type: Literal["text"]
+    text: Text
+
+
+class Message(BaseModel):
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: Text | list[TextPart] | None = None
+    tool_calls: NoTools = None
+
+    def plain(self) -> dict[str, str]:
+        """As templates take it."""
+        content = self.content or ""
+        if isinstance(content, list):
+            content = "".join(part.text for part in content)
+        return {"role": "system" if self.role == "developer" else self.role, "content": content}
+
+
+class ChatRequest(Drawing):
+    """The body of /v1/chat/completions."""
+
+    messages: Annotated[list[Message], Field(min_length=1, max_length=4096)]
+    max_completion_tokens: Count | None = Field(None, description="the newer name of max_tokens, before which it goes")
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = Field(None, description="counts where logprobs is true")
+    tools: NoTools = None
+    functions: NoTools = None
+    response_format: Annotated[
+        Any,
+        BeforeValidator(lambda value: _text_format(value)),
+        WithJsonSchema(
+            {
+                "anyOf": [
+                    {"type": "object", "properties": {"type": {"const": "text"}}, "required": ["type"]},
+                    {"type": "null"},
+                ]
+            }
+        ),
+    ] = None
+
+    @property
+    def most_tokens(self) -> int | None:
+        return self.max_completion_tokens or self.max_tokens
+
+
+def _text_format(value: Any) -> Any:
+    if value is not None and (not isinstance(value, dict) or value.get("type") != "text"):
+        raise ValueError("this server writes text only: leave it out")
+    return value
+
+
+class CompletionRequest(Drawing):
+    """The body of /v1/completions."""
+
+    prompt: (
+        Text
+        | Annotated[list[Text], Field(min_length=1, max_length=MOST_INPUTS)]
+        | Annotated[list[Token], Field(min_length=1)]
+        | Annotated[list[Annotated[list[Token], Field(min_length=1)]], Field(min_length=1, max_length=MOST_INPUTS)]
+    )
+    logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
+    echo: NoEcho = None
+    suffix: NoSuffix = None
+
+
+class EmbeddingRequest(Body):
+    """The body of /v1/embeddings."""
+
+    input: (
+        Annotated[Text, Field(min_length=1)]
+        | Annotated[list[Annotated[Text, Field(min_length=1)]], Field(min_length=1, max_length=MOST_INPUTS)]
+        | Annotated[list[Token], Field(min_length=1)]
+        | Annotated[list[Annotated[list[Token], Field(min_length=1)]], Field(min_length=1, max_length=MOST_INPUTS)]
+    )
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: Count | None = Field(None, description="only the model's own width")
+
+
+def several(value: Any) -> list[str] | list[list[int]]:
+    """A prompt or input as a list of texts or of token ids."""
+    if isinstance(value, str):
+        return [value]
+    return [value] if isinstance(value[0], int) else value

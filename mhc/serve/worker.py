@@ -1,0 +1,233 @@
+"""The one thread that decodes: requests hand it prompts, it hands back pieces, all in one continuous batch.
+
+Everything that touches the model runs in this thread; everything that counts requests runs in the event loop's. Between them go
+two queues: commands to the thread, and for each request the pieces of its answers.
+"""
+
+import asyncio
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import partial
+from itertools import count
+from typing import Any
+
+from mhc.engine import Engine
+from mhc.sampling import Sampling
+from mhc.serve.metrics import Metrics
+from mhc.session import Piece
+
+log = logging.getLogger("mhc.serve")
+IDLE = 0.5  # seconds, after which an idle thread shows that it lives
+
+
+class Busy(Exception):
+    """No room for more: `retry_after` seconds may help."""
+
+    def __init__(self, retry_after: int):
+        self.retry_after = retry_after
+
+
+class Gone(Exception):
+    """The engine has stopped, or this server is closing."""
+
+
+@dataclass
+class Job:
+    """One answer that is wanted."""
+
+    prompt: list[int]
+    most: int
+    sampling: Sampling
+    plain: bool = False
+    likelihoods: bool = False
+
+
+class Run:
+    """The answers to one request. Leave it with `close`, however it ends: what is not finished is then given up."""
+
+    def __init__(self, worker: "Worker", jobs: list[Job]):
+        self.worker = worker
+        self.pieces: asyncio.Queue = asyncio.Queue()  # of (index, Piece) or Gone
+        self.started = time.monotonic()
+        self.numbers = [worker.enter(self, index, job) for index, job in enumerate(jobs)]
+        self.open = set(range(len(jobs)))
+
+    async def next(self, patience: float) -> tuple[int, Piece] | None:
+        """The next piece and the index of its job; None where nothing came for so many seconds. Raises TimeoutError at
+        the end of the request's time, Gone where nothing will come any more."""
+        left = self.started + self.worker.timeout - time.monotonic()
+        try:
+            got = await asyncio.wait_for(self.pieces.get(), max(0.0, min(patience, left)))
+        except TimeoutError:
+            if left <= patience:
+                raise
+            return None
+        if isinstance(got, Gone):
+            raise got
+        index, piece = got
+        if piece.finish_reason is not None:
+            self.open.discard(index)
+        return got
+
+    def stop(self, index: int) -> None:
+        """This answer is long enough."""
+        if index in self.open:
+            self.open.discard(index)
+            self.worker.leave(self.numbers[index])
+
+    def close(self) -> None:
+        for index in list(self.open):
+            self.stop(index)
+
+
+class Worker:
+    """rows: answers decoded at once; more wait, up to `waiting` of them. context: tokens of a prompt and its answer.
+    timeout: seconds that a request may take, its waiting included."""
+
+    def __init__(self, engine: Engine, metrics: Metrics, rows: int, waiting: int, context: int, timeout: float):
+        self.engine, self.metrics, self.timeout = engine, metrics, timeout
+        self.session = engine.session(rows, context)
+        self.rows, self.most = rows, rows + waiting
+        self.context = self.session.rows.context
+        self.jobs: dict[int, tuple[Run, int]] = {}
+        self.read: set[int] = set()  # of the jobs those whose prompt was read
+        self.alive_at = time.monotonic()
+        self.seconds_each = 1.0  # of a recent answer
+        self._numbers = count()
+        self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._plain: set[int] = set()  # known to the thread alone
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread = threading.Thread(target=self._work, name="mhc-decoding", daemon=True)
+
+    # ---- in the event loop
+
+    def start(self) -> None:
+        """Begin to decode for the running event loop."""
+        self._loop = asyncio.get_running_loop()
+        self._thread.start()
+
+    async def close(self) -> None:
+        """End the thread; requests under way are told that the server is gone."""
+        self._commands.put(None)
+        await asyncio.to_thread(self._thread.join)
+
+    @property
+    def healthy(self) -> bool:
+        """Whether the thread lives and a round does not take forever."""
+        return self._thread.is_alive() and time.monotonic() - self.alive_at < max(60.0, self.timeout)
+
+    def run(self, jobs: list[Job]) -> Run:
+        """Ask for these answers. Raises Busy where they are too many, Gone where nobody decodes."""
+        if not self._thread.is_alive():
+            raise Gone("the engine has stopped")
+        if len(self.jobs) + len(jobs) > self.most:
+            waves = len(self.jobs) / self.rows
+            raise Busy(max(1, min(60, round(waves * self.seconds_each))))
+        return Run(self, jobs)
+
+    def enter(self, run: Run, index: int, job: Job) -> int:
+        number = next(self._numbers)
+        self.jobs[number] = run, index
+        self._commands.put(partial(self._submit, number, job))
+        self._tell_load()
+        return number
+
+    def leave(self, number: int) -> None:
+        """Nobody waits for this answer any more."""
+        if self.jobs.pop(number, None):
+            self.read.discard(number)
+            self.metrics.cancelled.inc()
+            self._commands.put(partial(self._cancel, number))
+            self._tell_load()
+
+    def call(self, work: Callable[[], Any]) -> asyncio.Future:
+        """Have the thread do this between two rounds."""
+        if not self._thread.is_alive():
+            raise Gone("the engine has stopped")
+        done: Future = Future()
+
+        def command() -> None:
+            if done.set_running_or_notify_cancel():
+                try:
+                    done.set_result(work())
+                except Exception as problem:  # told where it is awaited
+                    done.set_exception(problem)
+
+        self._commands.put(command)
+        return asyncio.wrap_future(done)
+
+    def _hand_out(self, pieces: list[Piece]) -> None:
+        now = time.monotonic()
+        for piece in pieces:
+            run, index = self.jobs.get(piece.prompt, (None, 0))
+            if run is None:
+                continue  # left a moment ago
+            if piece.prompt not in self.read:
+                self.read.add(piece.prompt)
+                self.metrics.first_token.observe(now - run.started)
+            if piece.finish_reason is not None:
+                del self.jobs[piece.prompt]
+                self.read.discard(piece.prompt)
+                self.metrics.answer.observe(now - run.started)
+                self.seconds_each += 0.1 * (now - run.started - self.seconds_each)
+            run.pieces.put_nowait((index, piece))
+        self._tell_load()
+
+    def _tell_load(self) -> None:
+        self.metrics.running.set(len(self.read))
+        self.metrics.waiting.set(len(self.jobs) - len(self.read))
+
+    def _fail(self) -> None:
+        for run, _ in self.jobs.values():
+            run.pieces.put_nowait(Gone("the engine has stopped"))
+        self.jobs.clear()
+        self.read.clear()
+        self._tell_load()
+
+    # ---- in the thread
+
+    def _work(self) -> None:
+        try:
+            while self._obey(wait=not self.session.busy):
+                if self.session.busy:
+                    self._decode()
+                self.alive_at = time.monotonic()
+        except Exception:
+            log.exception("the engine failed; /health says so from now on")
+        finally:
+            self._loop.call_soon_threadsafe(self._fail)
+
+    def _obey(self, wait: bool) -> bool:
+        """Carry out the commands that have come; False at the last one. wait: there is nothing else to do."""
+        try:
+            command = self._commands.get(timeout=IDLE) if wait else self._commands.get_nowait()
+            while command is not None:
+                command()
+                command = self._commands.get_nowait()
+            return False
+        except queue.Empty:
+            return True
+
+    def _decode(self) -> None:
+        pieces = self.session.step()
+        for piece in pieces:
+            levels = 0 if piece.prompt in self._plain else self.session.rows.levels
+            self.metrics.count_round(levels, len(piece.tokens))
+            if piece.finish_reason is not None:
+                self._plain.discard(piece.prompt)
+        self._loop.call_soon_threadsafe(self._hand_out, pieces)
+
+    def _submit(self, number: int, job: Job) -> None:
+        if job.plain:
+            self._plain.add(number)
+        self.metrics.prompt_tokens.inc(len(job.prompt))
+        self.session.submit(number, job.prompt, job.most, job.sampling, job.plain, job.likelihoods)
+
+    def _cancel(self, number: int) -> None:
+        self._plain.discard(number)
+        self.session.cancel(number)

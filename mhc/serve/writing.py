@@ -1,0 +1,103 @@
+"""Answers as OpenAI writes them, whole or in chunks: chat completions and text completions."""
+
+import time
+import uuid
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+from mhc.serve.answers import Choice, Delta, chat_logprobs, text_logprobs, usage
+
+
+class Writer(ABC):
+    """For one request. top: how many likeliest tokens are told, or None where log-probabilities are not wanted."""
+
+    prefix: str
+    kinds: tuple[str, str]  # of a whole answer, of a chunk
+
+    def __init__(self, tokenizer: Any, model: str, fingerprint: str, top: int | None, details: bool):
+        self.tokenizer, self.top, self.details = tokenizer, top, details
+        told = {"model": model, "system_fingerprint": fingerprint}
+        self.head = {"id": f"{self.prefix}-{uuid.uuid4().hex}", "created": int(time.time())} | told
+
+    @abstractmethod
+    def opening(self, index: int) -> dict[str, Any] | None:
+        """The first chunk of a choice, if there is one before any text."""
+
+    @abstractmethod
+    def said(self, text: str) -> dict[str, Any]:
+        """New text in a chunk."""
+
+    @abstractmethod
+    def whole(self, text: str) -> dict[str, Any]:
+        """A choice's whole text."""
+
+    @abstractmethod
+    def logprobs(self, tokens: list, start: int) -> dict[str, Any] | None:
+        """Of these tokens, whose text starts at character `start`."""
+
+    def chunk(
+        self, index: int, said: dict[str, Any], finish_reason: str | None = None, logprobs: Any = None
+    ) -> dict[str, Any]:
+        choice = {"index": index, **said, "logprobs": logprobs, "finish_reason": finish_reason}
+        return {"object": self.kinds[1], **self.head, "choices": [choice]}
+
+    def chunks(self, index: int, choice: Choice, delta: Delta) -> list[dict[str, Any]]:
+        """What one round brought a choice."""
+        chunks = []
+        if delta.text or delta.tokens:
+            start = len(choice.stream.text) - len(delta.text)
+            chunks.append(self.chunk(index, self.said(delta.text), None, self.logprobs(delta.tokens, start)))
+        if delta.finish_reason is not None:
+            chunks.append(self.chunk(index, self.said(""), delta.finish_reason))
+        if self.details and chunks:
+            chunks[0]["mhc"] = choice.details(delta.pieces)
+        return chunks
+
+    def usage_chunk(self, prompts: list[list[int]], choices: list[Choice]) -> dict[str, Any]:
+        return {"object": self.kinds[1], **self.head, "choices": [], "usage": usage(prompts, choices)}
+
+    def answer(self, prompts: list[list[int]], choices: list[Choice], deltas: Sequence[list[Delta]]) -> dict[str, Any]:
+        """Everything at once."""
+        told = []
+        for index, (choice, each) in enumerate(zip(choices, deltas)):
+            tokens = [token for delta in each for token in delta.tokens]
+            ended = {"logprobs": self.logprobs(tokens, 0), "finish_reason": choice.finish_reason}
+            told.append({"index": index, **self.whole(choice.stream.text), **ended})
+        whole = {"object": self.kinds[0], **self.head, "choices": told, "usage": usage(prompts, choices)}
+        if self.details:
+            pieces = [[piece for delta in each for piece in delta.pieces] for each in deltas]
+            whole["mhc"] = [choice.details(its) for choice, its in zip(choices, pieces)]
+        return whole
+
+
+class ChatWriter(Writer):
+    prefix, kinds = "chatcmpl", ("chat.completion", "chat.completion.chunk")
+
+    def opening(self, index: int) -> dict[str, Any] | None:
+        return self.chunk(index, {"delta": {"role": "assistant", "content": ""}})
+
+    def said(self, text: str) -> dict[str, Any]:
+        return {"delta": {"content": text} if text else {}}
+
+    def whole(self, text: str) -> dict[str, Any]:
+        return {"message": {"role": "assistant", "content": text, "refusal": None}}
+
+    def logprobs(self, tokens: list, start: int) -> dict[str, Any] | None:
+        return None if self.top is None else chat_logprobs(self.tokenizer, tokens, self.top)
+
+
+class TextWriter(Writer):
+    prefix, kinds = "cmpl", ("text_completion", "text_completion")
+
+    def opening(self, index: int) -> dict[str, Any] | None:
+        return None
+
+    def said(self, text: str) -> dict[str, Any]:
+        return {"text": text}
+
+    def whole(self, text: str) -> dict[str, Any]:
+        return {"text": text}
+
+    def logprobs(self, tokens: list, start: int) -> dict[str, Any] | None:
+        return None if self.top is None else text_logprobs(self.tokenizer, tokens, self.top, start)
