@@ -36,6 +36,7 @@ async function answerTurn(asked, turn) {
   run = { chat: asked, turn, answer: null, controller: new AbortController() };
   asked.changed = Date.now();
   draw();
+  $("thread").scrollTop = $("thread").scrollHeight;
   for (const [index, answer] of turn.answers.entries()) {
     run.answer = answer;
     await fill(answer, { ...request, plain: answer.plain });
@@ -60,8 +61,9 @@ async function fill(answer, request) {
       Object.assign(answer, counts);
       answer.finish = finish ?? answer.finish;
       paintSoon();
-      if (Date.now() - saved > 500) keep(run.chat);
-      if (Date.now() - saved > 500) saved = Date.now();
+      if (Date.now() - saved < 500) continue;
+      keep(run.chat);
+      saved = Date.now();
     }
     answer.finish ??= "stop";
   } catch (problem) {
@@ -112,6 +114,7 @@ async function meetModel() {
   $("model").textContent = model.id;
   document.title = `${model.id} · mhc`;
   $("heads").textContent = model.heads ? `${model.heads.family}, ${model.heads.heads} heads` : "no heads";
+  if (model.heads) $("heads").append(el("span", { className: "guessed" }, "guessed ahead and confirmed"));
   for (const input of $("mode").querySelectorAll("input")) {
     input.disabled = !model.heads && input.value !== "plain";
     input.checked = input.value === (model.heads ? settings.mode : "plain");
@@ -190,7 +193,7 @@ function open(one) {
   if ($("side").matches(":popover-open")) $("side").hidePopover();
   draw();
   $("thread").scrollTop = $("thread").scrollHeight;
-  $("question").focus();
+  if (matchMedia("(pointer: fine)").matches) $("question").focus(); // on a phone the keyboard would cover what was opened
 }
 
 function rename(one, title) {

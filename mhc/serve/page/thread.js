@@ -22,7 +22,7 @@ export function turnView(turn, { last, again }) {
     actions.hidden = Boolean(running);
     const whole = turn.answers.length === 2 && turn.answers.every((answer) => ["stop", "length"].includes(answer.finish));
     compared.hidden = !whole;
-    if (whole && !compared.firstChild) compared.append(...comparison(...turn.answers));
+    if (whole && !compared.firstChild) compare(compared, ...turn.answers);
   };
   return { root, paint };
 }
@@ -83,8 +83,7 @@ function showTokens(pre, tokens) {
   }
 }
 
-function comparison(first, second) {
-  const [heads, plain] = first.plain ? [second, first] : [first, second];
+function compare(root, heads, plain) {
   const ratio = perSecond(heads) / perSecond(plain) || 0;
   const same = textOf(heads) === textOf(plain);
   const longest = Math.max(heads.seconds, plain.seconds) || 1;
@@ -93,9 +92,10 @@ function comparison(first, second) {
     length.style.width = `${(100 * answer.seconds) / longest}%`;
     return [el("span", {}, name), el("span", {}, length), el("span", {}, `${answer.seconds.toFixed(2)} s`)];
   };
-  return [
+  root.classList.toggle("slower", ratio < 1);
+  root.append(
     el("div", {}, el("strong", {}, `${ratio.toFixed(2)}×`), el("div", { className: "quiet" }, `${ratio < 1 ? "the speed" : "as fast"} with heads`)),
     el("div", {}, el("div", { className: "bars" }, ...bar(heads, "With heads"), ...bar(plain, "Plain")),
       el("div", { className: "same" }, same ? "✓ identical texts" : "The texts differ.")),
-  ];
+  );
 }
