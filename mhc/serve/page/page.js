@@ -7,9 +7,9 @@ import { textOf, turnView } from "./thread.js";
 
 const $ = (id) => document.getElementById(id);
 const EXAMPLES = [
-  "Write a happy story about Anna, who is curious. It should mention: a sailor, a green lantern and the harbour.",
-  "How can Sara tidy a room? Four tips, please. Tell me like a poet.",
+  "Python: `select_it(words)` should return a list of the words longer than 5 letters. Use a loop. Type hints, please.",
   "Write a thank-you letter from Luis to Leo. It is for the teddy bear.",
+  "How can Sara tidy a room? Four tips, please. Tell me like a poet.",
 ];
 const settings = loadSettings();
 const { chats, unreadable } = loadChats();
