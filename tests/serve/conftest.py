@@ -1,0 +1,125 @@
+"""Heads that guess, and a server that lives: the pocket with a few seconds' training, served for real."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+import uvicorn
+
+from mhc.backbone import Backbone
+from mhc.chat import prompt_ids
+from mhc.checkpoint import save_drafter
+from mhc.drafters import Cascade
+from mhc.engine import Engine
+from mhc.serve.app import Limits, build
+from mhc.tree import FixedTree
+
+QUESTIONS = ["Hello!", "Give me three tips for good sleep.", "Write a thank-you letter.", "What is 12 + 30?"]
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="session")
+def heads(tmp_path_factory) -> Path:
+    """A folder with MHC heads for the pocket that get every other guess right, or better."""
+    folder = tmp_path_factory.mktemp("heads") / "cascade"
+    torch.manual_seed(0)
+    backbone = Backbone.load("pocket", decoding=False)
+    drafter = Cascade(backbone, heads=3)
+    prompts = [prompt_ids(backbone.tokenizer, [{"role": "user", "content": text}]) for text in QUESTIONS]
+    answers = dict(Engine(backbone).generate_ids(prompts, 64, len(prompts)))
+    rows = [prompt + answers[number].token_ids for number, prompt in enumerate(prompts)]
+    optimizer = torch.optim.Adam(drafter.parameters(), lr=2e-3)
+    drafter.train()
+    for _ in range(25):
+        for row in rows:
+            ids = torch.tensor([row])
+            places = torch.arange(ids.shape[1] - 5)
+            guesses = drafter(backbone.features(ids), ids, (torch.zeros_like(places), places))
+            loss = sum(
+                torch.nn.functional.cross_entropy(drafter.unembed(head, hidden), ids[0, places + 2 + head])
+                for head, (hidden, _) in enumerate(guesses)
+            )
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    save_drafter(folder, drafter.eval(), FixedTree([(0,), (1,), (0, 0), (0, 0, 0)]))
+    return folder
+
+
+@dataclass
+class Live:
+    """A server in this process: its address, the engine that it serves, and the application."""
+
+    url: str
+    engine: Engine
+    app: object
+
+
+def serve(engine: Engine, **limits):
+    """Serve an engine from a thread until the generator is closed."""
+    app = build(engine, "pocket", Limits(**limits))
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", lifespan="on", timeout_graceful_shutdown=5))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        thread.join(0.01)
+        assert thread.is_alive(), "the server did not start"
+    port = server.servers[0].sockets[0].getsockname()[1]
+    yield Live(f"http://127.0.0.1:{port}", engine, app)
+    server.should_exit = True
+    thread.join(20)
+    assert not thread.is_alive(), "the server did not end"
+
+
+@pytest.fixture(scope="session")
+def engine(heads) -> Engine:
+    return Engine.from_checkpoint(str(heads), device="cpu", dtype=torch.float32).for_many()
+
+
+@pytest.fixture(scope="module")
+def live(engine):
+    """The pocket with heads, 8 rows."""
+    yield from serve(engine, rows=8, waiting=64, context=512)
+
+
+class Process:
+    """`run.py serve` as a user starts it."""
+
+    def __init__(self, *arguments: str, **environment: str):
+        command = [sys.executable, "run.py", "serve", "--port", "0", *arguments]
+        told = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+        self.process = subprocess.Popen(command, cwd=ROOT, env=told, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        line = self.process.stdout.readline()
+        found = re.search(r"http://\S+?(?=/,)", line)
+        assert found, line + self.process.stderr.read()
+        self.url = found[0]
+
+    def stop(self) -> tuple[int, str]:
+        """End it as Ctrl-C does; its exit status and what it said on standard error."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGINT)
+        _, errors = self.process.communicate(timeout=60)
+        return self.process.returncode, errors
+
+
+@pytest.fixture
+def process():
+    """Start `run.py serve` with these arguments; it is ended at last."""
+    started: list[Process] = []
+
+    def start(*arguments: str, **environment: str) -> Process:
+        started.append(Process(*arguments, **environment))
+        return started[-1]
+
+    yield start
+    for one in started:
+        if one.process.poll() is None:
+            one.process.kill()
+            one.process.communicate()
