@@ -2,6 +2,7 @@
 
 import os
 import socket
+from contextlib import suppress
 from pathlib import Path
 
 from mhc.commands import Parser, add_backbone, add_compile, loading_of
@@ -20,33 +21,36 @@ def main(argv: list[str]) -> int:
         from mhc.serve.app import Limits, build
     except ImportError as problem:
         raise UserError(f'serving needs {problem.name}: pip install -e ".[serve]"') from problem
-    listening = _listen(options.host, options.port)
+    with _listen(options.host, options.port) as listening:
+        name = options.name or Path(options.checkpoint or options.backbone).resolve().name
+        key = os.environ.get(KEY) or None
+        body = int(options.body * 2**20)
+        limits = Limits(options.rows, options.waiting, options.context, options.timeout, body, key)
+        app = build(_engine(options), name, limits)
+        _greet(listening, name, key)
+        settings = {"log_level": "warning", "timeout_graceful_shutdown": options.grace}
+        with suppress(KeyboardInterrupt):  # how a server is ended; uvicorn raises it again when all is done
+            uvicorn.Server(uvicorn.Config(app, **settings)).run(sockets=[listening])
+    return 0
+
+
+def _engine(options):
+    """The engine of the heads, or of the model alone."""
+    from mhc.backbone import Backbone
     from mhc.engine import Engine
 
-    if options.checkpoint:
-        loading = loading_of(options)
-        engine = Engine.from_checkpoint(options.checkpoint, options.backbone, options.tree, options.compile, **loading)
-    else:
-        from mhc.backbone import Backbone
-
-        engine = Engine(Backbone.load(options.backbone, **loading_of(options)), compile=options.compile)
-    if options.tree is None:
-        engine.for_many()
-    name = options.name or Path(options.checkpoint or options.backbone).resolve().name
-    key = os.environ.get(KEY) or None
-    limits = Limits(*(options.rows, options.waiting, options.context, options.timeout, int(options.body * 2**20), key))
-    app = build(engine, name, limits)
-    _greet(options, listening, name, key)
-    config = uvicorn.Config(
-        *(app,), log_level="warning", timeout_graceful_shutdown=options.grace, h11_max_incomplete_event_size=64 << 10
-    )
-    uvicorn.Server(config).run(sockets=[listening])
-    return 0
+    loading = loading_of(options)
+    if not options.checkpoint:
+        return Engine(Backbone.load(options.backbone, **loading), compile=options.compile)
+    engine = Engine.from_checkpoint(options.checkpoint, options.backbone, options.tree, options.compile, **loading)
+    return engine if options.tree else engine.for_many()
 
 
 def _check(options) -> None:
     if not options.checkpoint and not options.backbone:
         raise UserError("give --checkpoint DIR (heads), or --backbone NAME to serve a model without heads")
+    if not 0 <= options.port < 2**16:
+        raise UserError(f"--port is {options.port}: it must be below {2**16}; 0 takes any that is free")
     least = {"rows": 1, "waiting": 0, "context": 2, "timeout": 0.001, "body": 0.001, "grace": 0}
     for name, value in least.items():
         if getattr(options, name) < value:
@@ -58,12 +62,12 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=2048)
-    except (OSError, OverflowError) as problem:
+    except OSError as problem:
         told = getattr(problem, "strerror", None) or str(problem)
         raise UserError(f"cannot listen on {host}, port {port} ({told}): choose another --host or --port") from problem
 
 
-def _greet(options, listening: socket.socket, name: str, key: str | None) -> None:
+def _greet(listening: socket.socket, name: str, key: str | None) -> None:
     host, port = listening.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     url = f"http://{'localhost' if host in ('0.0.0.0', '::') else shown}:{port}"

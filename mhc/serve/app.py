@@ -261,7 +261,7 @@ def build(engine: Engine, name: str, limits: Limits) -> FastAPI:
         app.add_api_route(f"/{file.name}", lambda file=file: _file(file.name), include_in_schema=False)
 
     _explain(app, server)
-    publish(app, name)
+    publish(app, name, engine.backbone.width)
     paths = frozenset(route.path for route in app.routes if "{" not in route.path)
     app.add_middleware(Guards, metrics=server.metrics, key=limits.key, most_bytes=limits.body, paths=paths)
     return app
@@ -295,7 +295,8 @@ def _explain(app: FastAPI, server: Server) -> None:
 
     @app.exception_handler(HTTPException)
     async def unknown(request: Request, problem: HTTPException) -> Response:
-        return error(problem.status_code, str(problem.detail), headers=dict(problem.headers or {}))
+        code = "body_too_large" if problem.status_code == 413 else None
+        return error(problem.status_code, str(problem.detail), code=code, headers=dict(problem.headers or {}))
 
     @app.exception_handler(TimeoutError)
     async def late(request: Request, problem: TimeoutError) -> Response:

@@ -55,7 +55,7 @@ ERRORS = {status: {"description": told, "content": _json(_ERROR)} for status, to
 
 
 def _made(schema: dict[str, Any], streams: bool = False) -> dict[str, Any]:
-    content = _json(schema) | ({"text/event-stream": {"schema": _TEXT}} if streams else {})
+    content = _json(schema) | ({"text/event-stream": {"schema": _object({"data": _TEXT})}} if streams else {})
     return {200: {"description": "The answer.", "content": content}} | ERRORS
 
 
@@ -73,15 +73,17 @@ RESPONSES: dict[str, dict[Any, Any]] = {
 }
 
 
-def publish(app: FastAPI, model: str) -> None:
-    """Write the schema once: errors are 400, never FastAPI's 422, and `model` is the one that is served."""
+def publish(app: FastAPI, model: str, width: int) -> None:
+    """Write the schema once: errors are 400, never FastAPI's 422; `model` is the one that is served, `dimensions` its width."""
     schema = app.openapi()
     for methods in schema["paths"].values():
         for operation in methods.values():
             operation["responses"].pop("422", None)
     for name, each in schema["components"]["schemas"].items():
         if name.endswith("Request"):
-            each["properties"]["model"] = {"anyOf": [{"const": model}, {"type": "null"}]}
+            each["properties"]["model"] = _maybe({"const": model})
+        if "dimensions" in each.get("properties", {}):
+            each["properties"]["dimensions"] = _maybe({"const": width})
     for name in ("HTTPValidationError", "ValidationError"):
         schema["components"]["schemas"].pop(name, None)
     app.openapi_schema = schema

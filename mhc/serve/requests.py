@@ -18,6 +18,10 @@ Text = Annotated[str, BeforeValidator(lambda value: clean_text(value) if isinsta
 Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Token = Annotated[int, Field(ge=0, le=2**31 - 1)]
 Stop = Annotated[Text, Field(min_length=1, max_length=256)]
+Said = Annotated[Text, Field(min_length=1)]
+Ids = Annotated[list[Token], Field(min_length=1)]
+Several = Field(min_length=1, max_length=MOST_INPUTS)
+TextOrIds = Said | Annotated[list[Said], Several] | Ids | Annotated[list[Ids], Several]
 
 
 def _only(what: str, right: Any, schema: dict[str, Any]) -> Any:
@@ -148,12 +152,7 @@ def _text_format(value: Any) -> Any:
 class CompletionRequest(Drawing):
     """The body of /v1/completions."""
 
-    prompt: (
-        Text
-        | Annotated[list[Text], Field(min_length=1, max_length=MOST_INPUTS)]
-        | Annotated[list[Token], Field(min_length=1)]
-        | Annotated[list[Annotated[list[Token], Field(min_length=1)]], Field(min_length=1, max_length=MOST_INPUTS)]
-    )
+    prompt: TextOrIds
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
     echo: NoEcho = None
     suffix: NoSuffix = None
@@ -162,12 +161,7 @@ class CompletionRequest(Drawing):
 class EmbeddingRequest(Body):
     """The body of /v1/embeddings."""
 
-    input: (
-        Annotated[Text, Field(min_length=1)]
-        | Annotated[list[Annotated[Text, Field(min_length=1)]], Field(min_length=1, max_length=MOST_INPUTS)]
-        | Annotated[list[Token], Field(min_length=1)]
-        | Annotated[list[Annotated[list[Token], Field(min_length=1)]], Field(min_length=1, max_length=MOST_INPUTS)]
-    )
+    input: TextOrIds
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: Count | None = Field(None, description="only the model's own width")
 

@@ -65,7 +65,9 @@ class Live:
 def serve(engine: Engine, **limits):
     """Serve an engine from a thread until the generator is closed."""
     app = build(engine, "pocket", Limits(**limits))
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", lifespan="on", timeout_graceful_shutdown=5))
+    server = uvicorn.Server(
+        uvicorn.Config(app, port=0, log_level="warning", lifespan="on", timeout_graceful_shutdown=5)
+    )
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:
@@ -95,7 +97,9 @@ class Process:
     def __init__(self, *arguments: str, **environment: str):
         command = [sys.executable, "run.py", "serve", "--port", "0", *arguments]
         told = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
-        self.process = subprocess.Popen(command, cwd=ROOT, env=told, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen(
+            command, cwd=ROOT, env=told, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
         line = self.process.stdout.readline()
         found = re.search(r"http://\S+?(?=/,)", line)
         assert found, line + self.process.stderr.read()
