@@ -144,8 +144,11 @@ class Sampler:
         ranked = logits.topk(self.keep, dim=-1).values  # (B,N,keep), likeliest first
         allowed = torch.arange(self.keep, device=logits.device) < self.top_k
         share = (ranked / self.divisor).masked_fill(~allowed, float("-inf")).softmax(dim=-1)
-        inside = allowed & ((share.cumsum(dim=-1) - share < self.top_p) | (self.top_p >= 1))  # the likeliest always is
-        lowest = ranked.gather(-1, inside.sum(dim=-1, keepdim=True) - 1)
+        inside = allowed & ((share.cumsum(dim=-1) - share < self.top_p) | (self.top_p >= 1))
+        count = inside.sum(dim=-1, keepdim=True).clamp(
+            min=1
+        )  # the likeliest always is, however small top_p or temperature
+        lowest = ranked.gather(-1, count - 1)
         return logits.masked_fill(logits < lowest, float("-inf"))
 
 

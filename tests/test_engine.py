@@ -127,6 +127,14 @@ def test_drawn_text_with_known_guesses(backbones, label, right):
                 assert all(count == min(right, 4) for answer in found.values() for count in answer.accepted[1:-1])
 
 
+@pytest.mark.parametrize(
+    "sampling", [Sampling(1.0, top_p=5e-324), Sampling(5e-324, top_p=0.5), Sampling(1e-40, top_k=3)]
+)
+def test_next_to_nothing_leaves_the_likeliest_token(backbones, sampling):
+    """These are 0 in single precision."""
+    assert answers(Engine(backbones("llama")), 3, sampling=sampling) == answers(Engine(backbones("llama")), 1)
+
+
 def test_every_row_has_a_seed_of_its_own(backbones):
     engine = Engine(backbones("llama"), randomised(Cascade(backbones("llama"), heads=4)), TREES["tree"])
     seeds = [Sampling(temperature=1.0, seed=seed) for seed in range(4)]
