@@ -23,7 +23,7 @@ from mhc.chat import prompt_ids
 from mhc.engine import Engine
 from mhc.errors import UserError
 from mhc.serve.answers import Choice, Delta
-from mhc.serve.errors import Json, Refused, described, error
+from mhc.serve.errors import Json, Left, Refused, described, error
 from mhc.serve.guards import Guards
 from mhc.serve.metrics import Metrics
 from mhc.serve.published import RESPONSES, publish
@@ -132,7 +132,7 @@ class Server:
                 got = await run.next(NOTICE)
                 if got is None:
                     if await request.is_disconnected():
-                        raise asyncio.CancelledError("the client left")
+                        raise Left
                     yield 0, None
                     continue
                 index, piece = got
@@ -141,7 +141,7 @@ class Server:
                     run.stop(index)
                 yield index, delta
                 if not run.pieces.qsize() and await request.is_disconnected():
-                    raise asyncio.CancelledError("the client left")
+                    raise Left
         finally:
             run.close()
 
@@ -169,6 +169,8 @@ class Server:
             yield _event(described(408, self.told_timeout))
         except Gone as problem:
             yield _event(described(503, str(problem)))
+        except Left:
+            return
         finally:
             run.close()
 
@@ -297,6 +299,10 @@ def _explain(app: FastAPI, server: Server) -> None:
     async def unknown(request: Request, problem: HTTPException) -> Response:
         code = "body_too_large" if problem.status_code == 413 else None
         return error(problem.status_code, str(problem.detail), code=code, headers=dict(problem.headers or {}))
+
+    @app.exception_handler(Left)
+    async def left(request: Request, problem: Left) -> Response:
+        return Response(status_code=499)  # nobody reads it; the counters do
 
     @app.exception_handler(TimeoutError)
     async def late(request: Request, problem: TimeoutError) -> Response:

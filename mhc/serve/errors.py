@@ -23,6 +23,10 @@ class Json(Response):
         return json.dumps(content, allow_nan=False, separators=(",", ":")).encode()
 
 
+class Left(Exception):
+    """The client did not wait for its answer."""
+
+
 class Refused(Exception):
     """A request that is not answered, and why."""
 
