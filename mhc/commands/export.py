@@ -5,6 +5,8 @@ from mhc.commands import Parser
 FORMATS = {
     "tgi-medusa": "Medusa heads in text-generation-inference; FasterDecoding's names",
     "vllm-medusa": "Medusa heads in vLLM up to 0.32 (0.33 has no Medusa any more)",
+    "mlp-speculator": "a cascade trained with cell: speculator in text-generation-inference; IBM's names",
+    "hf": "heads of any family as they are, with a model card of what was measured, for `run.py push`",
 }
 
 
@@ -17,7 +19,7 @@ def main(argv: list[str]) -> int:
     from mhc.export import export
 
     loading = {"dtype": getattr(torch, options.dtype)}
-    written = export(options.checkpoint, options.format, options.out, options.backbone, **loading)
+    written = export(options.checkpoint, options.format, options.out, options.backbone, options.license, **loading)
     for name, size in written.files.items():
         print(f"{written.folder / name}  {size / 1e6:,.3f} MB")
     print(
@@ -41,6 +43,7 @@ def _parser() -> Parser:
     add("--format", required=True, metavar="NAME", help=", ".join(FORMATS))
     add("--out", required=True, metavar="DIR", help="the folder to write; one that exists is left alone")
     add("--backbone", metavar="NAME", help="a directory, a hub name or pocket (default: what the heads name)")
+    add("--license", metavar="ID", help="for the model card, e.g. apache-2.0 (default: what the backbone's card says)")
     add(
         "--dtype",
         choices=("float32", "bfloat16", "float16"),

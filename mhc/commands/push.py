@@ -1,0 +1,92 @@
+"""`run.py push`: an export, or heads as they are, to the Hugging Face Hub."""
+
+import sys
+import tempfile
+from pathlib import Path
+
+from mhc.commands import Parser
+from mhc.errors import UserError
+
+
+def main(argv: list[str]) -> int:
+    """Upload DIR to --repo, or tell what would be uploaded; returns the exit status."""
+    options = _parser().parse_args(argv)
+
+    from huggingface_hub import get_token
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(options.repo)
+    except HFValidationError as error:
+        raise UserError(f"--repo '{options.repo}' is no name that the Hub takes, such as me/pocket-medusa") from error
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = _exported(Path(options.folder), options.backbone, Path(temporary) / "heads")
+        files = sorted(folder.iterdir())
+        visible = "public" if options.public else "private"
+        for file in files:
+            print(f"{file.name}  {file.stat().st_size / 1e6:,.3f} MB")
+        total = sum(file.stat().st_size for file in files) / 1e6
+        told = f"{len(files)} files, {total:,.3f} MB, to the {visible} model repository {options.repo}"
+        if options.dry_run or not get_token():
+            why = "--dry_run" if options.dry_run else "no token: set HF_TOKEN or run `hf auth login`"
+            print(f"dry run ({why}), nothing was uploaded: {told}")
+            return 0
+        print(told, file=sys.stderr)
+        print(f"-> {upload(folder, options.repo, options.public)}")
+    return 0
+
+
+def upload(folder: Path, repo: str, public: bool) -> str:
+    """Upload the files of `folder` to a model repository, which is made if there is none; returns its address.
+
+    Raises UserError for what the Hub refuses, and for a public repository where `public` is not said."""
+    import httpx
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
+
+    hub = HfApi(library_name="mhc")
+    try:
+        try:
+            private = hub.model_info(repo).private
+        except RepositoryNotFoundError:
+            private = not public
+            hub.create_repo(repo, private=private)
+        if not private and not public:
+            raise UserError(f"{repo} exists and is public: say --public, or choose another --repo")
+        done = hub.upload_folder(repo_id=repo, folder_path=folder, commit_message="Draft heads, by mhc's run.py push")
+    except (HfHubHTTPError, OfflineModeIsEnabled, httpx.HTTPError, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"the Hub did not take {repo}: {reason}") from error
+    return str(done.repo_url)
+
+
+def _exported(folder: Path, backbone: str | None, out: Path) -> Path:
+    """`folder` itself if it is an export; of a run's folder the heads alone, with their card, at `out`."""
+    from mhc.checkpoint import DESCRIPTION
+    from mhc.export import export
+    from mhc.export.card import CARD
+
+    if not folder.is_dir():
+        raise UserError(f"'{folder}' is no folder: give one that `run.py export` wrote, or a run's with heads")
+    kinds = (".md", ".json", ".safetensors")
+    if (folder / CARD).exists() and all(file.is_file() and file.suffix in kinds for file in folder.iterdir()):
+        return folder
+    if not (folder / DESCRIPTION).exists():
+        raise UserError(f"'{folder}' is neither an export (no {CARD}, or other files beside it) nor a folder of heads")
+    return export(folder, "hf", out, backbone).folder
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="run.py push",
+        description="Upload what `run.py export` wrote, or a run's heads (as format hf, with a model card), to the Hugging "
+        "Face Hub. Without a token, or with --dry_run, it tells what it would upload.",
+    )
+    add = parser.add_argument
+    add("folder", metavar="DIR", help="an exported folder, or one with drafter.json such as runs/quickstart/cascade")
+    add("--repo", required=True, metavar="NAME", help="the repository, e.g. me/pocket-medusa; made if there is none")
+    add("--public", action="store_true", help="for everybody to see (default: private)")
+    add("--dry_run", action="store_true", help="tell what would be uploaded, and stop")
+    add("--backbone", metavar="NAME", help="for a run's heads: their model (default: what the heads name)")
+    return parser
