@@ -18,8 +18,10 @@ def main(argv: list[str]) -> int:
 
     from mhc.export import export
 
-    loading = {"dtype": getattr(torch, options.dtype)}
-    written = export(options.checkpoint, options.format, options.out, options.backbone, options.license, **loading)
+    dtype = getattr(torch, options.dtype)
+    written = export(
+        options.checkpoint, options.format, options.out, options.backbone, options.license, dtype=dtype, decoding=False
+    )
     for name, size in written.files.items():
         print(f"{written.folder / name}  {size / 1e6:,.3f} MB")
     print(

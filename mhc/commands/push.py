@@ -1,8 +1,11 @@
 """`run.py push`: an export, or heads as they are, to the Hugging Face Hub."""
 
+import json
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from mhc.commands import Parser
 from mhc.errors import UserError
@@ -26,6 +29,12 @@ def main(argv: list[str]) -> int:
         visible = "public" if options.public else "private"
         for file in files:
             print(f"{file.name}  {file.stat().st_size / 1e6:,.3f} MB")
+        for file, place in local_names(files):
+            print(
+                f"{file} names '{place}', a folder of this machine: export with --backbone and its Hub name, so that others "
+                "find the model",
+                file=sys.stderr,
+            )
         total = sum(file.stat().st_size for file in files) / 1e6
         told = f"{len(files)} files, {total:,.3f} MB, to the {visible} model repository {options.repo}"
         if options.dry_run or not get_token():
@@ -37,13 +46,30 @@ def main(argv: list[str]) -> int:
     return 0
 
 
+def local_names(files: list[Path]) -> Iterator[tuple[str, str]]:
+    """Folders of this machine that JSON files name, each with the file's name."""
+    for file in files:
+        if file.suffix == ".json":
+            for text in _strings(json.loads(file.read_text())):
+                if Path(text).is_absolute() and Path(text).is_dir():
+                    yield file.name, text
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """The strings in a JSON value."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _strings(inner)
+
+
 def upload(folder: Path, repo: str, public: bool) -> str:
     """Upload the files of `folder` to a model repository, which is made if there is none; returns its address.
 
     Raises UserError for what the Hub refuses, and for a public repository where `public` is not said."""
-    import httpx
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
+    from huggingface_hub.errors import RepositoryNotFoundError
 
     hub = HfApi(library_name="mhc")
     try:
@@ -55,7 +81,9 @@ def upload(folder: Path, repo: str, public: bool) -> str:
         if not private and not public:
             raise UserError(f"{repo} exists and is public: say --public, or choose another --repo")
         done = hub.upload_folder(repo_id=repo, folder_path=folder, commit_message="Draft heads, by mhc's run.py push")
-    except (HfHubHTTPError, OfflineModeIsEnabled, httpx.HTTPError, OSError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # its own, and those of whichever HTTP client it has
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"the Hub did not take {repo}: {reason}") from error
     return str(done.repo_url)

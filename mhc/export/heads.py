@@ -1,5 +1,6 @@
 """Heads as they are, for the Hub: the checkpoint's own files and no more of the run."""
 
+import json
 import shlex
 from pathlib import Path
 
@@ -8,26 +9,20 @@ import torch
 from mhc.backbone import Backbone
 from mhc.checkpoint import DESCRIPTION, TUNED, WEIGHTS, load_drafter
 from mhc.drafters import Drafter
+from mhc.files import write_json
 
 COPIED = (DESCRIPTION, WEIGHTS, TUNED)
 
 
 def hf(drafter: Drafter, folder: Path) -> str:
-    """Nothing to write but what `export` copies from the checkpoint; returns the command that uses it."""
-    return (
-        shlex.join(
-            [
-                "python",
-                "run.py",
-                "generate",
-                "--checkpoint",
-                str(folder),
-                "--backbone",
-                drafter.backbone.name,
-                "--prompt",
-            ]
-        )
-        + ' "Hello!"'
+    """What `export` has copied from the checkpoint, under the name that the backbone was given here (a Hub name, say, in place
+    of a folder of this machine); returns the command that uses it."""
+    name = drafter.backbone.name
+    description = json.loads((folder / DESCRIPTION).read_text())
+    if description["backbone"] != name:
+        write_json(folder / DESCRIPTION, description | {"backbone": name})
+    return shlex.join(
+        ["python", "run.py", "generate", "--checkpoint", str(folder), "--backbone", name, "--prompt", "Hello!"]
     )
 
 

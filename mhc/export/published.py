@@ -7,6 +7,7 @@ published Vicuna heads counts two of its five.
 
 import pickle
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -108,14 +109,16 @@ def _tensors(path: Path) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
         return read_tensors(path)
     try:
-        found: Any = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # on pickles of another protocol
+            found: Any = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(
             f"'{path}' is damaged or holds more than tensors, and nothing in it is executed: ask its author for "
             "safetensors"
         ) from error
     except (OSError, RuntimeError, EOFError, ValueError) as error:
-        raise UserError(f"cannot read '{path}' ({str(error).splitlines()[0]}): fetch it again") from error
+        reason = " ".join(str(error).split())[:200] or repr(error)
+        raise UserError(f"cannot read '{path}' ({reason}): fetch it again") from error
     if not isinstance(found, dict) or not all(isinstance(tensor, Tensor) for tensor in found.values()):
         raise UserError(f"'{path}' holds no dictionary of tensors: give the heads' state dict")
     return found
