@@ -42,7 +42,7 @@ def _parser() -> Parser:
         prog="run.py import",
         description="Turn published draft heads into a folder that every command takes: FasterDecoding's Medusa heads "
         "(medusa_lm_head.pt or .safetensors with config.json; nothing in a .pt but tensors is read), and EAGLE-3 heads. "
-        "They can be used, tuned and trained on from there.",
+        "Every command takes the folder: generate, tune, test, serve.",
     )
     add = parser.add_argument
     add(

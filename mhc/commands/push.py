@@ -1,6 +1,7 @@
 """`run.py push`: an export, or heads as they are, to the Hugging Face Hub."""
 
 import json
+import os
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -47,12 +48,17 @@ def main(argv: list[str]) -> int:
 
 
 def local_names(files: list[Path]) -> Iterator[tuple[str, str]]:
-    """Folders of this machine that JSON files name, each with the file's name."""
+    """Folders of this machine that JSON files name, each with the file's name. UserError for a damaged file."""
     for file in files:
-        if file.suffix == ".json":
-            for text in _strings(json.loads(file.read_text())):
-                if Path(text).is_absolute() and Path(text).is_dir():
-                    yield file.name, text
+        if file.suffix != ".json":
+            continue
+        try:
+            value = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise UserError(f"'{file}' is damaged ({error}): export again") from error
+        for text in _strings(value):
+            if os.path.isabs(text) and os.path.isdir(text):
+                yield file.name, text
 
 
 def _strings(value: Any) -> Iterator[str]:

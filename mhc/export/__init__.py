@@ -75,7 +75,7 @@ def export(
                 shutil.copyfile(source, building / name)
         command = chosen.write(drafter, building).replace(unfinished, "")
         apart = chosen.difference(for_decoding(drafter), chosen.read(building, drafter.backbone))
-        if not apart <= folders.TOLERANCE.get(drafter.backbone.dtype, folders.ROUNDED):
+        if not apart <= (folders.TOLERANCE if drafter.backbone.full_precision else folders.ROUNDED):
             raise UserError(
                 f"{format} read back differs from the heads by {apart:.1e} of the largest logit: nothing was written; "
                 "please report this with the heads' drafter.json"

@@ -23,11 +23,7 @@ from mhc.errors import UserError
 from mhc.files import write_atomically, write_json
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
-TOLERANCE = {
-    torch.float32: 1e-4,
-    torch.float64: 1e-4,
-}  # of logits, relative to the largest of them; else a few roundings
-ROUNDED = 0.05
+TOLERANCE, ROUNDED = 1e-4, 0.05  # of fp32 logits and of those in half precision, as a share of the largest
 SERVE = "export `hf` and serve it with `run.py serve`"
 NEAREST = {
     Medusa: "export vllm-medusa or tgi-medusa",

@@ -91,7 +91,7 @@ def _our_names(tensors: dict[str, Tensor], where: str) -> dict[str, Tensor]:
             lm_heads[int(lm_head[1])] = tensor
         elif block is not None and (plain.startswith("blocks.") or ".linear." in plain):
             renamed[f"stacks.{block[1]}.{block[2]}.linear.{block[3]}"] = tensor
-        elif block is not None and block[3] == "weight":
+        elif block is not None and block[3] == "weight" and int(block[1]) not in lm_heads:
             lm_heads[int(block[1])] = tensor
         else:
             raise UserError(f"{where} has {name}, which is no tensor of Medusa heads")

@@ -2,6 +2,8 @@
 
 import json
 import pickle
+import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -118,6 +120,7 @@ def test_a_torch_file_of_something_else_is_refused(backbones, tmp_path):
         ("1.1.weight", None, r"lacks unembeddings.own.1"),
         (None, "optimizer.step", "has optimizer.step, which is no tensor of Medusa heads"),
         (None, "0.5.bias", "has 0.5.bias"),
+        (None, "1.7.weight", "has 1.(1|7).weight"),
     ],
 )
 def test_a_missing_or_unknown_tensor_is_an_error(backbones, tmp_path, drop, add, told):
@@ -139,6 +142,14 @@ def test_heads_of_another_model_or_kind_are_refused(backbones, tmp_path):
     (folder / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')
     with pytest.raises(UserError, match=r"neither of Medusa heads .* nor of EAGLE-3"):
         read_published(folder, backbones("llama"))
+
+
+def test_eagle_heads_are_known_by_their_config(backbones, tmp_path, monkeypatch):
+    known = SimpleNamespace(import_eagle3=lambda folder, backbone: (folder, backbone))
+    monkeypatch.setitem(sys.modules, "mhc.export.eagle3", known)
+    for config in ({"architectures": ["LlamaForCausalLMEagle3"]}, {"speculators_model_type": "eagle3"}):
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        assert read_published(tmp_path, backbones("llama")) == (tmp_path, backbones("llama"))
 
 
 def test_the_command_leaves_heads_that_every_command_takes(tmp_path, capsys):
