@@ -106,7 +106,7 @@ def test_a_folder_of_this_machine_is_pointed_out(hub, exported, capsys):
     config.write_text(json.dumps({"verifier": {"names": [1, str(exported)]}}))
     assert main([str(exported), "--repo", "me/heads", "--dry_run"]) == 0
     config.with_name("other.json").write_text("{")
-    with pytest.raises(UserError, match="other.json' is damaged"):
+    with pytest.raises(UserError, match=r"other.json' is damaged"):
         main([str(exported), "--repo", "me/heads", "--dry_run"])
     assert f"config.json names '{exported}', a folder of this machine" in capsys.readouterr().err
 
