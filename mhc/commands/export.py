@@ -5,7 +5,8 @@ from mhc.commands import Parser
 FORMATS = {
     "tgi-medusa": "Medusa heads in text-generation-inference; FasterDecoding's names",
     "vllm-medusa": "Medusa heads in vLLM up to 0.32 (0.33 has no Medusa any more)",
-    "mlp-speculator": "a cascade trained with cell: speculator in text-generation-inference; IBM's names",
+    "mlp-speculator": "a cascade trained with cell: speculator, and tied: true for text-generation-inference from 2.3 on; "
+    "IBM's names",
     "hf": "heads of any family as they are, with a model card of what was measured, for `run.py push`",
 }
 
