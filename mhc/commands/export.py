@@ -1,0 +1,57 @@
+"""`run.py export`: heads in the format of another engine, checked before they are there."""
+
+from mhc.commands import Parser
+
+FORMATS = {
+    "tgi-medusa": "Medusa heads in text-generation-inference; FasterDecoding's names",
+    "vllm-medusa": "Medusa heads in vLLM up to 0.32 (0.33 has no Medusa any more)",
+    "mlp-speculator": "a cascade trained with cell: speculator, and tied: true for text-generation-inference from 2.3 on; "
+    "IBM's names",
+    "hf": "heads of any family as they are, with a model card of what was measured, for `run.py push`",
+}
+
+
+def main(argv: list[str]) -> int:
+    """Export --checkpoint as --format to --out and print what was written; returns the exit status."""
+    options = _parser().parse_args(argv)
+
+    import torch
+
+    from mhc.export import export
+
+    dtype = getattr(torch, options.dtype)
+    written = export(
+        options.checkpoint, options.format, options.out, options.backbone, options.license, dtype=dtype, decoding=False
+    )
+    for name, size in written.files.items():
+        print(f"{written.folder / name}  {size / 1e6:,.3f} MB")
+    print(
+        f"read back by {options.format}'s rules: the largest difference from the heads is {written.difference:.1e} of "
+        "the largest logit"
+    )
+    print(f"\n{written.command}")
+    return 0
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="run.py export",
+        description="Write trained heads in a format that another engine serves. The folder is read back by an "
+        "independent reader that follows the engine's loading rules, and compared with the heads logit by logit; only "
+        "then is it there. What an engine cannot run as it was trained is refused, with the nearest choice. Formats: "
+        + "; ".join(f"{name}: {about}" for name, about in FORMATS.items()),
+    )
+    add = parser.add_argument
+    add("--checkpoint", required=True, metavar="DIR", help="folder with drafter.json, e.g. runs/quickstart/medusa")
+    add("--format", required=True, metavar="NAME", help=", ".join(FORMATS))
+    add("--out", required=True, metavar="DIR", help="the folder to write; one that exists is left alone")
+    add("--backbone", metavar="NAME", help="a directory, a hub name or pocket (default: what the heads name)")
+    add("--license", metavar="ID", help="for the model card, e.g. apache-2.0 (default: what the backbone's card says)")
+    add(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        default="float32",
+        help="how the backbone is loaded and the weights are written (default float32; bfloat16 takes half the room, "
+        "and the comparison allows for its rounding)",
+    )
+    return parser

@@ -1,0 +1,119 @@
+"""What all formats share: a folder of config.json and safetensors, written whole and read strictly.
+
+    A positions compared   K heads   D width   V vocabulary
+
+Engines pass over many a wrong file in silence: a tensor under another name is not loaded, a bias without its flag is
+dropped, and the heads' guesses are worth nothing. So each format has a reader that follows its engine's loading rules, is
+written apart from the writer, and takes whatever is unused, missing, renamed or of another shape for an error.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from mhc.backbone import Backbone, resolve
+from mhc.drafters import Cascade, Diffusion, Drafter, Eagle3, Medusa
+from mhc.errors import UserError
+from mhc.files import write_atomically, write_json
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+TOLERANCE, ROUNDED = 1e-4, 0.05  # of fp32 logits and of those in half precision, as a share of the largest
+SERVE = "export `hf` and serve it with `run.py serve`"
+NEAREST = {
+    Medusa: "export vllm-medusa or tgi-medusa",
+    Eagle3: "export eagle3-vllm, eagle3-sglang or speculators",
+    Diffusion: SERVE,
+    Cascade: f"{SERVE}, or train a cascade with cell: speculator and tied: true for mlp-speculator",
+}
+
+Engine = Callable[[Tensor, Tensor], Tensor]
+"""What an engine makes of a folder: hidden states (A,D) and the known next tokens with those after (A,K) -> (A,K,V)."""
+
+
+def write_folder(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor], weights: str = WEIGHTS) -> None:
+    """Write config.json and the tensors, each contiguous and its own (safetensors refuses shared memory)."""
+    whole = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    write_atomically(folder / weights, lambda at: at.write_bytes(save(whole, metadata={"format": "pt"})))
+    write_json(folder / CONFIG, config)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The config.json of `folder`; UserError if there is none or it is damaged."""
+    try:
+        config = json.loads((folder / CONFIG).read_text())
+    except FileNotFoundError as error:
+        raise UserError(f"no {CONFIG} in '{folder}': give a folder of exported or published heads") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"'{folder / CONFIG}' is damaged ({error}): fetch or export it again") from error
+    if not isinstance(config, dict):
+        raise UserError(f"'{folder / CONFIG}' is damaged (no object): fetch or export it again")
+    return config
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file; UserError if it cannot be read."""
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot read '{path}' ({error}): fetch or export it again") from error
+
+
+def require_shapes(tensors: dict[str, Tensor], shapes: dict[str, tuple[int, ...]], where: str) -> None:
+    """Raise UserError unless the tensors are just these."""
+    missing, unread = sorted(shapes.keys() - tensors.keys()), sorted(tensors.keys() - shapes.keys())
+    if missing or unread:
+        told = [f"lacks {', '.join(missing)}"] * bool(missing) + [f"has {', '.join(unread)}, unread"] * bool(unread)
+        raise UserError(f"{where} {' and '.join(told)}: an engine would run other heads than these")
+    for name, shape in shapes.items():
+        if tuple(tensors[name].shape) != shape:
+            raise UserError(f"{where}: {name} is {tuple(tensors[name].shape)}, the config wants {shape}")
+
+
+def require(config: dict[str, Any], wanted: dict[str, Any], where: str) -> None:
+    """Raise UserError unless config says all of this."""
+    for name, value in wanted.items():
+        if config.get(name) != value:
+            raise UserError(f"{where}: {name} is {config.get(name)!r} in {CONFIG}, the engine needs {value!r} here")
+
+
+def require_plain_unembedding(drafter: Drafter, engine: str) -> None:
+    """Raise UserError where logits are more than a matrix times the hidden state."""
+    backbone = drafter.backbone
+    if backbone.softcap is not None:
+        raise UserError(
+            f"the backbone squashes its logits at {backbone.softcap} and so do its heads, which {engine}'s heads do not: "
+            f"{SERVE}"
+        )
+
+
+def target(backbone: Backbone) -> str:
+    """The backbone as an engine finds it: a hub name or an absolute folder."""
+    where = resolve(backbone.name) if backbone.name else "BACKBONE"
+    return str(Path(where).resolve()) if Path(where).is_dir() else where
+
+
+def stored(tensor: Tensor, backbone: Backbone) -> Tensor:
+    """A weight in the precision that the backbone was loaded in: the engine casts to its model's anyway."""
+    return tensor.detach().to(backbone.dtype)
+
+
+@torch.no_grad()
+def difference(drafter: Drafter, engine: Engine, length: int = 32, seed: int = 0) -> float:
+    """The largest difference between our heads' logits and the engine's, over the backbone's hidden states of random tokens,
+    as a share of the largest logit."""
+    backbone, heads = drafter.backbone, drafter.heads
+    dice = torch.Generator().manual_seed(seed)
+    ids = torch.randint(0, backbone.vocabulary_size, (1, length + heads + 1), generator=dice).to(backbone.device)
+    positions = torch.arange(length, device=ids.device)
+    features = backbone.features(ids, drafter.taps)
+    guesses = drafter(features, ids, (torch.zeros_like(positions), positions))
+    ours = torch.stack([drafter.unembed(head, guess.hidden) for head, guess in enumerate(guesses)], dim=1).float()
+    following = torch.stack([ids[0, positions + 1 + head] for head in range(heads)], dim=1)
+    theirs = engine(features.hidden[0, positions].float(), following)
+    return float((ours - theirs).abs().max() / ours.abs().max())

@@ -1,0 +1,236 @@
+"""Exports are there whole and right, or not at all; each format is read back by its engine's rules."""
+
+import json
+import shlex
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+import mhc.export
+from mhc.checkpoint import save_drafter
+from mhc.commands.export import FORMATS as TOLD
+from mhc.commands.export import main
+from mhc.drafters import Cascade, Diffusion, Drafter, Eagle3, Medusa
+from mhc.errors import UserError
+from mhc.export import FORMATS, export
+from mhc.tree import FixedTree
+
+
+def shaken(drafter: Drafter, amount: float = 0.2) -> Drafter:
+    """The drafter with every weight off its start, which is the identity for most."""
+    dice = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in drafter.parameters():
+            parameter.add_(amount * torch.randn(parameter.shape, generator=dice))
+    return drafter
+
+
+def checkpoint(folder, drafter: Drafter):
+    """`drafter`, shaken, as a folder."""
+    save_drafter(folder / "heads", shaken(drafter), FixedTree.chain(drafter.heads))
+    return folder / "heads"
+
+
+MEDUSA = [(1, False), (1, True), (2, False), (2, True)]  # blocks, lm_heads of their own
+SPECULATORS = [(1, False, False), (3, False, False), (3, True, False), (3, True, True), (1, True, True)]
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma3_text", "gpt_neox"])
+@pytest.mark.parametrize("blocks, own", MEDUSA)
+@pytest.mark.parametrize("format", ["tgi-medusa", "vllm-medusa", "hf"])
+def test_medusa_comes_back(backbones, tmp_path, format, blocks, own, architecture):
+    backbone = backbones(architecture)
+    heads = checkpoint(tmp_path, Medusa(backbone, heads=3, blocks=blocks, own_lm_head=own))
+    written = export(heads, format, tmp_path / "out", backbone)
+    assert written.difference < 1e-6
+    assert set(written.files) == {file.name for file in (tmp_path / "out").iterdir()} and "README.md" in written.files
+    assert {path.name for path in tmp_path.iterdir()} == {"heads", "out"}
+    assert str(tmp_path / "out") in written.command and "exporting" not in written.command
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma3_text"])
+@pytest.mark.parametrize("heads, tied, own", SPECULATORS)
+def test_a_speculator_cascade_comes_back(backbones, tmp_path, heads, tied, own, architecture):
+    backbone = backbones(architecture)
+    drafter = Cascade(backbone, heads=heads, cell="speculator", tied=tied, own_lm_head=own)
+    written = export(checkpoint(tmp_path, drafter), "mlp-speculator", tmp_path / "out", backbone)
+    assert written.difference < 3e-6  # folded matrices: a few roundings
+    tensors = load_file(tmp_path / "out" / "model.safetensors")
+    shared = heads == 1 or (tied and not own)
+    assert len(tensors) == (6 if shared else 5 * heads)
+    assert ("TGI 2.3 to 3.3" if shared else "TGI 2.0.3 to 2.2 only") in written.command
+
+
+def test_a_speculator_folds_a_bias_of_the_lm_head(backbones, tmp_path):
+    backbone = biased(backbones("llama"))
+    heads = checkpoint(tmp_path, Cascade(backbone, heads=2, cell="speculator"))
+    assert export(heads, "mlp-speculator", tmp_path / "out", backbone).difference < 3e-6
+
+
+def biased(backbone):
+    """The backbone with an lm_head that adds something of its own."""
+    from copy import deepcopy
+
+    from mhc.backbone import Backbone
+
+    model = deepcopy(backbone.model)
+    weight = model.get_output_embeddings().weight
+    model.lm_head = nn.Linear(weight.shape[1], weight.shape[0]).requires_grad_(False)
+    model.lm_head.weight.copy_(weight)
+    return Backbone(model)
+
+
+@pytest.mark.parametrize(
+    "family", [Medusa, Cascade, lambda b: Diffusion(b, heads=3), lambda b: Eagle3(b, heads=2)], ids=str
+)
+def test_hf_takes_every_family(tiny, tmp_path, family):
+    heads = checkpoint(tmp_path, family(tiny))
+    written = export(heads, "hf", tmp_path / "out", tiny)
+    assert written.difference < 1e-6
+    for name in ("drafter.json", "drafter.safetensors"):
+        assert (tmp_path / "out" / name).read_bytes() == (heads / name).read_bytes()
+
+
+def test_hf_names_the_backbone_as_it_was_given(backbones, tmp_path, monkeypatch):
+    backbone = backbones("llama")
+    monkeypatch.setattr(backbone, "name", "/home/me/model")
+    heads = checkpoint(tmp_path, Medusa(backbone))
+    monkeypatch.setattr(backbone, "name", "some-lab/model")
+    written = export(heads, "hf", tmp_path / "out", backbone)
+    assert "/home" not in (tmp_path / "out" / "drafter.json").read_text() + written.command
+
+
+@pytest.mark.parametrize("format", ["tgi-medusa", "vllm-medusa", "mlp-speculator"])
+def test_every_tensor_counts_and_none_is_passed_over(backbones, tmp_path, format):
+    backbone = backbones("llama")
+    if format == "mlp-speculator":
+        drafter = Cascade(backbone, heads=2, cell="speculator")
+    else:
+        drafter = Medusa(backbone, heads=2, own_lm_head=True)
+    export(checkpoint(tmp_path, drafter), format, tmp_path / "out", backbone)
+    path = next((tmp_path / "out").glob("*.safetensors"))
+    whole, chosen = load_file(path), FORMATS[format]
+
+    def apart(tensors) -> float:
+        save_file(tensors, path)
+        return chosen.difference(drafter.eval(), chosen.read(tmp_path / "out", backbone))
+
+    for name, tensor in whole.items():
+        assert apart(whole | {name: tensor * 1.1}) > 1e-3, name
+        others = {other: value for other, value in whole.items() if other != name}
+        with pytest.raises(UserError, match=f"lacks {name}"):
+            apart(others)
+        with pytest.raises(UserError, match=f"lacks {name} and has {name}.renamed, unread"):
+            apart(others | {f"{name}.renamed": tensor})
+        with pytest.raises(UserError, match=f"{name} is"):
+            apart(whole | {name: tensor[1:].clone()})
+    assert apart(whole) < 1e-5
+
+
+@pytest.mark.parametrize(
+    "format, change, told",
+    [
+        ("vllm-medusa", {"medusa_fc_bias": None}, "medusa_fc_bias is None"),
+        ("vllm-medusa", {"vocab_size": 62}, "vocab_size is 62"),
+        ("vllm-medusa", {"original_lm_head": False}, "lacks lm_heads.1.weight"),
+        ("vllm-medusa", {"logit_scale": 2.0}, "logit_scale is 2.0"),
+        ("vllm-medusa", {"num_heads": 3}, "lacks blocks.2"),
+        ("tgi-medusa", {"architectures": ["MedusaModel"]}, "names architectures"),
+        ("tgi-medusa", {"medusa_num_heads": 0}, "medusa_num_heads 0"),
+        ("mlp-speculator", {"scale_input": True}, "scale_input is True"),
+        ("mlp-speculator", {"n_predict": 3}, "needs n_predict, 3, numbers"),
+        ("mlp-speculator", {"inner_dim": 32}, "is \\(61, 40\\), the config wants \\(61, 32\\)"),
+    ],
+)
+def test_a_config_that_misleads_the_engine_is_an_error(backbones, tmp_path, format, change, told):
+    backbone = backbones("llama")
+    drafter = Cascade(backbone, heads=2, cell="speculator") if format[0] == "m" else Medusa(backbone, heads=2)
+    export(checkpoint(tmp_path, drafter), format, tmp_path / "out", backbone)
+    config = tmp_path / "out" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | change))
+    with pytest.raises(UserError, match=told):
+        FORMATS[format].read(tmp_path / "out", backbone)
+
+
+@pytest.mark.parametrize(
+    "format, family, told",
+    [
+        ("vllm-medusa", Cascade, "do not see each other|see the hidden state alone.*run.py serve"),
+        ("tgi-medusa", lambda b: Eagle3(b, heads=2), "export eagle3-vllm"),
+        ("mlp-speculator", Medusa, "export vllm-medusa"),
+        ("mlp-speculator", Cascade, "cell: residual.*train a cascade with cell: speculator"),
+    ],
+)
+def test_what_an_engine_cannot_serve_is_refused_with_the_nearest_choice(tiny, tmp_path, format, family, told):
+    with pytest.raises(UserError, match=told):
+        export(checkpoint(tmp_path, family(tiny)), format, tmp_path / "out", tiny)
+    assert [path.name for path in tmp_path.iterdir()] == ["heads"]
+
+
+def test_logits_that_are_more_than_a_matrix_are_refused(backbones, tmp_path):
+    squashed = backbones("gemma2")
+    with pytest.raises(UserError, match="squashes its logits at 30"):
+        export(checkpoint(tmp_path / "a", Medusa(squashed)), "vllm-medusa", tmp_path / "out", squashed)
+    uneven = biased(backbones("llama"))
+    with pytest.raises(UserError, match=r"lm_head has a bias.*own_lm_head: true"):
+        export(checkpoint(tmp_path / "b", Medusa(uneven)), "tgi-medusa", tmp_path / "out", uneven)
+    own = checkpoint(tmp_path / "c", Medusa(uneven, own_lm_head=True))
+    assert export(own, "tgi-medusa", tmp_path / "out", uneven).difference < 1e-6
+
+
+def test_a_path_that_vllm_takes_for_other_heads_is_refused(backbones, tmp_path):
+    heads = checkpoint(tmp_path, Medusa(backbones("llama")))
+    with pytest.raises(UserError, match="'eagle-' in it"):
+        export(heads, "vllm-medusa", tmp_path / "bald-eagle-heads", backbones("llama"))
+
+
+def test_nothing_is_there_unless_it_compares(backbones, tmp_path, monkeypatch):
+    backbone = backbones("llama")
+    heads = checkpoint(tmp_path, Medusa(backbone))
+
+    def forgetful(drafter, folder):
+        command = FORMATS["vllm-medusa"].write(drafter, folder)
+        tensors = load_file(folder / "model.safetensors")
+        save_file(tensors | {"blocks.1.layers.0.bias": torch.zeros(32)}, folder / "model.safetensors")
+        return command
+
+    monkeypatch.setitem(mhc.export.FORMATS, "forgetful", FORMATS["vllm-medusa"]._replace(write=forgetful))
+    with pytest.raises(UserError, match=r"differs from the heads by .*nothing was written"):
+        export(heads, "forgetful", tmp_path / "out", backbone)
+    assert [path.name for path in tmp_path.iterdir()] == ["heads"]
+
+
+def test_what_exists_is_left_alone(backbones, tmp_path):
+    heads = checkpoint(tmp_path, Medusa(backbones("llama")))
+    for name in ("out", "dangling"):
+        place = tmp_path / name
+        place.mkdir() if name == "out" else place.symlink_to(tmp_path / "nowhere")
+        with pytest.raises(UserError, match="exists and is left alone"):
+            export(heads, "hf", place, backbones("llama"))
+    with pytest.raises(UserError, match="unknown format 'ggml': choose from tgi-medusa"):
+        export(heads, "ggml", tmp_path / "new", backbones("llama"))
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UserError, match="cannot write"):
+        export(heads, "hf", tmp_path / "file" / "new", backbones("llama"))
+
+
+def test_the_command_prints_files_comparison_and_how_to_serve(tmp_path, capsys):
+    from mhc.backbone import Backbone
+
+    pocket = Backbone.load("pocket")
+    heads = checkpoint(tmp_path, Medusa(pocket, heads=2))
+    out = tmp_path / "some heads"  # with a space, as folders have
+    arguments = ["--checkpoint", str(heads), "--format", "vllm-medusa", "--out", str(out), "--dtype", "bfloat16"]
+    assert main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert "model.safetensors" in printed and "largest difference" in printed
+    command = shlex.split(printed.strip().splitlines()[-1], comments=True)
+    assert command[:2] == ["vllm", "serve"] and "pocket" in command[2]
+    assert json.loads(command[4]) == {"method": "medusa", "model": str(out), "num_speculative_tokens": 2}
+    assert {tensor.dtype for tensor in load_file(out / "model.safetensors").values()} == {torch.bfloat16}
+
+
+def test_help_names_the_formats_that_there_are():
+    assert set(TOLD) == set(FORMATS)
