@@ -17,66 +17,65 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save
 from torch import Tensor
 
-from mhc.backbone import Backbone, resolve
-from mhc.drafters import Eagle3
+from mhc.backbone import Backbone
+from mhc.drafters import Drafter, Eagle3
 from mhc.errors import UserError
-from mhc.files import write_atomically, write_json
+from mhc.export.folders import NEAREST, SERVE, require_plain_unembedding, stored, target, write_folder
 
 IDS = "eagle_aux_hidden_state_layer_ids"
 LLAMAS = ("llama", "mistral", "phi3", "qwen2", "qwen3", "qwen3_moe", "gpt_oss", "apertus")
 TARGETS = {"vLLM 0.32": (*LLAMAS, "granite"), "SGLang 0.5": LLAMAS}  # the models that hand out inner hidden states
 
 
-def eagle3_vllm(drafter: Eagle3, folder: Path) -> str:
+def eagle3_vllm(drafter: Drafter, folder: Path) -> str:
     """Write `drafter` to `folder` as vLLM reads it; returns the command that serves it.
 
     Raises UserError for what vLLM cannot run as it was trained."""
-    require_servable(drafter, "vLLM 0.32")
-    layers = fused_layers(drafter)
-    config = llama_config(drafter) | {"architectures": ["LlamaForCausalLMEagle3"]}
-    if not _default(layers, drafter.backbone):
+    eagle = require_servable(drafter, "vLLM 0.32")
+    layers = fused_layers(eagle)
+    config = llama_config(eagle) | {"architectures": ["LlamaForCausalLMEagle3"]}
+    if not _default(layers, eagle.backbone):
         config[IDS] = layers
-    _write(folder, config, published_tensors(drafter))
-    return _vllm_command(drafter, folder)
+    write_folder(folder, config, published_tensors(eagle))
+    return _vllm_command(eagle, folder)
 
 
-def eagle3_sglang(drafter: Eagle3, folder: Path) -> str:
+def eagle3_sglang(drafter: Drafter, folder: Path) -> str:
     """Write `drafter` to `folder` as SGLang reads it; returns the command that serves it.
 
     Raises UserError for what SGLang cannot run as it was trained."""
-    require_servable(drafter, "SGLang 0.5")
-    backbone, layers = drafter.backbone, fused_layers(drafter)
+    eagle = require_servable(drafter, "SGLang 0.5")
+    backbone, layers = eagle.backbone, fused_layers(eagle)
     if len(layers) == 1:
         raise UserError(
             f"SGLang takes a single hidden state for one that is fused already, and these heads read layer {layers[0]} "
             "alone: train with three different layers, or export eagle3-vllm"
         )
-    config = llama_config(drafter) | {"architectures": ["LlamaForCausalLMEagle3"]}
+    config = llama_config(eagle) | {"architectures": ["LlamaForCausalLMEagle3"]}
     if not _default(layers, backbone):
         config["eagle_config"] = {"use_aux_hidden_state": True, IDS: [layer - 1 for layer in layers]}
         config[IDS] = layers  # not read by SGLang; vLLM reads it first, so the folder is right there, too
-    _write(folder, config, published_tensors(drafter))
-    steps = drafter.heads
-    command = ["python", "-m", "sglang.launch_server", "--model-path", _target(backbone)]
+    write_folder(folder, config, published_tensors(eagle))
+    steps = eagle.heads
+    command = ["python", "-m", "sglang.launch_server", "--model-path", target(backbone)]
     command += ["--speculative-algorithm", "EAGLE3", "--speculative-draft-model-path", str(folder)]
     command += ["--speculative-num-steps", str(steps), "--speculative-eagle-topk", "1"]
     command += ["--speculative-num-draft-tokens", str(steps + 1)]
-    if backbone.context > drafter.context:  # its window leaves the query's own position out
-        command += ["--speculative-draft-window-size", str(drafter.context - 1)]
+    if backbone.context > eagle.context:  # its window leaves the query's own position out
+        command += ["--speculative-draft-window-size", str(eagle.context - 1)]
     return shlex.join(command)
 
 
-def speculators(drafter: Eagle3, folder: Path) -> str:
+def speculators(drafter: Drafter, folder: Path) -> str:
     """Write `drafter` to `folder` as the speculators library and vLLM read it; returns the command that serves it.
 
     Raises UserError for what they cannot run as it was trained."""
-    require_servable(drafter, "vLLM 0.32")
-    backbone, layer = drafter.backbone, llama_config(drafter)
-    verifier = {"name_or_path": _target(backbone), "architectures": backbone.model.config.architectures or []}
-    proposal = {"proposal_type": "greedy", "speculative_tokens": drafter.heads}
+    eagle = require_servable(drafter, "vLLM 0.32")
+    backbone, layer = eagle.backbone, llama_config(eagle)
+    verifier = {"name_or_path": target(backbone), "architectures": backbone.model.config.architectures or []}
+    proposal = {"proposal_type": "greedy", "speculative_tokens": eagle.heads}
     config = {
         "architectures": ["Eagle3DraftModel"],
         "speculators_model_type": "eagle3",
@@ -91,41 +90,33 @@ def speculators(drafter: Eagle3, folder: Path) -> str:
         "norm_before_fc": False,
         "fc_norm": False,
         "norm_output": False,
-        IDS: fused_layers(drafter),
+        IDS: fused_layers(eagle),
         "transformer_layer_config": layer,
     }
-    tensors = published_tensors(drafter)
-    _write(folder, config, {name.replace("midlayer.", "layers.0."): tensor for name, tensor in tensors.items()})
-    return _vllm_command(drafter, folder)
+    tensors = published_tensors(eagle)
+    write_folder(folder, config, {name.replace("midlayer.", "layers.0."): tensor for name, tensor in tensors.items()})
+    return _vllm_command(eagle, folder)
 
 
 # ---- what the formats share
 
 
-def require_servable(drafter: Eagle3, engine: str) -> None:
-    """Raise UserError where `engine` would run other heads than those that were trained."""
+def require_servable(drafter: Drafter, engine: str) -> Eagle3:
+    """`drafter`, if it is EAGLE-3 that `engine` runs as it was trained; else UserError with the nearest choice."""
     if not isinstance(drafter, Eagle3):
-        raise UserError(
-            f"these heads are {type(drafter).__name__}, not Eagle3: export them in a format of their family"
-        )
+        kind = type(drafter)
+        raise UserError(f"these are {kind.__name__} heads, not EAGLE-3: {NEAREST[kind]}")
     backbone = drafter.backbone
     kind = backbone.model.config.get_text_config(decoder=True).model_type
     if kind not in TARGETS[engine]:
         raise UserError(
-            f"{engine} hands out no inner hidden states of {kind} models, only of {', '.join(TARGETS[engine])}: "
-            "serve these heads with `run.py serve`"
+            f"{engine} hands out no inner hidden states of {kind} models, only of {', '.join(TARGETS[engine])}: {SERVE}"
         )
-    if backbone.softcap is not None:
-        raise UserError(
-            f"the backbone squashes its logits at {backbone.softcap} and so do its heads, which {engine}'s EAGLE-3 does "
-            "not: serve these heads with `run.py serve`"
-        )
-    rows = backbone.model.get_input_embeddings().weight[:1]
-    if not torch.equal(backbone.embed(torch.zeros(1, dtype=torch.long, device=backbone.device)), rows):
-        raise UserError(
-            f"the backbone scales its embeddings, which {engine}'s EAGLE-3 shares unscaled: "
-            "serve these heads with `run.py serve`"
-        )
+    require_plain_unembedding(drafter, engine)
+    first = torch.zeros(1, dtype=torch.long, device=backbone.device)
+    if not torch.equal(backbone.embed(first), backbone.model.get_input_embeddings().weight[:1]):
+        raise UserError(f"the backbone scales its embeddings, which {engine}'s EAGLE-3 shares unscaled: {SERVE}")
+    return drafter
 
 
 def fused_layers(drafter: Eagle3) -> list[int]:
@@ -158,7 +149,7 @@ def llama_config(drafter: Eagle3) -> dict[str, Any]:
         "bos_token_id": None,
         "eos_token_id": None,
         "pad_token_id": None,
-        "torch_dtype": "float32",
+        "torch_dtype": str(backbone.dtype).removeprefix("torch."),
     }
     layers = fused_layers(drafter)
     return config if len(layers) == 3 else config | {"num_aux_hidden_states": len(layers)}
@@ -167,16 +158,14 @@ def llama_config(drafter: Eagle3) -> dict[str, Any]:
 def published_tensors(drafter: Eagle3) -> dict[str, Tensor]:
     """The tensors under their published names; `fc` for ascending layers, d2t and t2d only where the draft vocabulary is
     smaller than the backbone's (vLLM refuses them elsewhere)."""
-    tensors = {name: tensor.detach().cpu() for name, tensor in drafter.state_dict().items()}
+    tensors = dict(drafter.state_dict())
     if drafter.vocabulary is None:
         del tensors["d2t"], tensors["t2d"]
     parts = tensors["fc.weight"].float().split(drafter.backbone.width, dim=1)
     placed = [sum(part for part, tap in zip(parts, drafter.taps) if tap == layer) for layer in fused_layers(drafter)]
     tensors["fc.weight"] = torch.cat(placed, dim=1)
-    return {
-        name: (tensor.float() if tensor.is_floating_point() else tensor).contiguous()
-        for name, tensor in tensors.items()
-    }
+    floats = {name: stored(tensor, drafter.backbone) for name, tensor in tensors.items() if name not in ("d2t", "t2d")}
+    return tensors | floats
 
 
 def _default(layers: list[int], backbone: Backbone) -> bool:
@@ -184,18 +173,8 @@ def _default(layers: list[int], backbone: Backbone) -> bool:
     return layers == [2, backbone.layers // 2, backbone.layers - 3]
 
 
-def _target(backbone: Backbone) -> str:
-    """The backbone as an engine finds it."""
-    return resolve(backbone.name) if backbone.name else "BACKBONE"
-
-
 def _vllm_command(drafter: Eagle3, folder: Path) -> str:
     settings = {"method": "eagle3", "model": str(folder), "num_speculative_tokens": drafter.heads}
     return shlex.join(
-        ["vllm", "serve", _target(drafter.backbone), "--speculative-config", json.dumps(settings, ensure_ascii=False)]
+        ["vllm", "serve", target(drafter.backbone), "--speculative-config", json.dumps(settings, ensure_ascii=False)]
     )
-
-
-def _write(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-    write_atomically(folder / "model.safetensors", lambda at: at.write_bytes(save(tensors, metadata={"format": "pt"})))
-    write_json(folder / "config.json", config)

@@ -8,24 +8,21 @@ in the folder. An engine passes over many a wrong file in silence (SGLang skips 
 each is an error.
 """
 
-import json
 import math
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 from transformers import LlamaConfig
 
 from mhc.backbone import Backbone
 from mhc.drafters import Eagle3
 from mhc.errors import UserError
+from mhc.export.folders import CONFIG, WEIGHTS, read_config, read_tensors, require_shapes
 
 IDS = "eagle_aux_hidden_state_layer_ids"
 FLAGS = ("norm_before_residual", "norm_before_fc", "fc_norm", "use_aux_norm", "norm_output", "bias")
-TOLERANCE = 1e-4  # of fp32 logits, relative to the largest of them
 
 
 class EngineDraft:
@@ -34,7 +31,11 @@ class EngineDraft:
     config: the Llama config of the layer. tensors: by published name."""
 
     def __init__(self, config: LlamaConfig, tensors: dict[str, Tensor], backbone: Backbone, captured: list[int]):
-        self.config, self.tensors, self.backbone, self.captured = config, tensors, backbone, captured
+        self.config, self.backbone, self.captured = config, backbone, captured
+        self.tensors = {
+            name: (tensor.float() if tensor.is_floating_point() else tensor).to(backbone.device)
+            for name, tensor in tensors.items()
+        }
 
     @torch.no_grad()
     def chain(self, known: list[int], guesses: list[int]) -> Tensor:
@@ -104,32 +105,32 @@ class EngineDraft:
 
 def read_eagle3_vllm(folder: Path, backbone: Backbone) -> EngineDraft:
     """What vLLM 0.32 makes of `folder` beside `backbone`; UserError for what it would refuse, or pass over."""
-    config = _json(folder)
+    config = read_config(folder)
     _architecture(config, folder)
     ids = config.get(IDS) or (config.get("eagle_config") or {}).get(IDS)
     captured = sorted(set(ids)) if ids else _usual(backbone)
     fused = config.get("num_aux_hidden_states")
     if fused is None:
         fused = len((config.get("eagle_config") or {}).get(IDS) or ()) or 3
-    return _built(config, _tensors(folder), folder, backbone, captured, fused)
+    return _built(config, read_tensors(folder / WEIGHTS), folder, backbone, captured, fused)
 
 
 def read_eagle3_sglang(folder: Path, backbone: Backbone) -> EngineDraft:
     """What SGLang 0.5 makes of `folder` beside `backbone`; UserError for what it would refuse, or pass over."""
-    config = _json(folder)
+    config = read_config(folder)
     _architecture(config, folder)
     ids = (config.get("eagle_config") or {}).get(IDS)
     captured = sorted({layer + 1 for layer in ids}) if ids else _usual(backbone)
     fused = config.get("num_aux_hidden_states")
     if fused is None:
         fused = len(ids) if ids else 3
-    return _built(config, _tensors(folder), folder, backbone, captured, fused)
+    return _built(config, read_tensors(folder / WEIGHTS), folder, backbone, captured, fused)
 
 
 def read_speculators(folder: Path, backbone: Backbone) -> EngineDraft:
     """What the speculators library, and vLLM 0.32 through its format, make of `folder` beside `backbone`; UserError for
     what they would refuse, or pass over."""
-    config = _json(folder)
+    config = read_config(folder)
     try:
         kind, plan = config["speculators_model_type"], config["speculators_config"]
         names = [method["proposal_type"] for method in plan["proposal_methods"]]
@@ -137,24 +138,25 @@ def read_speculators(folder: Path, backbone: Backbone) -> EngineDraft:
         layer = dict(config["transformer_layer_config"])
         whole = kind == plan["algorithm"] == "eagle3" and plan["default_proposal_method"] in names and verifier
     except (KeyError, IndexError, TypeError) as error:
-        raise UserError(f"'{folder / 'config.json'}' is no speculators config ({error!r} is missing)") from error
+        raise UserError(f"'{folder / CONFIG}' is no speculators config ({error!r} is missing)") from error
     if not whole or tokens < 1:
-        raise UserError(f"'{folder / 'config.json'}' is no speculators config of eagle3 with a proposal and a verifier")
-    for name in FLAGS[:1]:
-        if name not in config:
-            raise UserError(f"'{folder / 'config.json'}' does not say {name}, which vLLM would take to be true")
+        raise UserError(f"'{folder / CONFIG}' is no speculators config of eagle3 with a proposal and a verifier")
+    if "norm_before_residual" not in config:
+        raise UserError(f"'{folder / CONFIG}' does not say norm_before_residual, which vLLM would take to be true")
     layer |= {name: config.get(name) for name in ("draft_vocab_size", *FLAGS)}
     ids = config.get(IDS)
     tensors = {}
-    for name, tensor in _tensors(folder).items():
+    for name, tensor in read_tensors(folder / WEIGHTS).items():
         if name.startswith("midlayer."):
             raise UserError(f"'{folder}' names a tensor {name}: speculators knows it as layers.0.*")
         tensors[name.replace("layers.0.", "midlayer.")] = tensor
-    captured = sorted(set(ids)) if ids else _usual(backbone)
-    return _built(layer, tensors, folder, backbone, captured, len(ids) if ids else 3)
+    captured, fused = sorted(set(ids)) if ids else _usual(backbone), len(ids) if ids else 3
+    if fused != layer.get("num_aux_hidden_states", 3):
+        raise UserError(f"'{folder / CONFIG}' has {fused} layer ids and vLLM would not know of so many hidden states")
+    return _built(layer, tensors, folder, backbone, captured, fused)
 
 
-def difference(drafter: Eagle3, engine: EngineDraft, length: int = 16, seed: int = 0) -> float:
+def eagle3_difference(drafter: Eagle3, engine: EngineDraft, length: int = 16, seed: int = 0) -> float:
     """The largest difference between our logits, as training computes them for whole rows, and the engine's, drafted token
     by token, over random tokens; relative to the largest logit. Infinite where one can propose a token and the other
     cannot."""
@@ -164,7 +166,7 @@ def difference(drafter: Eagle3, engine: EngineDraft, length: int = 16, seed: int
     anchors = torch.zeros(length, dtype=torch.long, device=ids.device), torch.arange(length, device=ids.device)
     with torch.no_grad():
         guesses = drafter(backbone.features(ids, drafter.taps), ids, anchors)
-        ours = torch.stack([drafter.unembed(head, guess.hidden) for head, guess in enumerate(guesses)], dim=1)
+        ours = torch.stack([drafter.unembed(head, guess.hidden) for head, guess in enumerate(guesses)], dim=1).float()
     text = ids[0].tolist()
     theirs = torch.stack([engine.chain(text[: t + 2], text[t + 2 : t + 1 + heads]) for t in range(length)])
     apart = torch.where(ours == theirs, 0.0, (ours - theirs).abs()).max()  # (T,K,V)
@@ -174,28 +176,9 @@ def difference(drafter: Eagle3, engine: EngineDraft, length: int = 16, seed: int
 # ---- what the readers share
 
 
-def _json(folder: Path) -> dict[str, Any]:
-    try:
-        config = json.loads((folder / "config.json").read_text())
-    except FileNotFoundError as error:
-        raise UserError(f"no config.json in '{folder}': give a folder of EAGLE-3 heads") from error
-    except ValueError as error:
-        raise UserError(f"'{folder / 'config.json'}' is damaged ({error}): export again") from error
-    if not isinstance(config, dict):
-        raise UserError(f"'{folder / 'config.json'}' is damaged (no object): export again")
-    return config
-
-
-def _tensors(folder: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(folder / "model.safetensors")
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"cannot read '{folder / 'model.safetensors'}': {error}") from error
-
-
 def _architecture(config: dict[str, Any], folder: Path) -> None:
     if config.get("architectures") != ["LlamaForCausalLMEagle3"]:
-        raise UserError(f"'{folder / 'config.json'}' is of {config.get('architectures')}, not LlamaForCausalLMEagle3")
+        raise UserError(f"'{folder / CONFIG}' is of {config.get('architectures')}, not LlamaForCausalLMEagle3")
 
 
 def _usual(backbone: Backbone) -> list[int]:
@@ -232,7 +215,7 @@ def _built(
             f"{where} is for a backbone of {vocabulary} tokens and width {llama.hidden_size}, this one has "
             f"{backbone.vocabulary_size} and {backbone.width}"
         )
-    _require(tensors, _shapes(llama, fused, drafted), where)
+    require_shapes(tensors, _shapes(llama, fused, drafted), where)
     if drafted != vocabulary:
         ids = torch.arange(drafted) + tensors["d2t"]
         marked = torch.zeros(vocabulary, dtype=torch.bool)
@@ -241,9 +224,7 @@ def _built(
         marked[ids] = True
         if not torch.equal(marked, tensors["t2d"].bool()):
             raise UserError(f"{where}: d2t and t2d name different tokens")
-    return EngineDraft(
-        llama, {name: tensor.to(backbone.device) for name, tensor in tensors.items()}, backbone, captured
-    )
+    return EngineDraft(llama, tensors, backbone, captured)
 
 
 def _shapes(config: LlamaConfig, fused: int, drafted: int) -> dict[str, tuple[int, ...]]:
@@ -268,15 +249,3 @@ def _shapes(config: LlamaConfig, fused: int, drafted: int) -> dict[str, tuple[in
     if drafted != config.vocab_size:
         shapes |= {"d2t": (drafted,), "t2d": (config.vocab_size,)}
     return shapes
-
-
-def _require(tensors: dict[str, Tensor], shapes: dict[str, tuple[int, ...]], where: str) -> None:
-    """Raise UserError unless the tensors are just these."""
-    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    missing, unknown = sorted(shapes.keys() - found.keys()), sorted(found.keys() - shapes.keys())
-    if missing or unknown:
-        told = [f"lacks {', '.join(missing)}"] * bool(missing) + [f"has {', '.join(unknown)}, unread"] * bool(unknown)
-        raise UserError(f"{where} {' and '.join(told)}: the engine would run other heads than these")
-    for name, shape in shapes.items():
-        if found[name] != shape:
-            raise UserError(f"{where}: {name} is {found[name]}, the config wants {shape}")
