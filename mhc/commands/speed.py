@@ -8,6 +8,7 @@ from mhc.commands import Parser
 from mhc.errors import UserError
 
 PICTURES = (".png", ".svg", ".pdf")
+FEW = 10  # questions: with less, the bootstrap knows too little of the spread
 
 
 def main(argv: list[str]) -> int:
@@ -59,7 +60,7 @@ def show(found: dict[str, Any]) -> None:
 
     title = f"{Path(found['answers']).stem} over {Path(found['plain']).stem}"
     table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1), collapse_padding=True, pad_edge=False)
-    table.add_column("category", overflow="fold")
+    table.add_column("category", min_width=14, overflow="fold")
     for heading in ("n", "tokens/s", "speedup", "by turn", "tokens/step", "same text"):
         table.add_column(heading, justify="right", no_wrap=True)
     for name, one in found["categories"].items():
@@ -72,6 +73,8 @@ def show(found: dict[str, Any]) -> None:
         f"speedup: ratio of the mean tokens/s of n questions; by turn: median of paired ratios; in brackets "
         f"{found['confidence']:.0%} intervals over questions ({found['resamples']:,} resamples, seed {found['seed']})"
     ]
+    if any(one["questions"] < FEW for one in found["categories"].values()):
+        notes.append(f"of fewer than {FEW} questions an interval is too narrow: take it for a hint")
     if not found["measured_in_turn"]:
         notes.append(
             "the files were not made in turn (run.py answer --both does): a machine's drift counts as speed here"
@@ -86,17 +89,15 @@ def _cells(one: dict[str, Any]) -> list[str]:
     return [
         str(one["questions"]),
         f"{one['plain_tokens_per_second']:,.0f} > {one['tokens_per_second']:,.0f}",
-        _with_interval(one, "speedup", "x"),
-        _with_interval(one, "paired_speedup", "x"),
+        _with_interval(one["speedup"], one["speedup_interval"]),
+        f"{one['paired_speedup']:.2f}x",
         f"{one['tokens_per_step']:.2f}",
         f"{one['identical']}/{one['turns']}",
     ]
 
 
-def _with_interval(one: dict[str, Any], name: str, unit: str) -> str:
-    interval = one[f"{name}_interval"]
-    between = f" ({interval[0]:.2f}-{interval[1]:.2f})" if interval else ""
-    return f"{one[name]:.2f}{unit}{between}"
+def _with_interval(value: float, interval: list[float] | None) -> str:
+    return f"{value:.2f}x" + (f" ({interval[0]:.2f}-{interval[1]:.2f})" if interval else "")
 
 
 def _parser() -> Parser:
