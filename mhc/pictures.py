@@ -183,10 +183,8 @@ def draw_speed(path: Path, table: dict[str, Any]) -> None:
             axis.text(max(value, high), at, f" {value:.2f}", fontsize=8, va="center")
         axis.set_title(title, fontsize=10)
         axis.grid(alpha=0.3, axis="x")
-    axes[0].set_yticks(
-        range(len(rows)),
-        labels=[f"{name.replace('$', chr(92) + '$')} ({one['questions']})" for name, one in rows.items()],
-    )
+    labels = [f"{name} ({one['questions']})" for name, one in rows.items()]
+    axes[0].set_yticks(range(len(rows)), labels=labels, parse_math=False)
     note = f"(questions); {table['confidence']:.0%} bootstrap intervals over questions"
     figure.supxlabel(note, fontsize=8)
     figure.savefig(path, dpi=140)

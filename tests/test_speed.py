@@ -117,7 +117,7 @@ def test_table_json_and_picture(tmp_path, capsys):
     assert (
         "overall" in told and "10,000 resamples" in told and max(len(line.rstrip()) for line in told.splitlines()) <= 80
     )
-    assert all(f"\n {name} " in told for name in ("math", "writing", "overall"))  # not folded
+    assert all(f"\n {name} " in told for name in ("math", "writing", "overall")) and " 22/24" in told  # not cut
     found = json.loads(kept.read_text())
     low, high = found["overall"]["speedup_interval"]
     assert low < found["overall"]["speedup"] < high and found["measured_in_turn"]

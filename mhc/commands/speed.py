@@ -61,7 +61,7 @@ def show(found: dict[str, Any]) -> None:
     title = f"{Path(found['answers']).stem} over {Path(found['plain']).stem}"
     table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1), collapse_padding=True, pad_edge=False)
     table.add_column("category", min_width=14, overflow="fold")
-    for heading in ("n", "tokens/s", "speedup", "by turn", "tokens/step", "same text"):
+    for heading in ("n", "tokens/s", "speedup", "by turn", "per step", "same"):
         table.add_column(heading, justify="right", no_wrap=True)
     for name, one in found["categories"].items():
         table.add_row(name, *_cells(one))
@@ -70,7 +70,8 @@ def show(found: dict[str, Any]) -> None:
     console = Console(highlight=False)
     console.print(table)
     notes = [
-        f"speedup: ratio of the mean tokens/s of n questions; by turn: median of paired ratios; in brackets "
+        f"speedup: ratio of the mean tokens/s of n questions; by turn: median of paired ratios; per step: tokens, "
+        f"bonus counted; same: turns with the same text; in brackets "
         f"{found['confidence']:.0%} intervals over questions ({found['resamples']:,} resamples, seed {found['seed']})"
     ]
     if any(one["questions"] < FEW for one in found["categories"].values()):
