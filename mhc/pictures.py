@@ -162,6 +162,35 @@ def draw_comparison(path: Path, comparison: dict[str, Any]) -> None:
     plt.close(figure)
 
 
+def draw_speed(path: Path, table: dict[str, Any]) -> None:
+    """What `mhc.speed.speed_table` found: speedup and tokens per step by category with their intervals; PNG, SVG or PDF."""
+    rows = {"overall": table["overall"], **dict(reversed(table["categories"].items()))}
+    figure, axes = plt.subplots(1, 2, figsize=(9, 1.3 + 0.32 * len(rows)), layout="constrained", sharey=True)
+    for axis, name, title in zip(
+        axes, ("speedup", "tokens_per_step"), ("speedup over plain decoding", "tokens per step, bonus token counted")
+    ):
+        values = [one[name] for one in rows.values()]
+        intervals = [one[f"{name}_interval"] or [one[name]] * 2 for one in rows.values()]
+        spread = [
+            [max(0, value - low) for value, (low, _) in zip(values, intervals)],
+            [max(0, high - value) for value, (_, high) in zip(values, intervals)],
+        ]
+        colours = [GREEN] + [BLUE] * (len(rows) - 1)
+        axis.barh(range(len(rows)), values, xerr=spread, color=colours, height=0.7, capsize=2, alpha=0.85)
+        axis.axvline(1, color="black", linewidth=0.8, linestyle=":")
+        axis.set_xlim(0, 1.18 * max(high for _, high in intervals))
+        for at, (value, (_, high)) in enumerate(zip(values, intervals)):
+            axis.text(max(value, high), at, f" {value:.2f}", fontsize=8, va="center")
+        axis.set_title(title, fontsize=10)
+        axis.grid(alpha=0.3, axis="x")
+    labels = [f"{name} ({one['questions']})" for name, one in rows.items()]
+    axes[0].set_yticks(range(len(rows)), labels=labels, parse_math=False)
+    note = f"(questions); {table['confidence']:.0%} bootstrap intervals over questions"
+    figure.supxlabel(note, fontsize=8)
+    figure.savefig(path, dpi=140)
+    plt.close(figure)
+
+
 # -- for a page: inline SVG whose ink, lines and background are the page's own -------------------------
 
 
