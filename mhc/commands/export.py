@@ -5,6 +5,8 @@ from mhc.commands import Parser
 FORMATS = {
     "tgi-medusa": "Medusa heads in text-generation-inference; FasterDecoding's names",
     "vllm-medusa": "Medusa heads in vLLM up to 0.32 (0.33 has no Medusa any more)",
+    "vllm-cascade": "any cascade of residual cells in vLLM up to 0.32, with this project's plugin (docs/engines.md)",
+    "vllm-tied-cascade": "the same for a cascade trained with tied: true, by vLLM's EAGLE path",
     "mlp-speculator": "a cascade trained with cell: speculator in text-generation-inference; IBM's names",
     "hf": "heads of any family as they are, with a model card of what was measured, for `run.py push`",
 }

@@ -15,6 +15,7 @@ from mhc.export.card import CARD, card
 from mhc.export.heads import COPIED, heads_difference, hf, read_hf
 from mhc.export.medusa import read_tgi_medusa, read_vllm_medusa, tgi_medusa, vllm_medusa
 from mhc.export.mlp_speculator import mlp_speculator, read_mlp_speculator
+from mhc.export.vllm_cascade import read_vllm_cascade, read_vllm_tied_cascade, vllm_cascade, vllm_tied_cascade
 from mhc.files import write_atomically
 
 
@@ -32,6 +33,8 @@ class Format(NamedTuple):
 FORMATS = {
     "tgi-medusa": Format(tgi_medusa, read_tgi_medusa),
     "vllm-medusa": Format(vllm_medusa, read_vllm_medusa),
+    "vllm-cascade": Format(vllm_cascade, read_vllm_cascade),
+    "vllm-tied-cascade": Format(vllm_tied_cascade, read_vllm_tied_cascade),
     "mlp-speculator": Format(mlp_speculator, read_mlp_speculator),
     "hf": Format(hf, read_hf, heads_difference, COPIED),
 }
