@@ -57,7 +57,7 @@ def local_names(files: list[Path]) -> Iterator[tuple[str, str]]:
         except ValueError as error:
             raise UserError(f"'{file}' is damaged ({error}): export again") from error
         for text in _strings(value):
-            if os.path.isabs(text) and os.path.isdir(text):
+            if os.sep in text and os.path.isdir(text):
                 yield file.name, text
 
 

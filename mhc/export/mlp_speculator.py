@@ -14,7 +14,9 @@ exactly, once folded:
 - the constant U c + d hangs on a further inner unit that P and E leave at 0 and w and b at GELU(1). Eight of those, seven
   of them empty, so that sizes stay multiples of eight; the root mean square, now over I units, shrinks by root (D / I).
 
-Read in TGI 3 (layers/mlp.py, models/__init__.py). vLLM switched them off with its V1 engine.
+Read in TGI 2.2.0 and 3.3.7 (layers/mlp.py, models/__init__.py). From 2.3.0 on TGI loads heads with tied weights alone: its
+other class asks a list of embeddings for their weight and fails. Before, it knew no tied ones. vLLM switched both off with
+its V1 engine.
 """
 
 import math
@@ -61,7 +63,7 @@ def mlp_speculator(drafter: Drafter, folder: Path) -> str:
         )
     require_plain_unembedding(drafter, "TGI")
     backbone, heads = drafter.backbone, drafter.heads
-    tied = drafter.tied and heads > 1 and not drafter.unembeddings.own  # IBM's ties what unembeds, too
+    tied = heads == 1 or (drafter.tied and not drafter.unembeddings.own)  # IBM's ties what unembeds, too
     inner, state_share, token_share = _shares(heads, backbone.width)
     tensors: dict[str, Tensor] = {}
     for head in range(1 if tied else heads):
@@ -89,7 +91,10 @@ def mlp_speculator(drafter: Drafter, folder: Path) -> str:
     }
     write_folder(folder, config, {name: stored(tensor, backbone) for name, tensor in tensors.items()})
     command = shlex.join(["text-generation-launcher", "--model-id", str(folder)])
-    return f"{command}  # without --speculate, whose number would change the heads' weights"
+    which = (
+        "TGI 2.3 to 3.3" if tied else "TGI 2.0.3 to 2.2 only, later ones load tied heads alone (train with tied: true)"
+    )
+    return f"{command}  # {which}; without --speculate, whose number would change the heads' weights"
 
 
 def _shares(heads: int, width: int) -> tuple[int, float, float]:

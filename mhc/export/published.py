@@ -32,7 +32,7 @@ def read_published(folder: Path, backbone: Backbone) -> Drafter:
     config = read_config(folder)
     architectures = config.get("architectures") or []
     if any("Eagle3" in name for name in architectures) or config.get("speculators_model_type") == "eagle3":
-        from mhc.export.eagle3 import import_eagle3
+        from mhc.export.eagle3_import import import_eagle3
 
         return import_eagle3(folder, backbone)
     if "medusa_num_heads" in config or config.get("model_type") == "medusa":
@@ -51,7 +51,7 @@ def import_medusa(folder: Path, backbone: Backbone) -> Medusa:
     path = next((folder / name for name in MEDUSA if (folder / name).exists()), None)
     if path is None:
         raise UserError(f"no heads in '{folder}': none of {', '.join(MEDUSA)} is there")
-    tensors = _our_names(_tensors(path), f"'{path}'")
+    tensors = _our_names(read_weights(path), f"'{path}'")
     heads, blocks = (_count(tensors, rf"stacks\.{place}\.") for place in (r"(\d+)", r"\d+\.(\d+)"))
     if not heads or not blocks:
         raise UserError(f"'{path}' holds no Medusa heads: it has {', '.join(sorted(tensors)[:5]) or 'no tensors'}")
@@ -104,7 +104,7 @@ def _count(tensors: dict[str, Tensor], pattern: str) -> int:
     return max(found, default=-1) + 1
 
 
-def _tensors(path: Path) -> dict[str, Tensor]:
+def read_weights(path: Path) -> dict[str, Tensor]:
     """A safetensors file, or a torch file of which nothing but tensors is taken."""
     if path.suffix == ".safetensors":
         return read_tensors(path)

@@ -146,7 +146,7 @@ def test_heads_of_another_model_or_kind_are_refused(backbones, tmp_path):
 
 def test_eagle_heads_are_known_by_their_config(backbones, tmp_path, monkeypatch):
     known = SimpleNamespace(import_eagle3=lambda folder, backbone: (folder, backbone))
-    monkeypatch.setitem(sys.modules, "mhc.export.eagle3", known)
+    monkeypatch.setitem(sys.modules, "mhc.export.eagle3_import", known)
     for config in ({"architectures": ["LlamaForCausalLMEagle3"]}, {"speculators_model_type": "eagle3"}):
         (tmp_path / "config.json").write_text(json.dumps(config))
         assert read_published(tmp_path, backbones("llama")) == (tmp_path, backbones("llama"))
