@@ -23,7 +23,6 @@ from mhc.drafters.base import Drafter, Guess, inherit
 from mhc.drafters.layers import Attention, FeedForward, sizes, turned, turns
 from mhc.errors import UserError
 
-THETA = 10_000.0
 BLOCK = 256  # queries attended for at a time in training
 RECOMPUTED = {"use_reentrant": False, "preserve_rng_state": False}  # no dice are thrown in what is computed again
 
@@ -55,11 +54,12 @@ class Growth:
 class MidLayer(nn.Module):
     """A Llama layer whose queries, keys and values come from [embedding; state], with the state as residual."""
 
-    def __init__(self, width: int, heads: int, inner: int):
+    def __init__(self, width: int, heads: int, inner: int, head_width: int | None, theta: float, epsilon: float):
         super().__init__()
-        self.input_layernorm, self.hidden_norm = nn.RMSNorm(width, eps=1e-6), nn.RMSNorm(width, eps=1e-6)
-        self.post_attention_layernorm = nn.RMSNorm(width, eps=1e-6)
-        self.self_attn, self.mlp = Attention(2 * width, width, heads), FeedForward(width, inner)
+        self.theta = theta
+        self.input_layernorm, self.hidden_norm = nn.RMSNorm(width, eps=epsilon), nn.RMSNorm(width, eps=epsilon)
+        self.post_attention_layernorm = nn.RMSNorm(width, eps=epsilon)
+        self.self_attn, self.mlp = Attention(2 * width, width, heads, head_width), FeedForward(width, inner)
 
     def join(self, embedded: Tensor, state: Tensor) -> Tensor:
         """(...,D), (...,D) -> (...,2D)"""
@@ -67,7 +67,7 @@ class MidLayer(nn.Module):
 
     def turns(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """How queries and keys at these positions (B,T) are turned."""
-        return turns(positions, self.self_attn.width, THETA)
+        return turns(positions, self.self_attn.width, self.theta)
 
     def queries(self, joined: Tensor, by: tuple[Tensor, Tensor]) -> Tensor:
         """(B,T,2D) -> (B,H,T,E)"""
@@ -94,6 +94,8 @@ class Eagle3(Drafter):
     positions, which are relative, never get larger than in training. In training rows are at most data.max_length long.
     checkpointing: keep only each step's state, keys and values in training and compute the rest again in the
     backward: less memory, a third more time, the same gradients.
+    attention_heads, head_width, inner_width (default: what suits the backbone), theta of the rotary embedding and epsilon
+    of the norms are there for checkpoints that were trained elsewhere (mhc/export/eagle3_import.py).
     """
 
     free_arguments = frozenset({"checkpointing"})
@@ -106,9 +108,16 @@ class Eagle3(Drafter):
         draft_vocabulary: int | None = None,
         context: int = 2048,
         checkpointing: bool = False,
+        attention_heads: int | None = None,
+        head_width: int | None = None,
+        inner_width: int | None = None,
+        theta: float = 10_000.0,
+        epsilon: float = 1e-6,
     ):
         named = {"layers": layers, "draft_vocabulary": draft_vocabulary, "context": context}
-        super().__init__(backbone, heads, **named, checkpointing=checkpointing)
+        shape = {"attention_heads": attention_heads, "head_width": head_width, "inner_width": inner_width}
+        shape |= {"theta": theta, "epsilon": epsilon}
+        super().__init__(backbone, heads, **named, checkpointing=checkpointing, **shape)
         if context < heads:
             raise UserError(f"EAGLE-3's context is {context}: it must be at least its {heads} heads")
         if draft_vocabulary is not None and not 1 <= draft_vocabulary <= backbone.vocabulary_size:
@@ -120,8 +129,10 @@ class Eagle3(Drafter):
             raise UserError(f"EAGLE-3's layers are {list(self.taps)}: give three of 0 to {backbone.layers - 1}")
         self.context, self.checkpointing, width = context, checkpointing, backbone.width
         self.fc = nn.Linear(3 * width, width, bias=False)
-        self.midlayer = MidLayer(width, *sizes(backbone.model.config))
-        self.norm = nn.RMSNorm(width, eps=1e-6)
+        usual_heads, usual_inner = sizes(backbone.model.config)
+        widths = attention_heads or usual_heads, inner_width or usual_inner, head_width
+        self.midlayer = MidLayer(width, *widths, theta, epsilon)
+        self.norm = nn.RMSNorm(width, eps=epsilon)
         size = draft_vocabulary or backbone.vocabulary_size
         self.lm_head = nn.Linear(width, size, bias=False)
         self.register_buffer("d2t", torch.zeros(size, dtype=torch.long))  # d2t[j] = id of draft token j, less j

@@ -6,14 +6,16 @@ from torch.nn.functional import silu
 
 
 class Attention(nn.Module):
-    """Projections of inputs (...,T,width_in) to heads (...,H,T,E), and of their mixture back to (...,T,D); width is E.
-    Keys and values have as many heads as queries: one layer's cache is small."""
+    """Projections of inputs (...,T,width_in) to heads (...,H,T,E), and of their mixture back to (...,T,D); width is E,
+    D divided by the heads unless head_width says otherwise. Keys and values have as many heads as queries: one layer's
+    cache is small."""
 
-    def __init__(self, width_in: int, width: int, heads: int):
+    def __init__(self, width_in: int, width: int, heads: int, head_width: int | None = None):
         super().__init__()
-        self.heads, self.width = heads, width // heads
-        self.q_proj, self.k_proj, self.v_proj = (nn.Linear(width_in, width, bias=False) for _ in range(3))
-        self.o_proj = nn.Linear(width, width, bias=False)
+        self.heads, self.width = heads, head_width or width // heads
+        inner = heads * self.width
+        self.q_proj, self.k_proj, self.v_proj = (nn.Linear(width_in, inner, bias=False) for _ in range(3))
+        self.o_proj = nn.Linear(inner, width, bias=False)
 
     def split(self, projected: Tensor) -> Tensor:
         """(...,T,D) -> (...,H,T,E)"""
