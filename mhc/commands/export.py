@@ -5,6 +5,11 @@ from mhc.commands import Parser
 FORMATS = {
     "tgi-medusa": "Medusa heads in text-generation-inference; FasterDecoding's names",
     "vllm-medusa": "Medusa heads in vLLM up to 0.32 (0.33 has no Medusa any more)",
+    "vllm-cascade": "any cascade of residual cells in vLLM up to 0.32, with this project's plugin (docs/engines.md)",
+    "vllm-tied-cascade": "the same for a cascade trained with tied: true, by vLLM's EAGLE path",
+    "eagle3-vllm": "EAGLE-3 heads in vLLM",
+    "eagle3-sglang": "EAGLE-3 heads in SGLang",
+    "speculators": "EAGLE-3 heads as the speculators library and vLLM read them",
     "mlp-speculator": "a cascade trained with cell: speculator, and tied: true for text-generation-inference from 2.3 on; "
     "IBM's names",
     "hf": "heads of any family as they are, with a model card of what was measured, for `run.py push`",

@@ -12,9 +12,12 @@ from mhc.drafters import Drafter
 from mhc.errors import UserError
 from mhc.export import folders
 from mhc.export.card import CARD, card
+from mhc.export.eagle3 import eagle3_sglang, eagle3_vllm, speculators
+from mhc.export.eagle3_reading import eagle3_difference, read_eagle3_sglang, read_eagle3_vllm, read_speculators
 from mhc.export.heads import COPIED, heads_difference, hf, read_hf
 from mhc.export.medusa import read_tgi_medusa, read_vllm_medusa, tgi_medusa, vllm_medusa
 from mhc.export.mlp_speculator import mlp_speculator, read_mlp_speculator
+from mhc.export.vllm_cascade import read_vllm_cascade, read_vllm_tied_cascade, vllm_cascade, vllm_tied_cascade
 from mhc.files import write_atomically
 
 
@@ -32,6 +35,11 @@ class Format(NamedTuple):
 FORMATS = {
     "tgi-medusa": Format(tgi_medusa, read_tgi_medusa),
     "vllm-medusa": Format(vllm_medusa, read_vllm_medusa),
+    "vllm-cascade": Format(vllm_cascade, read_vllm_cascade),
+    "vllm-tied-cascade": Format(vllm_tied_cascade, read_vllm_tied_cascade),
+    "eagle3-vllm": Format(eagle3_vllm, read_eagle3_vllm, eagle3_difference),
+    "eagle3-sglang": Format(eagle3_sglang, read_eagle3_sglang, eagle3_difference),
+    "speculators": Format(speculators, read_speculators, eagle3_difference),
     "mlp-speculator": Format(mlp_speculator, read_mlp_speculator),
     "hf": Format(hf, read_hf, heads_difference, COPIED),
 }

