@@ -151,7 +151,7 @@ class _Heading(Heading):
 class _Markdown(Markdown):
     """Rich's Markdown, with line ends kept: a letter and a poem are what they were."""
 
-    elements = Markdown.elements | {"fence": _Code, "code_block": _Code, "heading_open": _Heading}  # noqa: RUF012
+    elements = Markdown.elements | {"fence": _Code, "code_block": _Code, "heading_open": _Heading}
 
     def __init__(self, source: str):
         super().__init__("", hyperlinks=False)
