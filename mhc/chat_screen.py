@@ -91,10 +91,7 @@ class Terminal:
 
     def ask(self) -> str | None:
         """The next question or command; None at the end."""
-        try:
-            return self.session.prompt("\n> ")
-        except EOFError:
-            return None
+        return _typed(self.session, "\n> ")
 
     def note(self, text: str) -> None:
         """Tell something that is no answer."""
@@ -106,10 +103,7 @@ class Terminal:
 
     def confirms(self, question: str) -> bool:
         """Whether the user says yes."""
-        try:
-            return PromptSession().prompt(f"{harmless(question)} [y/N] ").strip().lower() in ("y", "yes")
-        except (EOFError, KeyboardInterrupt):
-            return False
+        return (_typed(PromptSession(), f"{harmless(question)} [y/N] ") or "").strip().lower() in ("y", "yes")
 
     def answer(self) -> LiveAnswer | Bare:
         """Where the next answer is written."""
@@ -118,7 +112,7 @@ class Terminal:
     @contextmanager
     def answering(self) -> Iterator[threading.Event]:
         """While the model speaks: set by Ctrl-C; a second one does not wait for the step under way. What is typed
-        meanwhile is not shown in the middle of the answer but at the next prompt."""
+        meanwhile is not shown in the middle of the answer, and dropped: an impatient Enter must not end the program."""
         stop = threading.Event()
 
         def interrupted(*_) -> None:
@@ -134,7 +128,17 @@ class Terminal:
             yield stop
         finally:
             signal.signal(signal.SIGINT, handler)
-            termios.tcsetattr(keyboard, termios.TCSANOW, before)
+            termios.tcsetattr(keyboard, termios.TCSAFLUSH, before)
+
+
+def _typed(session: PromptSession, prompt: str) -> str | None:
+    """What the user types; None for Ctrl-D or, where no key is bound to it, Ctrl-C."""
+    try:
+        return session.prompt(prompt)
+    except (EOFError, KeyboardInterrupt):
+        return None
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # one Ctrl-C too many between answer and prompt ends nothing
 
 
 class _Names(Completer):

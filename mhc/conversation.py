@@ -64,9 +64,10 @@ class Conversation:
         return ids, len(self.exchanges)
 
     def again(self) -> Exchange:
-        """Take the last exchange out, to answer its question anew with the next seed."""
+        """Take the last exchange out, to answer its question anew: with the next seed, where answers are drawn."""
         last = self.remove()
-        self.sampling = replace(self.sampling, seed=(self.sampling.seed + 1) % 2**63)
+        if self.sampling.temperature:
+            self.sampling = replace(self.sampling, seed=(self.sampling.seed + 1) % 2**63)
         return last
 
     def remove(self) -> Exchange:

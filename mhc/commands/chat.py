@@ -25,11 +25,8 @@ COMMANDS = {
 }
 USAGE = {usage.split()[0]: usage for usage in COMMANDS}
 WITH_FILE = [name for name, usage in USAGE.items() if name != usage]
-PROBES, FEWEST, SHARE = (
-    16,
-    3,
-    0.25,
-)  # plain steps timed behind an answer: so many, but few where they take longer than this
+PROBES, FEWEST = 16, 3  # plain steps timed behind an answer: so many, but few where they take
+UNNOTICED, SHARE = 0.25, 0.25  # more seconds than this, and more than this part of the answer's
 WARMING = 8  # tokens decoded both ways beforehand
 SHORTEST = 4  # steps of an answer whose speed says anything
 
