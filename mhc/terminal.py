@@ -76,8 +76,8 @@ class LiveAnswer:
     def _draw(self) -> None:
         if self.console.size != self._size:  # the terminal has broken its lines anew: leave them, and go on below
             self._size, self._shown, self._settled = self.console.size, [], True
-        cut = _settled(self._source)
-        if cut:
+        whole = self._source[: self._source.rfind("\n") + 1]  # a part of a line can look like what it is not
+        if cut := _blocks(whole)[-1]:
             self._show(self._lines(self._source[:cut], self._guessed[:cut]))
             self._source, self._guessed, self._shown = self._source[cut:], self._guessed[cut:], []
             self._settled = True
@@ -86,10 +86,12 @@ class LiveAnswer:
 
     def _lines(self, source: str, guessed: list[bool]) -> list[str]:
         """The text as lines for the terminal, a blank one before it where something stands above."""
-        lines = rendered(self._pen, source, guessed, max(1, self._size.width - 1))
-        if not lines:
-            return [""] if self._shown else []
-        return ["", *lines] if self._settled else lines
+        width, starts = max(1, self._size.width - 1), _blocks(source)
+        lines: list[str] = []
+        for start, end in zip(starts, [*starts[1:], len(source)]):
+            block = rendered(self._pen, source[start:end], guessed[start:end], width)
+            lines += ["", *block] if block and (lines or self._settled) else block
+        return lines or ([""] if self._shown else [])
 
     def _show(self, lines: list[str]) -> None:
         """Have these lines on the screen in place of those shown: from the first that differs, if it can be reached."""
@@ -109,15 +111,15 @@ class LiveAnswer:
         self._shown = [*self._shown[:first], *lines[first:]]
 
 
-def _settled(source: str) -> int:
-    """How many characters belong to blocks that are over; by whole lines, since a part of one can look like another thing."""
-    whole = source[: source.rfind("\n") + 1]
-    starts = [token.map[0] for token in _PARSER.parse(whole) if token.level == 0 and token.map and token.nesting >= 0]
-    return sum(len(line) for line in whole.splitlines(keepends=True)[: starts[-1]]) if len(starts) > 1 else 0
+def _blocks(source: str) -> list[int]:
+    """Where the paragraphs, lists, ... of a text start, the first at 0."""
+    starts = [token.map[0] for token in _PARSER.parse(source) if token.level == 0 and token.map and token.nesting >= 0]
+    lengths = [len(line) for line in source.split("\n")]
+    return [0, *(sum(lengths[:line]) + line for line in starts[1:])]
 
 
 def rendered(pen: Console, source: str, guessed: list[bool], width: int) -> list[str]:
-    """Markdown as lines of at most `width` columns, with control sequences for its styles; line ends stay where they are.
+    """One block of Markdown as lines of at most `width` columns, with control sequences for its styles; line ends stay where they are.
     guessed: one for each character of the source."""
     markdown = _Markdown(source)
     lines = pen.render_lines(markdown, pen.options.update(width=width, height=None), pad=False)

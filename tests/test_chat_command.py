@@ -447,8 +447,8 @@ def test_an_answer_in_pieces_looks_like_one_that_came_at_once(columns, rows, mon
     assert "**" not in whole and "```" not in whole and "<b>no</b>" in whole.replace("\n", " ")
     assert "Leo & all." in whole.replace("\n", " ") and "\x1b" not in whole
     generator = random.Random(columns)
-    for _ in range(5):
-        cuts = sorted(generator.sample(range(1, len(ANSWER)), 150))
+    for _ in range(3):
+        cuts = sorted(generator.sample(range(1, len(ANSWER)), 100))
         pieces = [(ANSWER[a:b], False) for a, b in zip([0, *cuts], [*cuts, len(ANSWER)])]
         assert drawn(columns, rows, pieces, monkeypatch).text == whole
 

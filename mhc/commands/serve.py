@@ -4,7 +4,7 @@ import os
 import socket
 from pathlib import Path
 
-from mhc.commands import Parser, add_backbone, add_compile, loading_of
+from mhc.commands import Parser, add_backbone, add_compile, engine_of
 from mhc.errors import UserError
 
 KEY = "MHC_API_KEY"
@@ -21,15 +21,9 @@ def main(argv: list[str]) -> int:
     except ImportError as problem:
         raise UserError(f'serving needs {problem.name}: pip install -e ".[serve]"') from problem
     listening = _listen(options.host, options.port)
-    from mhc.engine import Engine
-
-    if options.checkpoint:
-        loading = loading_of(options)
-        engine = Engine.from_checkpoint(options.checkpoint, options.backbone, options.tree, options.compile, **loading)
-    else:
-        from mhc.backbone import Backbone
-
-        engine = Engine(Backbone.load(options.backbone, **loading_of(options)), compile=options.compile)
+    engine = engine_of(options, options.compile)
+    if engine.backbone.quantised:
+        print(engine.backbone.quantised)
     if options.tree is None:
         engine.for_many()
     name = options.name or Path(options.checkpoint or options.backbone).resolve().name
