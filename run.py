@@ -10,11 +10,18 @@
   python run.py lm                      a small language model from nothing, and heads that make it fast
   python run.py sweep                   try settings by grid or at random, and see which are best: a wandb sweep file
   python run.py generate                answer a prompt with trained heads
+  python run.py chat                    talk to it in the terminal, and see which tokens the heads guessed
+  python run.py serve                   OpenAI's API and a page to chat at, many answers at once
   python run.py tune                    find the tree with which trained heads are fastest on this machine
   python run.py distill                 let the backbone answer prompts: the data heads learn best from
   python run.py collect                 keep the backbone's features on disk, so that heads train without it
   python run.py tokenizer               train a byte-level BPE tokenizer with a chat template
   python run.py evaluate                what a language model is worth: perplexity, exams, lm-evaluation-harness
+  python run.py answer                  MT-Bench questions to answer files for FastChat's judge and Spec-Bench
+  python run.py speed                   two answer files to a table of speedups by category, with intervals
+  python run.py export                  heads in the formats of vLLM, SGLang and TGI, checked before they are there
+  python run.py import                  published Medusa and EAGLE-3 heads as a folder of ours
+  python run.py push                    heads, or an export, to the Hugging Face Hub
   python run.py inspect                 show what a data file becomes: tokens, and which are learned from
 
 Every verb explains itself with --help. `fit`, `validate` and `test` take YAML files that compose:
@@ -22,14 +29,14 @@ later --config files and flags (--data.path my.json) override earlier ones.
 """
 
 import importlib
+import keyword
 import os
 import sys
 
 LIGHTNING = ("fit", "validate", "test")
 COMMANDS = (
-    *("answer", "chat", "collect", "compare", "distill", "evaluate", "export", "generate", "inspect", "lm", "push"),
-    *("quickstart", "serve", "speed", "sweep", "tokenizer"),
-    "tune",
+    *("answer", "chat", "collect", "compare", "distill", "evaluate", "export", "generate", "import", "inspect", "lm"),
+    *("push", "quickstart", "serve", "speed", "sweep", "tokenizer", "tune"),
 )
 
 
@@ -43,7 +50,8 @@ def main(arguments: list[str]) -> int:
 
     try:
         if verb in COMMANDS:
-            return importlib.import_module(f"mhc.commands.{verb}").main(arguments[1:])
+            module = verb + "_" * keyword.iskeyword(verb)
+            return importlib.import_module(f"mhc.commands.{module}").main(arguments[1:])
         if verb in LIGHTNING:
             os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
             return importlib.import_module("mhc.cli").main(arguments)

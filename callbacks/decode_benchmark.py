@@ -61,6 +61,8 @@ class DecodeBenchmark(Callback):
         if trainer.is_global_zero:
             write_json(Path(trainer.default_root_dir) / RESULT, figures)
             show({figures["drafter"]: figures})
+            if module.backbone.quantised:
+                print(module.backbone.quantised)
             for logger in trainer.loggers:
                 logger.log_metrics({f"test/{key}": figures[key] for key in ("tokens_per_step", "speedup")})
 

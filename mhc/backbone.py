@@ -19,7 +19,7 @@ from transformers.utils.logging import disable_progress_bar
 import mhc.attention  # noqa: F401  (registers the attention named "mhc")
 from mhc.cache import TreeCache
 from mhc.errors import UserError
-from mhc.layout import lay_out_for_few_rows, quantize_weights, unpack
+from mhc.layout import Quantised, lay_out_for_few_rows, quantize_weights, unpack
 from mhc.losses import capped
 from mhc.packing import Packing
 from mhc.sharding import element_count, is_split, whole_weight
@@ -112,6 +112,7 @@ class Backbone(nn.Module):
             model.set_attn_implementation("mhc")
         self._compiled: tuple = ()  # the fused forward, once it is wanted; a tuple, so that it is no second submodule
         self._fingerprint: str | None = None
+        self.quantised: Quantised | None = None  # what `load` was asked to quantise, and what that saved
 
     @classmethod
     def load(
@@ -142,9 +143,9 @@ class Backbone(nn.Module):
             )
         if sharding is None:
             model = model.to(device)
-        if quantize:
-            quantize_weights(model, quantize)
+        quantised = quantize_weights(model, quantize) if quantize else None
         backbone = cls(model, tokenizer, name)
+        backbone.quantised = quantised
         return backbone.lay_out() if decoding else backbone
 
     def lay_out(self) -> "Backbone":

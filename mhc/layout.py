@@ -14,6 +14,7 @@ MKL picks its best kernels on Intel's only (all linear layers of the pocket, 34 
 
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -79,7 +80,19 @@ def unpack(model: nn.Module) -> None:
                 setattr(parent, name, linear)
 
 
-def quantize_weights(model: nn.Module, kind: str) -> None:
+class Quantised(NamedTuple):
+    """What quantising did to a model's weights: 'int8' or 'int4', and their bytes before and after."""
+
+    kind: str
+    before: int
+    after: int
+
+    def __str__(self) -> str:
+        share = 1 - self.after / self.before
+        return f"{self.kind} weights take {_size(self.after)} in place of {_size(self.before)}: {share:.0%} saved"
+
+
+def quantize_weights(model: nn.Module, kind: str) -> Quantised:
     """Keep the linear layers' weights in 8 or 4 bits (torchao, weight only), in place; the lm_head stays, since
     draft heads share it. The text is then the quantised model's own, with draft heads as without."""
     try:
@@ -89,5 +102,22 @@ def quantize_weights(model: nn.Module, kind: str) -> None:
     if kind not in ("int8", "int4"):
         raise UserError(f"unknown quantisation '{kind}': int8 or int4")
     chosen = Int8WeightOnlyConfig() if kind == "int8" else IntxWeightOnlyConfig(weight_dtype=torch.int4)
-    lm_head = model.get_output_embeddings()
+    lm_head, before = model.get_output_embeddings(), stored_bytes(model)
     quantize_(model, chosen, filter_fn=lambda module, _: isinstance(module, nn.Linear) and module is not lm_head)
+    return Quantised(kind, before, stored_bytes(model))
+
+
+def stored_bytes(model: nn.Module) -> int:
+    """What a model's weights take in memory, tied ones once, quantised ones with their scales."""
+    return sum(map(_bytes_of, model.parameters()))
+
+
+def _bytes_of(tensor: Tensor) -> int:
+    """A tensor's bytes; those of a tensor made of others (torchao's) are theirs."""
+    if hasattr(tensor, "__tensor_flatten__"):
+        return sum(_bytes_of(getattr(tensor, name)) for name in tensor.__tensor_flatten__()[0])
+    return tensor.numel() * tensor.itemsize
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"

@@ -13,6 +13,9 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message} (see python {self.prog} --help)")
 
 
+_STORE: dict[str, Any] = {"action": "store_const", "dest": "quantize"}
+
+
 def add_sampling(parser: argparse.ArgumentParser) -> None:
     """The flags of `mhc.sampling.Sampling`, the same wherever text is made."""
     add = parser.add_argument
@@ -38,7 +41,10 @@ def add_loading(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--device", default="cpu", help="where to run: cpu, cuda, ... (default: cpu; `compare`: where it trains)")
     add("--dtype", choices=("float32", "bfloat16", "float16"), help="default: float32 on a CPU, bfloat16 on a GPU")
-    add("--quantize", choices=("int8", "int4"), help="keep the model's weights in 8 or 4 bits (needs torchao)")
+    one = parser.add_mutually_exclusive_group().add_argument
+    one("--quantize", choices=("int8", "int4"), help="keep the model's weights in 8 or 4 bits (needs torchao)")
+    for bits in ("8", "4"):
+        one(f"--load-in-{bits}bit", **_STORE, const=f"int{bits}", help=f"the same as --quantize int{bits}")
 
 
 def add_compile(parser: argparse.ArgumentParser) -> None:
@@ -54,6 +60,21 @@ def loading_of(options: argparse.Namespace) -> dict[str, Any]:
 
     dtype = options.dtype or ("float32" if options.device == "cpu" else "bfloat16")
     return {"device": options.device, "dtype": getattr(torch, dtype), "quantize": options.quantize}
+
+
+def engine_of(options: argparse.Namespace, compile: bool = False):
+    """The Engine of --checkpoint (heads, with --backbone and --tree as they are given), or of --backbone alone."""
+    from mhc.backbone import Backbone
+    from mhc.engine import Engine
+
+    loading = loading_of(options)
+    if options.checkpoint:
+        engine = Engine.from_checkpoint(options.checkpoint, options.backbone, options.tree, compile, **loading)
+    elif options.backbone:
+        engine = Engine(Backbone.load(options.backbone, **loading), compile=compile)
+    else:
+        raise UserError("give --checkpoint DIR (heads), or --backbone NAME (a model without heads)")
+    return engine
 
 
 def sampling_of(options: argparse.Namespace):

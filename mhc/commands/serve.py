@@ -5,7 +5,7 @@ import socket
 from contextlib import suppress
 from pathlib import Path
 
-from mhc.commands import Parser, add_backbone, add_compile, loading_of
+from mhc.commands import Parser, add_backbone, add_compile, engine_of
 from mhc.errors import UserError
 
 KEY = "MHC_API_KEY"
@@ -22,28 +22,20 @@ def main(argv: list[str]) -> int:
     except ImportError as problem:
         raise UserError(f'serving needs {problem.name}: pip install -e ".[serve]"') from problem
     with _listen(options.host, options.port) as listening:
+        engine = engine_of(options, options.compile)
+        if engine.backbone.quantised:
+            print(engine.backbone.quantised)
+        if options.tree is None:
+            engine.for_many()
         name = options.name or Path(options.checkpoint or options.backbone).resolve().name
         key = os.environ.get(KEY) or None
         body = int(options.body * 2**20)
         limits = Limits(options.rows, options.waiting, options.context, options.timeout, body, key)
-        app = build(_engine(options), name, limits)
+        app = build(engine, name, limits)
         _greet(listening, name, key)
         settings = {"log_level": "warning", "timeout_graceful_shutdown": options.grace}
         with suppress(KeyboardInterrupt):  # how a server is ended; uvicorn raises it again when all is done
             uvicorn.Server(uvicorn.Config(app, **settings)).run(sockets=[listening])
-    return 0
-
-
-def _engine(options):
-    """The engine of the heads, or of the model alone."""
-    from mhc.backbone import Backbone
-    from mhc.engine import Engine
-
-    loading = loading_of(options)
-    if not options.checkpoint:
-        return Engine(Backbone.load(options.backbone, **loading), compile=options.compile)
-    engine = Engine.from_checkpoint(options.checkpoint, options.backbone, options.tree, options.compile, **loading)
-    return engine if options.tree else engine.for_many()
 
 
 def _check(options) -> None:
