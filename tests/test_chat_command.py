@@ -424,6 +424,7 @@ Good night, \x1b[31mLeo &amp; all.
 def drawn(columns: int, rows: int, pieces: list[tuple[str, bool]], monkeypatch) -> Person:
     """The screen after these pieces, each drawn as it comes."""
     monkeypatch.setattr("mhc.terminal.SECONDS", 0)
+    monkeypatch.setattr("mhc.terminal.SHARE", float("inf"))
     file = io.StringIO()
     console = Console(
         file=file, width=columns, height=rows, force_terminal=True, color_system="standard", legacy_windows=False
