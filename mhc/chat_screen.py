@@ -126,6 +126,8 @@ class Terminal:
         termios.tcsetattr(keyboard, termios.TCSANOW, silent)
         try:
             yield stop
+        except KeyboardInterrupt:  # the figures below the answer were not waited for
+            pass
         finally:
             signal.signal(signal.SIGINT, handler)
             termios.tcsetattr(keyboard, termios.TCSAFLUSH, before)

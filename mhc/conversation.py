@@ -1,6 +1,7 @@
 """A conversation that is going on: what was said, how answers are drawn, and the file it is kept in."""
 
 import json
+import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -84,8 +85,9 @@ class Conversation:
 
     def save(self, path: Path, overwrite: bool = False) -> None:
         """Write the conversation as JSON, whole or not at all. UserError where the file exists, but for `overwrite`."""
-        if path.exists() and not (overwrite and path.is_file()):
-            raise UserError(f"'{path}' exists{'' if path.is_file() else ' and is no file'}: choose another name")
+        file = os.path.isfile(path)
+        if os.path.exists(path) and not (overwrite and file):
+            raise UserError(f"'{path}' exists{'' if file else ' and is no file'}: choose another name")
         said: Messages = [{"role": "system", "content": self.system}] if self.system else []
         for exchange in self.exchanges:
             said.append({"role": "user", "content": exchange.question})
@@ -93,16 +95,18 @@ class Conversation:
         sampling = {name: getattr(self.sampling, name) for name in SAMPLING}
         try:
             write_json(path, {"format": FORMAT, "version": VERSION, "sampling": sampling, "messages": said})
-        except OSError as problem:
-            raise UserError(f"cannot write '{path}' ({problem.strerror}): choose another name") from problem
+        except (OSError, ValueError) as problem:
+            raise UserError(f"cannot write '{path}' ({_reason(problem)}): choose another name") from problem
 
     @classmethod
     def load(cls, path: Path) -> "Conversation":
         """The conversation that `save` wrote; UserError where it cannot be read or is something else."""
         try:
-            found = json.loads(path.read_bytes().decode())
-        except OSError as problem:
-            raise UserError(f"cannot read '{path}' ({problem.strerror}): give a file that !!save wrote") from problem
+            data = path.read_bytes()
+        except (OSError, ValueError) as problem:
+            raise UserError(f"cannot read '{path}' ({_reason(problem)}): give a file that !!save wrote") from problem
+        try:
+            found = json.loads(data.decode())
         except (ValueError, RecursionError) as problem:
             raise UserError(f"'{path}' is damaged or no conversation: give a file that !!save wrote") from problem
         if not isinstance(found, dict) or found.get("format") != FORMAT:
@@ -132,6 +136,10 @@ def _read(messages: Any) -> tuple[str, list[Exchange]]:
             raise ValueError(f"an answer's finish_reason is none of {', '.join(FINISHED)}")
         exchanges.append(Exchange(question["content"], answer["content"], answer["finish_reason"]))
     return (messages[0]["content"] if system else ""), exchanges
+
+
+def _reason(problem: Exception) -> str:
+    return getattr(problem, "strerror", None) or str(problem)
 
 
 def _sampling(numbers: dict[str, Any]) -> Sampling:

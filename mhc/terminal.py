@@ -17,7 +17,7 @@ from rich.syntax import ANSISyntaxTheme, Syntax
 from rich.theme import Theme
 
 GUESSED = Style(color="green")
-SECONDS = 0.05  # between two drawings at least, so that drawing does not hold up decoding
+SECONDS, SHARE = 0.05, 0.1  # between two drawings at least, and the part of the time that drawing may take
 _UNSEEN = dict.fromkeys([*range(32), *range(127, 160)], "\N{REPLACEMENT CHARACTER}") | {9: "\t", 10: "\n", 13: None}
 # Colour tells who said it, so Markdown is told by weight and slant alone.
 _THEME = Theme(
@@ -48,7 +48,7 @@ class LiveAnswer:
         self._shown: list[str] = []  # its lines on the screen; the cursor is at the end of the last one
         self._size = console.size
         self._settled = False  # whether there are lines above that are there for good
-        self._drawn = 0.0
+        self._next = 0.0  # when to draw again
         self._pen = Console(
             file=StringIO(),
             force_terminal=True,
@@ -63,7 +63,7 @@ class LiveAnswer:
         text = harmless(text)
         self._source += text
         self._guessed += [guessed] * len(text)
-        if text and time.monotonic() - self._drawn >= SECONDS:
+        if text and time.monotonic() >= self._next:
             self._draw()
 
     def finish(self) -> None:
@@ -74,6 +74,7 @@ class LiveAnswer:
         self.console.file.flush()
 
     def _draw(self) -> None:
+        started = time.monotonic()
         if self.console.size != self._size:  # the terminal has broken its lines anew: leave them, and go on below
             self._size, self._shown, self._settled = self.console.size, [], True
         whole = self._source[: self._source.rfind("\n") + 1]  # a part of a line can look like what it is not
@@ -82,7 +83,8 @@ class LiveAnswer:
             self._source, self._guessed, self._shown = self._source[cut:], self._guessed[cut:], []
             self._settled = True
         self._show(self._lines(self._source, self._guessed))
-        self._drawn = time.monotonic()
+        now = time.monotonic()
+        self._next = now + max(SECONDS, (now - started) / SHARE)
 
     def _lines(self, source: str, guessed: list[bool]) -> list[str]:
         """The text as lines for the terminal, a blank one before it where something stands above."""

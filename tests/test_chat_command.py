@@ -166,7 +166,7 @@ def test_every_command_in_a_terminal(heads, backbone, tmp_path):
     person.ask("", "forgotten: 2 exchanges")
     person.ask("!!remove", "nothing was said yet")
     person.ask("!!regen", "nothing was said yet")
-    person.type("!!load ag\t")
+    person.type("!!lo\tag\t")
     person.wait_for("> !!load again.json$")
     person.ask("", "loaded: 2 exchanges")
     person.type("!!exit\r")
@@ -281,8 +281,11 @@ def test_saving_spares_what_exists(tmp_path):
     assert path.read_text() == "dear to somebody"
     with pytest.raises(UserError, match="is no file"):
         talk().save(tmp_path, overwrite=True)
-    with pytest.raises(UserError, match="cannot write"):
-        talk().save(path / "below.json")
+    for name in (path / "below.json", tmp_path / ("long" * 100), tmp_path / "nul\0"):
+        with pytest.raises(UserError, match="cannot write"):
+            talk().save(name)
+        with pytest.raises(UserError, match="cannot read"):
+            Conversation.load(name)
     talk().save(path, overwrite=True)
     assert Conversation.load(path) == talk()
 
@@ -424,6 +427,7 @@ Good night, \x1b[31mLeo &amp; all.
 def drawn(columns: int, rows: int, pieces: list[tuple[str, bool]], monkeypatch) -> Person:
     """The screen after these pieces, each drawn as it comes."""
     monkeypatch.setattr("mhc.terminal.SECONDS", 0)
+    monkeypatch.setattr("mhc.terminal.SHARE", float("inf"))
     file = io.StringIO()
     console = Console(
         file=file, width=columns, height=rows, force_terminal=True, color_system="standard", legacy_windows=False

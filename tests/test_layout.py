@@ -1,6 +1,7 @@
 """Other layouts of the weights: the same function, and nothing lost that others read."""
 
 import sys
+from math import prod
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from mhc.drafters import Cascade
 from mhc.engine import Engine
 from mhc.errors import UserError
 from mhc.sampling import GREEDY, Sampling
-from tests.conftest import ARCHITECTURES, tiny_backbone
+from tests.conftest import ARCHITECTURES, SIZES, VOCABULARY, tiny_backbone
 from tests.test_engine import PROMPTS, TREES, answers, randomised, reference
 
 LAYOUTS = [
@@ -57,7 +58,13 @@ def test_quantised_backbones_decode_with_heads_too(kind):
     pytest.importorskip("torchao", reason="torchao is not installed")
     backbone = tiny_backbone("qwen3")
     whole = answers(Engine(backbone), 1)
-    mhc.layout.quantize_weights(backbone.model, kind)
+    linear = backbone.model.model.layers.parameters()
+    linear = [weight.shape for weight in linear if weight.ndim == 2]
+    told = mhc.layout.quantize_weights(backbone.model, kind)
+    left = told.before - 3 * sum(
+        map(prod, linear)
+    )  # torchao stores 4 bits in 8, with a scale for each row, and zero points
+    assert told.after - left in [each * sum(rows for rows, _ in linear) for each in (4, 5)]
     backbone.lay_out()
     assert type(backbone.model.model.layers[0].mlp.down_proj.weight) is not torch.nn.Parameter
     engine = Engine(backbone, randomised(Cascade(backbone, heads=4)), TREES["dynamic"])
@@ -66,6 +73,16 @@ def test_quantised_backbones_decode_with_heads_too(kind):
         assert plain != whole
         for batch_size in (1, 3):
             assert answers(engine, batch_size, sampling=sampling) == plain
+
+
+def test_weights_are_weighed():
+    """Tied weights once; and what quantising saved is told in a line."""
+    sizes = {
+        tied: mhc.layout.stored_bytes(tiny_backbone("llama", tie_word_embeddings=tied).model) for tied in (True, False)
+    }
+    assert sizes[False] - sizes[True] == VOCABULARY * SIZES["hidden_size"] * 4
+    told = mhc.layout.Quantised("int8", 4 * 2**30, 3 * 2**20 // 2)
+    assert str(told) == "int8 weights take 1.5 MiB in place of 4.00 GiB: 100% saved"
 
 
 def test_quantising_names_what_is_missing(monkeypatch):

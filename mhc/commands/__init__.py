@@ -13,9 +13,6 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message} (see python {self.prog} --help)")
 
 
-_STORE: dict[str, Any] = {"action": "store_const", "dest": "quantize"}
-
-
 def add_sampling(parser: argparse.ArgumentParser) -> None:
     """The flags of `mhc.sampling.Sampling`, the same wherever text is made."""
     add = parser.add_argument
@@ -43,8 +40,9 @@ def add_loading(parser: argparse.ArgumentParser) -> None:
     add("--dtype", choices=("float32", "bfloat16", "float16"), help="default: float32 on a CPU, bfloat16 on a GPU")
     one = parser.add_mutually_exclusive_group().add_argument
     one("--quantize", choices=("int8", "int4"), help="keep the model's weights in 8 or 4 bits (needs torchao)")
-    for bits in ("8", "4"):
-        one(f"--load-in-{bits}bit", **_STORE, const=f"int{bits}", help=f"the same as --quantize int{bits}")
+    for bits, told in ((8, ""), (4, " (torchao stores them in 8)")):
+        chosen: dict[str, Any] = {"dest": "quantize", "const": f"int{bits}", "help": f"--quantize int{bits}{told}"}
+        one(f"--load-in-{bits}bit", action="store_const", **chosen)
 
 
 def add_compile(parser: argparse.ArgumentParser) -> None:

@@ -43,7 +43,7 @@ def main(argv: list[str]) -> int:
     from mhc.messages import clean_text
 
     terminal = sys.stdin.isatty() and sys.stdout.isatty()
-    screen = Terminal(list(COMMANDS), WITH_FILE) if terminal else Pipe()
+    screen = Terminal(list(USAGE), WITH_FILE) if terminal else Pipe()
     conversation = Conversation(clean_text(options.system), sampling)
     chat = Chat(engine, screen, conversation, options.max_new_tokens, options.max_steps)
     chat.warm_up()
@@ -70,7 +70,7 @@ class Chat:
 
     def warm_up(self) -> None:
         """Decode a little both ways, since the first steps of a process are slow."""
-        ids, _ = self.conversation.prompt(self.engine.backbone.tokenizer, "", 1 << 30, 1)
+        ids, _ = self.conversation.prompt(self.engine.backbone.tokenizer, "Hello!", 1 << 30, 1)
         for plain in {True, not self.engine.speculates}:
             for _ in self.engine.stream([ids], WARMING, plain=plain):
                 pass
@@ -96,7 +96,7 @@ class Chat:
         if bool(file.strip()) != (name in WITH_FILE):
             raise UserError(f"'{text}': write {USAGE[name]}")
         if name in WITH_FILE:
-            path = Path(file.strip()).expanduser()
+            path = Path(os.path.expanduser(file.strip()))
             self.save(path) if name == "!!save" else self.load(path)
         else:
             plainly = {"!!reset": self.reset, "!!remove": self.remove, "!!regen": self.again, "!!plain": self.toggle}
@@ -121,11 +121,11 @@ class Chat:
         """Answer the last question anew. Until that is done the old answer stands."""
         conversation = self.conversation
         sampling, exchanges = conversation.sampling, [*conversation.exchanges]
+        question, kept = conversation.again().question, False
         if not sampling.temperature:
             self.screen.note("temperature 0: the same question gets the same answer")
-        kept = False
         try:
-            kept = self.answer(conversation.again().question)
+            kept = self.answer(question)
         finally:
             if not kept:
                 conversation.sampling, conversation.exchanges = sampling, exchanges
@@ -139,7 +139,7 @@ class Chat:
 
     def save(self, path: Path) -> None:
         """Keep the conversation; a file that exists is overwritten if the user says so."""
-        overwrite = path.is_file() and self.screen.confirms(f"'{path}' exists: overwrite it?")
+        overwrite = os.path.isfile(path) and self.screen.confirms(f"'{path}' exists: overwrite it?")
         self.conversation.save(path, overwrite)
         self.screen.note(f"saved: {_exchanges(len(self.conversation.exchanges))} in {path}")
 
@@ -163,14 +163,16 @@ class Chat:
         if left_out and not self.shortened:
             self.shortened = True
             self.screen.note(f"the model's context ({context} tokens) is full: it no longer sees what was said first")
+        kept = False
         with self.screen.answering() as stop:
             told = self._speak(ids, stop)
             if told.finish_reason == INTERRUPTED and not told.text:
                 self.screen.note("[stopped before it said anything: not kept]")
-                return False
-            self.conversation.exchanges.append(Exchange(question, told.text, told.finish_reason))
-            self.screen.note(f"[{self._figures(ids, told, stop)}]")
-        return True
+            else:
+                self.conversation.exchanges.append(Exchange(question, told.text, told.finish_reason))
+                kept = True
+                self.screen.note(f"[{self._figures(ids, told, stop)}]")
+        return kept
 
     def _speak(self, ids: list[int], stop) -> "Generation":
         """Decode an answer and show it as it comes. Its seconds are those of decoding, not of drawing."""
