@@ -5,7 +5,7 @@ import shlex
 
 import pytest
 import torch
-from conftest import tiny_backbone
+from tests.conftest import tiny_backbone
 from safetensors.torch import load_file, save_file
 
 from mhc.drafters import Eagle3, Medusa

@@ -83,7 +83,9 @@ def biased(backbone):
 
 
 @pytest.mark.parametrize(
-    "family", [Medusa, Cascade, lambda b: Diffusion(b, heads=3), lambda b: Eagle3(b, heads=2)], ids=str
+    "family",
+    [Medusa, Cascade, lambda b: Diffusion(b, heads=3), lambda b: Eagle3(b, heads=2)],
+    ids=["medusa", "cascade", "diffusion", "eagle3"],
 )
 def test_hf_takes_every_family(tiny, tmp_path, family):
     heads = checkpoint(tmp_path, family(tiny))
