@@ -109,7 +109,9 @@ class TiedCascadeModel(nn.Module):
 
         config = vllm_config.speculative_config.draft_model_config.hf_config
         self.cell = Cell(config.hidden_size, config.cascade["blocks"], sees_token=True)
-        self.model = nn.Module()  # where vLLM puts the backbone's embed_tokens
+        self.model = nn.Module()
+        self.model.embed_tokens = nn.Module()  # vLLM puts the backbone's in its place, if their widths agree
+        self.model.embed_tokens.weight = torch.empty(0, config.hidden_size)
         self.logits_processor = LogitsProcessor(config.vocab_size)
         # EAGLE's bookkeeping hangs on a layer of attention in the backbone's cache. This one is never called.
         model, parallel = vllm_config.model_config, vllm_config.parallel_config
