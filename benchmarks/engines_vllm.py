@@ -2,8 +2,8 @@
 
     python engines_vllm.py JOB.json RESULTS.json
 
-JOB: target, prompts (token ids), end_ids, max_new_tokens, runs (name -> speculative config, or null for plain decoding).
-RESULTS: versions, and for each run the token ids of every answer with vLLM's own counts, or its error.
+JOB: target, prompts (token ids), end_ids, max_new_tokens, max_model_len, temperature, runs (name -> speculative config, or null for plain decoding).
+RESULTS: versions, and for each run, greedy and drawn, the token ids of every answer with vLLM's own counts; or its error.
 """
 
 import json
@@ -29,7 +29,7 @@ def main() -> None:
 
 
 def run(job: dict, speculative: dict | None) -> dict:
-    """Decode every prompt greedily, one after the other."""
+    """Decode every prompt, one after the other, greedily and then drawn."""
     from vllm import LLM, SamplingParams
     from vllm.distributed import cleanup_dist_env_and_memory
 
@@ -44,14 +44,16 @@ def run(job: dict, speculative: dict | None) -> dict:
         disable_log_stats=False,
         speculative_config=speculative,
     )
-    before = counts(engine)
-    settings = SamplingParams(temperature=0, max_tokens=job["max_new_tokens"], stop_token_ids=job["end_ids"])
-    prompts = [{"prompt_token_ids": ids} for ids in job["prompts"]]
-    answers = [list(answer.outputs[0].token_ids) for answer in engine.generate(prompts, settings, use_tqdm=False)]
-    counted = {name: after - before.get(name, 0) for name, after in counts(engine).items()}
+    prompts, found = [{"prompt_token_ids": ids} for ids in job["prompts"]], {}
+    for kind, temperature in (("greedy", 0.0), ("drawn", job["temperature"])):
+        before, shared = counts(engine), {"max_tokens": job["max_new_tokens"], "stop_token_ids": job["end_ids"]}
+        settings = [SamplingParams(temperature=temperature, seed=number, **shared) for number in range(len(prompts))]
+        answers = [list(answer.outputs[0].token_ids) for answer in engine.generate(prompts, settings, use_tqdm=False)]
+        counted = {name: after - before.get(name, 0) for name, after in counts(engine).items()}
+        found[kind] = {"answers": answers, **counted}
     del engine
     cleanup_dist_env_and_memory()
-    return {"answers": answers, **counted}
+    return found
 
 
 def counts(engine) -> dict[str, int]:
