@@ -15,6 +15,7 @@ Writes benchmarks/results/engines.json. A case is <backbone>/<folder>/<format>:
     tokens_per_step  tokens after the first over steps that verified a draft: vLLM's count of drafts
     tokens_per_step_ours, ratio   of our chain decoder on the same prompts, and vLLM's over that
     accepted_share   vLLM's accepted over proposed tokens
+    tokens_per_step_drawn, tokens_per_step_drawn_ours   the same at temperature 0.8, where vLLM and we draw differently
 """
 
 import argparse
@@ -32,6 +33,7 @@ from mhc.checkpoint import for_decoding, load_drafter
 from mhc.drafters import Cascade, Drafter, Eagle3, Medusa
 from mhc.engine import Engine, Generation
 from mhc.export import export
+from mhc.sampling import Sampling
 from mhc.tree import FixedTree
 
 ENVIRONMENT = {
@@ -41,7 +43,7 @@ ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "HF_HUB_OFFLINE": "1",
 }
-PLAIN = "plain"
+PLAIN, TEMPERATURE = "plain", 0.8
 
 
 def main() -> None:
@@ -96,9 +98,9 @@ def measure(name: str, data: str, heads: list[str], options) -> tuple[list[dict[
             if not prompts:
                 source.tokenizer = backbone.tokenizer
                 prompts = [prompt.ids for prompt in source.prompts("test", options.prompts)]
-                ours[PLAIN] = answers(Engine(backbone), prompts, options.max_new_tokens)
+                ours[PLAIN] = [answers(Engine(backbone), prompts, options.max_new_tokens)]
             chain = Engine(backbone, drafter, FixedTree.chain(drafter.heads))
-            ours[path.name] = answers(chain, prompts, options.max_new_tokens)
+            ours[path.name] = [answers(chain, prompts, options.max_new_tokens, at) for at in (0.0, TEMPERATURE)]
             for format in formats_of(drafter):
                 written = export(path, format, Path(folder) / f"{path.name}-{len(runs)}")
                 command = shlex.split(written.command, comments=True)
@@ -108,6 +110,7 @@ def measure(name: str, data: str, heads: list[str], options) -> tuple[list[dict[
             "prompts": prompts,
             "end_ids": sorted(chain.end_ids),
             "max_new_tokens": options.max_new_tokens,
+            "temperature": TEMPERATURE,
             "max_model_len": max(map(len, prompts)) + options.max_new_tokens + 16,
             "runs": runs,
         }
@@ -117,14 +120,17 @@ def measure(name: str, data: str, heads: list[str], options) -> tuple[list[dict[
         if "error" in theirs:
             raise SystemExit(f"{name}/{run}: {theirs['error']}")
         if run != PLAIN:
-            figures = compared(theirs, plain, ours[run.split("/")[0]], ours[PLAIN])
+            figures = compared(theirs, plain, ours[run.split("/")[0]], ours[PLAIN][0])
             lines += [result(f"{name}/{run}", metric, [value]) for metric, value in figures.items()]
     return lines, found["versions"]
 
 
-def answers(engine: Engine, prompts: list[list[int]], max_new_tokens: int) -> list[Generation]:
+def answers(
+    engine: Engine, prompts: list[list[int]], max_new_tokens: int, temperature: float = 0.0
+) -> list[Generation]:
     """Our answers, one prompt after the other."""
-    return [answer for _, answer in sorted(engine.generate_ids(prompts, max_new_tokens))]
+    sampling = [Sampling(temperature=temperature, seed=number) for number in range(len(prompts))]
+    return [answer for _, answer in sorted(engine.generate_ids(prompts, max_new_tokens, sampling=sampling))]
 
 
 def in_vllm(python: str, job: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -139,21 +145,31 @@ def in_vllm(python: str, job: dict[str, Any], folder: Path) -> dict[str, Any]:
     return json.loads(out.read_text())
 
 
-def compared(theirs: dict, plain: dict, ours: list[Generation], ours_plain: list[Generation]) -> dict[str, float]:
+def compared(theirs: dict, plain: dict, ours: list[list[Generation]], ours_plain: list[Generation]) -> dict[str, float]:
     """The metrics of one run."""
-    assert [a.token_ids for a in ours] == [a.token_ids for a in ours_plain]
-    emitted = sum(len(answer) - 1 for answer in theirs["answers"])  # the prefill gives the first one
-    steps = emitted / theirs["drafts"]
-    steps_ours = sum(len(a.token_ids) - 1 for a in ours) / sum(a.steps - 1 for a in ours)
+    (greedy, drawn), said = ours, theirs["greedy"]["answers"]
+    assert [answer.token_ids for answer in greedy] == [answer.token_ids for answer in ours_plain]
     return {
-        "prompts": len(theirs["answers"]),
-        "identical": sum(one == other for one, other in zip(theirs["answers"], plain["answers"])),
-        "identical_to_us": sum(one == other.token_ids for one, other in zip(theirs["answers"], ours_plain)),
-        "tokens_per_step": steps,
-        "tokens_per_step_ours": steps_ours,
-        "ratio": steps / steps_ours,
-        "accepted_share": theirs["accepted_tokens"] / theirs["draft_tokens"],
+        "prompts": len(said),
+        "identical": sum(one == other for one, other in zip(said, plain["greedy"]["answers"])),
+        "identical_to_us": sum(one == other.token_ids for one, other in zip(said, ours_plain)),
+        "tokens_per_step": steps(theirs["greedy"]),
+        "tokens_per_step_ours": steps_ours(greedy),
+        "ratio": steps(theirs["greedy"]) / steps_ours(greedy),
+        "accepted_share": theirs["greedy"]["accepted_tokens"] / theirs["greedy"]["draft_tokens"],
+        "tokens_per_step_drawn": steps(theirs["drawn"]),
+        "tokens_per_step_drawn_ours": steps_ours(drawn),
     }
+
+
+def steps(found: dict) -> float:
+    """Tokens per step, the bonus counted. vLLM's own count of accepted tokens holds those beyond an answer's end."""
+    return sum(len(answer) - 1 for answer in found["answers"]) / found["drafts"]  # the prefill gives the first
+
+
+def steps_ours(found: list[Generation]) -> float:
+    """The same of our decoder."""
+    return sum(len(answer.token_ids) - 1 for answer in found) / sum(answer.steps - 1 for answer in found)
 
 
 if __name__ == "__main__":

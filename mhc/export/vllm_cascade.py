@@ -34,9 +34,8 @@ from mhc.export.folders import (
     target,
     write_folder,
 )
+from mhc.export.medusa import MISTAKEN
 from mhc.vllm_plugin import CASCADE, TIED
-
-MISTAKEN = ("eagle-", "eagle3", "dflash", "dspark")  # vLLM takes a folder for these by its path
 
 
 def vllm_cascade(drafter: Drafter, folder: Path) -> str:

@@ -1,0 +1,119 @@
+"""Cascades for vLLM come back logit by logit, and what the plugin cannot run is refused."""
+
+import json
+import shlex
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from mhc.checkpoint import save_drafter
+from mhc.drafters import Cascade, Medusa
+from mhc.errors import UserError
+from mhc.export import FORMATS, export
+from mhc.tree import FixedTree
+
+
+def checkpoint(folder, drafter):
+    """`drafter` with every weight off its start, as a folder."""
+    dice = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in drafter.parameters():
+            parameter.add_(0.2 * torch.randn(parameter.shape, generator=dice))
+    save_drafter(folder / "heads", drafter, FixedTree.chain(drafter.heads))
+    return folder / "heads"
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma2", "gemma3_text", "gpt_neox"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {},
+        {"condition_first": False},
+        {"own_lm_head": True, "blocks": 2},
+        {"tied": True},
+        {"tied": True, "own_lm_head": True},
+    ],
+    ids=str,
+)
+def test_a_cascade_comes_back(backbones, tmp_path, arguments, architecture):
+    backbone = backbones(architecture)
+    heads = checkpoint(tmp_path, Cascade(backbone, heads=3, **arguments))
+    written = export(heads, "vllm-cascade", tmp_path / "out", backbone)
+    assert written.difference < 3e-6
+    settings = json.loads(shlex.split(written.command, comments=True)[-1])
+    assert settings == {"method": "medusa", "model": str(tmp_path / "out"), "num_speculative_tokens": 3}
+    if arguments == {"tied": True}:
+        written = export(heads, "vllm-tied-cascade", tmp_path / "tied", backbone)
+        assert written.difference < 3e-6 and '"method": "eagle"' in written.command
+
+
+@pytest.mark.parametrize("format", ["vllm-cascade", "vllm-tied-cascade"])
+def test_every_tensor_counts_and_none_is_passed_over(backbones, tmp_path, format):
+    backbone = backbones("llama")
+    drafter = Cascade(backbone, heads=2, tied=format == "vllm-tied-cascade")
+    export(checkpoint(tmp_path, drafter), format, tmp_path / "out", backbone)
+    path, chosen = tmp_path / "out" / "model.safetensors", FORMATS[format]
+    whole = load_file(path)
+
+    def apart(tensors) -> float:
+        save_file(tensors, path)
+        return chosen.difference(drafter.eval(), chosen.read(tmp_path / "out", backbone))
+
+    for name, tensor in whole.items():
+        assert apart(whole | {name: tensor.flip(0)}) > 1e-3, name
+        others = {other: value for other, value in whole.items() if other != name}
+        with pytest.raises(UserError, match=f"lacks {name}"):
+            apart(others)
+        with pytest.raises(UserError, match=f"lacks {name} and has {name}.renamed, unread"):
+            apart(others | {f"{name}.renamed": tensor})
+        with pytest.raises(UserError, match=f"{name} is"):
+            apart(whole | {name: tensor[1:].clone()})
+    assert apart(whole) < 1e-5
+
+
+@pytest.mark.parametrize(
+    "change, told",
+    [
+        ({"architectures": ["MedusaModel"]}, "architectures is"),
+        ({"vocab_size": 62}, "vocab_size is 62"),
+        ({"num_heads": 3}, "num_heads is 3"),
+        ({"cascade": None}, "nothing under 'cascade'"),
+        ({"cascade": {"heads": 0}}, "cascade.heads is 0"),
+        ({"cascade": {"heads": 2, "blocks": 1, "condition_first": 1}}, "cascade.condition_first is 1"),
+    ],
+)
+def test_a_config_that_misleads_the_plugin_is_an_error(backbones, tmp_path, change, told):
+    backbone = backbones("llama")
+    export(checkpoint(tmp_path, Cascade(backbone, heads=2)), "vllm-cascade", tmp_path / "out", backbone)
+    config = tmp_path / "out" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | change))
+    with pytest.raises(UserError, match=told):
+        FORMATS["vllm-cascade"].read(tmp_path / "out", backbone)
+
+
+@pytest.mark.parametrize(
+    "format, family, told",
+    [
+        ("vllm-cascade", Medusa, "Medusa heads: export vllm-medusa"),
+        (
+            "vllm-cascade",
+            lambda b: Cascade(b, cell="speculator"),
+            "export mlp-speculator, or train with cell: residual",
+        ),
+        ("vllm-cascade", lambda b: Cascade(b, cell="low_rank"), "run.py serve.*or train with cell: residual"),
+        ("vllm-tied-cascade", Cascade, "heads of their own: export vllm-cascade, or train with tied: true"),
+        ("vllm-tied-cascade", lambda b: Cascade(b, tied=True, own_lm_head=True), "lm_heads of their own"),
+    ],
+)
+def test_what_the_plugin_cannot_run_is_refused_with_the_nearest_choice(backbones, tmp_path, format, family, told):
+    backbone = backbones("llama")
+    with pytest.raises(UserError, match=told):
+        export(checkpoint(tmp_path, family(backbone)), format, tmp_path / "out", backbone)
+    assert [path.name for path in tmp_path.iterdir()] == ["heads"]
+
+
+def test_a_path_that_vllm_takes_for_other_heads_is_refused(backbones, tmp_path):
+    heads = checkpoint(tmp_path, Cascade(backbones("llama")))
+    with pytest.raises(UserError, match="'eagle3' in it"):
+        export(heads, "vllm-cascade", tmp_path / "eagle3-like", backbones("llama"))
