@@ -9,7 +9,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import tiny_backbone
 from safetensors.torch import load_file
 from transformers import PretrainedConfig
 
@@ -18,6 +17,7 @@ from mhc.export.vllm_cascade import vllm_cascade, vllm_tied_cascade
 from mhc.sampling import GREEDY, Sampler
 from mhc.tree import FixedTree
 from mhc.vllm_plugin import CascadeModel, Cell, load_exactly
+from tests.conftest import tiny_backbone
 
 HEADS = 4
 SORTS = {
