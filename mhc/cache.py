@@ -70,7 +70,7 @@ class TreeCache(Cache):
             size = math.prod(shape) * dtype.itemsize / 2**30
             raise UserError(
                 f"a cache of {rows} rows of {capacity} positions takes {size:.1f} GiB, which is not there: "
-                "lower --batch_size or --max_new_tokens"
+                "have fewer rows (--batch_size, --rows) or shorter ones (--max_new_tokens, --context)"
             ) from error
         super().__init__(layers=[TreeLayer(self, layer[0], layer[1]) for layer in self.buffer])
         self.lengths = [0] * rows

@@ -186,28 +186,35 @@ class Engine:
         asked = [Asked(*one) for one in zip(prompts, room, each)]
         speculate = self.speculates and not plain
         rows = self.rows(asked, min(batch_size, len(prompts)), speculate)
-        for round in [*([self._speculate] if speculate else []), *([self._plain] if rows.steps_plainly else [])]:
-            for done, total in rows.warm_up(round):
-                if warming:
-                    warming(done, total)
-        session = Session(self, rows, speculate)
+        self._warm_up(rows, speculate, warming)
+        session = Session(self, rows, speculate, context)
         while session.busy:
             yield from session.step()
         if self.compile:
             self._idle = [rows]  # the latest only: buffers are large
+
+    def _warm_up(self, rows: Rows, speculate: bool, warming: Callable[[int, int], None] | None = None) -> None:
+        for round in [*([self._speculate] if speculate else []), *([self._plain] if rows.steps_plainly else [])]:
+            for done, total in rows.warm_up(round):
+                if warming:
+                    warming(done, total)
 
     @property
     def speculates(self) -> bool:
         """Whether there is anything to guess with."""
         return self.drafter is not None and self.tree.nodes > 1
 
+    @torch.inference_mode()
     def session(self, size: int, context: int) -> Session:
-        """Continuous batching of up to `size` prompts at once, each of at most `context` tokens with its answer."""
-        capacity = min(context, self.backbone.context) + self.slots_behind(self.speculates)
+        """Continuous batching of up to `size` prompts at once, each of at most `context` tokens with its answer. Where the
+        engine compiles, it does so here."""
+        context = min(context, self.backbone.context)
+        capacity = context + self.slots_behind(self.speculates)
         kinds = [GREEDY, Sampling(temperature=1.0, top_p=0.5)]  # with these a compiled round can serve all
         rows = Rows(self, size, capacity, self.speculates)
         rows.start([], kinds)
-        return Session(self, rows, self.speculates)
+        self._warm_up(rows, self.speculates)
+        return Session(self, rows, self.speculates, context)
 
     def slots_behind(self, speculate: bool) -> int:
         """Slots behind a row's text that a round needs: for nodes and padded paths."""

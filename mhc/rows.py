@@ -83,11 +83,13 @@ class Rows:
         return round.__name__, self.cache.extent(self.nodes), self.sampler.signature, self.notes
 
     def warm_up(self, round: Callable[["Rows"], torch.Tensor]) -> Iterator[tuple[int, int]]:
-        """Compile and capture what the prompts at hand will need; yields (done, of how many). Before any prefill."""
+        """Compile and capture what the prompts at hand will need, or any where there are none yet; yields (done, of how many).
+        Before any prefill."""
         if not self.compiled or (self.speculate and not self.engine.tree.static and self.graphs):
             return
-        least = min(len(each.prompt) for each in self.asked.values())
-        most = max(len(each.prompt) + each.room for each in self.asked.values())
+        asked = self.asked.values()
+        least = min((len(each.prompt) for each in asked), default=1)
+        most = max((len(each.prompt) + each.room for each in asked), default=self.cache.capacity)
         most = min(most, self.cache.capacity - self.nodes)
         lengths = [*range(max(1, least // self.bucket * self.bucket), most, self.bucket), most]
         if self.graphs is None:
@@ -123,11 +125,6 @@ class Rows:
     def nodes(self) -> int:
         """The most nodes that a round writes."""
         return self.tree.nodes if self.speculate else 1
-
-    @property
-    def context(self) -> int:
-        """Positions that a row may fill."""
-        return min(self.engine.backbone.context, self.cache.capacity - self.engine.slots_behind(self.speculate))
 
     @property
     def guesses(self) -> bool:

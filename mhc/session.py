@@ -38,10 +38,11 @@ class Piece(NamedTuple):
 
 
 class Session:
-    """Rows of an engine, served round by round. rows: as `Engine.rows` makes them; what stands in them waits already."""
+    """Rows of an engine, served round by round. rows: as `Engine.rows` makes them; what stands in them waits already.
+    context: tokens of a prompt and its answer together."""
 
-    def __init__(self, engine: "Engine", rows: Rows, speculate: bool):
-        self.engine, self.rows, self.speculate = engine, rows, speculate
+    def __init__(self, engine: "Engine", rows: Rows, speculate: bool, context: int):
+        self.engine, self.rows, self.speculate, self.context = engine, rows, speculate, context
         self.waiting = deque(rows.asked)
 
     @property
@@ -62,7 +63,7 @@ class Session:
 
         Raises UserError where the prompt is empty or leaves no room.
         """
-        room = room_of(number, prompt, max_new_tokens, self.rows.context)
+        room = room_of(number, prompt, max_new_tokens, self.context)
         self.rows.asked[number] = Asked(prompt, room, sampling, plain, likelihoods)
         self.waiting.append(number)
 
@@ -92,7 +93,7 @@ class Session:
     def _pieces(self, emitted: list[list[int]], first: int = 0) -> list[Piece]:
         """The pieces of rows first, first+1, ...; the last comes first, since finished rows leave."""
         rows, pieces = self.rows, []
-        noted = rows.likelihoods()
+        noted = rows.likelihoods() if rows.notes else []
         for row in reversed(range(first, first + len(emitted))):
             number = rows.serving[row]
             tokens, reason = self._cut(emitted[row - first], rows.left[row])

@@ -1,5 +1,6 @@
 """`run.py serve`: an OpenAI-compatible server and a page over trained heads, or over a model alone."""
 
+import math
 import os
 import socket
 from contextlib import suppress
@@ -45,7 +46,7 @@ def _check(options) -> None:
         raise UserError(f"--port is {options.port}: it must be below {2**16}; 0 takes any that is free")
     least = {"rows": 1, "waiting": 0, "context": 2, "timeout": 0.001, "body": 0.001, "grace": 0}
     for name, value in least.items():
-        if getattr(options, name) < value:
+        if not value <= getattr(options, name) < math.inf:
             raise UserError(f"--{name} is {getattr(options, name)}: it must be at least {value}")
 
 
@@ -54,7 +55,7 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=2048)
-    except OSError as problem:
+    except (OSError, UnicodeError) as problem:
         told = getattr(problem, "strerror", None) or str(problem)
         raise UserError(f"cannot listen on {host}, port {port} ({told}): choose another --host or --port") from problem
 

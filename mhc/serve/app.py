@@ -5,6 +5,7 @@ import base64
 import copy
 import json
 import struct
+import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -101,12 +102,11 @@ class Server:
             room = self.worker.context - len(prompt)
             most = min(body.most_tokens or room, room)
             jobs += [Job(prompt, most, each, bool(body.plain), likelihoods) for each in body.samplings()]
-        try:
-            return self.worker.run(jobs)
-        except Busy as problem:
-            told = f"all {self.worker.most} places are taken: try again"
-            after = {"Retry-After": str(problem.retry_after)}
-            raise Refused(429, told, code="queue_full", headers=after) from problem
+        if len(jobs) > self.worker.most:
+            raise Refused(
+                400, f"{len(jobs)} answers in one request, and this server has {self.worker.most} places", "n"
+            )
+        return self.worker.run(jobs)
 
     async def respond(self, request: Request, body: Drawing, prompts: list[list[int]], writer: Writer) -> Response:
         """Answer whole or in chunks, as the request wants it."""
@@ -136,6 +136,8 @@ class Server:
                     yield 0, None
                     continue
                 index, piece = got
+                if choices[index].finish_reason is not None:
+                    continue  # it was on its way when the stop string was found
                 delta = choices[index].push(piece)
                 if choices[index].stopped_early:
                     run.stop(index)
@@ -226,9 +228,11 @@ def build(engine: Engine, name: str, limits: Limits) -> FastAPI:
         if body.dimensions not in (None, engine.backbone.width):
             raise Refused(400, f"embeddings have {engine.backbone.width} dimensions: leave it out", "dimensions")
         inputs = await server.encode(lambda tokenizer: _as_ids(tokenizer, several(body.input)), "input")
-        found = []
+        found, until = [], time.monotonic() + limits.timeout
         for number, ids in enumerate(inputs):  # one at a time, so that answers go on between them
-            vector = await server.worker.call(lambda ids=ids: server.embedding(ids))
+            vector = await server.worker.call(lambda ids=ids: server.embedding(ids), until)
+            if await request.is_disconnected():
+                raise Left
             if body.encoding_format == "base64":
                 vector = base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
             found.append({"object": "embedding", "index": number, "embedding": vector})
@@ -288,7 +292,8 @@ def _explain(app: FastAPI, server: Server) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, problem: RequestValidationError) -> Response:
-        first = problem.errors()[0]
+        found = problem.errors()  # one for each shape that a value may have: what is wrong in the right shape says most
+        first = next((each for each in found if not each["type"].endswith("_type")), found[0])
         where = ".".join(str(part) for part in first["loc"][1:] if isinstance(part, int) or part.isidentifier())
         if first["type"] == "json_invalid":
             return error(400, "the body is no JSON")
@@ -307,6 +312,11 @@ def _explain(app: FastAPI, server: Server) -> None:
     @app.exception_handler(TimeoutError)
     async def late(request: Request, problem: TimeoutError) -> Response:
         return error(408, server.told_timeout)
+
+    @app.exception_handler(Busy)
+    async def busy(request: Request, problem: Busy) -> Response:
+        told = f"all {server.worker.most} places are taken: try again"
+        return error(429, told, code="queue_full", headers={"Retry-After": str(problem.retry_after)})
 
     @app.exception_handler(Gone)
     async def gone(request: Request, problem: Gone) -> Response:

@@ -1,5 +1,6 @@
 """What stands before the addresses: counting, the size of a body, the key. Plain ASGI, so that a client that leaves is noticed."""
 
+import os
 import secrets
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
@@ -43,7 +44,7 @@ class Guards:
         headers = dict(scope["headers"])
         if self.key is not None and scope["path"].startswith("/v1"):
             given = headers.get(b"authorization", b"")
-            wanted = b"Bearer " + self.key.encode()
+            wanted = b"Bearer " + os.fsencode(self.key)  # as the environment had it
             if not secrets.compare_digest(given, wanted):
                 told = "this server wants its API key as 'Authorization: Bearer KEY'"
                 return error(401, told, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})

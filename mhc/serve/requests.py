@@ -12,7 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSche
 from mhc.messages import clean_text
 from mhc.sampling import Sampling
 
-MOST_CHOICES, MOST_STOPS, MOST_INPUTS = 16, 16, 256
+MOST_CHOICES, MOST_STOPS, MOST_INPUTS = 16, 16, 2048
 
 Text = Annotated[str, BeforeValidator(lambda value: clean_text(value) if isinstance(value, str) else value)]
 Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
@@ -39,6 +39,7 @@ NoPenalty = _only("this server has no penalties", 0, {"type": "number", "const":
 NoBias = _only("this server does not change the logits", {}, {"type": "object", "maxProperties": 0})
 NoTools = _only("this server calls no tools", [], {"type": "array", "maxItems": 0})
 NoEcho = _only("the prompt is not repeated", False, {"const": False})
+NoBest = _only("every choice is told, the best is not picked out", 1, {"type": "integer", "const": 1})
 NoSuffix = _only("nothing can be put in before a suffix", "", {"type": "string", "maxLength": 0})
 
 
@@ -61,7 +62,7 @@ class Drawing(Body):
     temperature: Annotated[float, Field(ge=0, le=2)] | None = Field(
         None, description="0 is greedy; 1 where none is given"
     )
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = Field(None, description="0: all tokens")
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = Field(
         None, description="the same seed, the same text, whoever is served beside; choice i has seed + i"
@@ -88,9 +89,9 @@ class Drawing(Body):
         """One for each choice. Without a seed every request is drawn with one of its own."""
         first = secrets.randbits(62) if self.seed is None else self.seed
         temperature = 1.0 if self.temperature is None else self.temperature
+        top_p = 1.0 if self.top_p is None else max(self.top_p, 1e-9)  # 0: the likeliest token alone
         return [
-            Sampling(temperature, self.top_p or 1.0, self.top_k or 0, (first + number) % 2**63)
-            for number in range(self.n or 1)
+            Sampling(temperature, top_p, self.top_k or 0, (first + number) % 2**63) for number in range(self.n or 1)
         ]
 
 
@@ -154,6 +155,7 @@ class CompletionRequest(Drawing):
 
     prompt: TextOrIds
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
+    best_of: NoBest = None
     echo: NoEcho = None
     suffix: NoSuffix = None
 

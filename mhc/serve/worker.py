@@ -93,13 +93,16 @@ class Worker:
         self.engine, self.metrics, self.timeout = engine, metrics, timeout
         self.session = engine.session(rows, context)
         self.rows, self.most = rows, rows + waiting
-        self.context = self.session.rows.context
+        self.context = self.session.context
         self.jobs: dict[int, tuple[Run, int]] = {}
         self.read: set[int] = set()  # of the jobs those whose prompt was read
         self.alive_at = time.monotonic()
         self.seconds_each = 1.0  # of a recent answer
         self._numbers = count()
         self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._calls: queue.SimpleQueue[tuple[Callable[[], Any], Future]] = queue.SimpleQueue()
+        self._awaited: set[Future] = set()
+        self._failed = False
         self._plain: set[int] = set()  # known to the thread alone
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._work, name="mhc-decoding", daemon=True)
@@ -123,12 +126,15 @@ class Worker:
 
     def run(self, jobs: list[Job]) -> Run:
         """Ask for these answers. Raises Busy where they are too many, Gone where nobody decodes."""
-        if not self._thread.is_alive():
+        self._require_place(len(jobs))
+        return Run(self, jobs)
+
+    def _require_place(self, count: int) -> None:
+        if self._failed or not self._thread.is_alive():
             raise Gone("the engine has stopped")
-        if len(self.jobs) + len(jobs) > self.most:
+        if len(self.jobs) + len(self._awaited) + count > self.most:
             waves = len(self.jobs) / self.rows
             raise Busy(max(1, min(60, round(waves * self.seconds_each))))
-        return Run(self, jobs)
 
     def enter(self, run: Run, index: int, job: Job) -> int:
         number = next(self._numbers)
@@ -145,21 +151,18 @@ class Worker:
             self._commands.put(partial(self._cancel, number))
             self._tell_load()
 
-    def call(self, work: Callable[[], Any]) -> asyncio.Future:
-        """Have the thread do this between two rounds."""
-        if not self._thread.is_alive():
-            raise Gone("the engine has stopped")
+    async def call(self, work: Callable[[], Any], until: float) -> Any:
+        """Have the thread do this between two rounds, of several only one. Raises Busy and Gone as `run`, TimeoutError where
+        the monotonic clock reads `until` before it is done."""
+        self._require_place(1)
         done: Future = Future()
-
-        def command() -> None:
-            if done.set_running_or_notify_cancel():
-                try:
-                    done.set_result(work())
-                except Exception as problem:  # told where it is awaited
-                    done.set_exception(problem)
-
-        self._commands.put(command)
-        return asyncio.wrap_future(done)
+        self._awaited.add(done)
+        self._calls.put((work, done))
+        self._commands.put(self._do_one_call)
+        try:
+            return await asyncio.wait_for(asyncio.wrap_future(done), max(0.0, until - time.monotonic()))
+        finally:
+            self._awaited.discard(done)
 
     def _hand_out(self, pieces: list[Piece]) -> None:
         now = time.monotonic()
@@ -183,6 +186,10 @@ class Worker:
         self.metrics.waiting.set(len(self.jobs) - len(self.read))
 
     def _fail(self) -> None:
+        self._failed = True
+        for done in self._awaited:
+            if not done.done():
+                done.set_exception(Gone("the engine has stopped"))
         for run, _ in self.jobs.values():
             run.pieces.put_nowait(Gone("the engine has stopped"))
         self.jobs.clear()
@@ -208,10 +215,20 @@ class Worker:
             command = self._commands.get(timeout=IDLE) if wait else self._commands.get_nowait()
             while command is not None:
                 command()
+                if command == self._do_one_call:
+                    return True  # answers go on between two of them
                 command = self._commands.get_nowait()
             return False
         except queue.Empty:
             return True
+
+    def _do_one_call(self) -> None:
+        work, done = self._calls.get_nowait()
+        if done.set_running_or_notify_cancel():
+            try:
+                done.set_result(work())
+            except Exception as problem:  # told where it is awaited
+                done.set_exception(problem)
 
     def _decode(self) -> None:
         pieces = self.session.step()
