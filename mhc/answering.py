@@ -235,10 +235,17 @@ class InProcess:
 def open_manifest(path: Path, out: Path, settings: dict[str, Any], notes: dict[str, Any]) -> None:
     """Write the manifest of a new file; refuse to go on with one that was made with other settings. notes: what is told
     in it and may differ from run to run."""
-    if not path.exists():
-        if out.exists() and out.stat().st_size:
+    try:
+        known, begun = (
+            path.exists(),
+            any(one.exists() and one.stat().st_size for one in (out, out.with_suffix(".partial"))),
+        )
+    except OSError as problem:
+        raise UserError(f"'{out}' cannot be ({problem.strerror}): choose another --out") from problem
+    if not known:
+        if begun:
             raise UserError(
-                f"'{out}' has no {path.name} beside it, so nobody knows how it was made: choose another --out"
+                f"'{out}' (or its .partial) has no {path.name} beside it, so nobody knows how it was made: choose another --out"
             )
         told: dict[str, Any] = {"settings": settings}
     else:

@@ -118,7 +118,10 @@ def load_drafter(path: str | Path, backbone: str | Backbone | None = None, **loa
         raise UserError(f"'{folder / DESCRIPTION}' is damaged ({error!r}): train again or restore it") from error
     if not isinstance(backbone, Backbone):
         backbone = Backbone.load(backbone or known["backbone"], **loading)
-    drafter = family(backbone, **known["arguments"])
+    try:
+        drafter = family(backbone, **known["arguments"])
+    except TypeError as error:
+        raise UserError(f"'{folder / DESCRIPTION}' is damaged ({error}): train again or restore it") from error
     require_match(description, drafter, f"'{folder}'")
     try:
         data = (folder / WEIGHTS).read_bytes()

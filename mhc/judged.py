@@ -19,6 +19,7 @@ from typing import Any
 from mhc.errors import UserError
 from mhc.files import write_atomically
 from mhc.journal import Journal, digest
+from mhc.messages import clean_text
 
 TEMPERATURES = {"extraction": 0.0, "math": 0.0, "coding": 0.0, "reasoning": 0.0, "stem": 0.1, "humanities": 0.1}
 OTHER_CATEGORIES = 0.7  # writing and roleplay among them
@@ -70,6 +71,8 @@ def read_questions(path: str | Path) -> list[Question]:
             raise UserError(f"{where}: question_id is {number!r}: FastChat needs a whole number")
         if not isinstance(category, str) or not _are(turns, str) or not turns:
             raise UserError(f"{where}: a question has a category (a text) and turns (a list of texts)")
+        if clean_text(category + "".join(turns)) != category + "".join(turns):
+            raise UserError(f"{where}: a lone surrogate, which is no character: take it out")
         if number in found:
             raise UserError(f"{where}: question {number} stands twice: number them apart")
         found[number] = Question(number, category, tuple(turns))
@@ -139,10 +142,16 @@ def _problem(row: dict[str, Any]) -> str | None:
             return "choices without new_tokens, wall_time or accept_lengths"
         if not len(turns) == len(tokens) == len(seconds):
             return f"{len(turns)} turns, {len(tokens)} new_tokens and {len(seconds)} wall_time"
-        if not all(count >= 0 for count in tokens) or not all(0 <= second < float("inf") for second in seconds):
+        if not all(0 <= count < 2**53 for count in [*tokens, *accepted]) or not all(
+            0 <= second < float("inf") for second in seconds
+        ):
             return "new_tokens or wall_time below 0 or not finite"
+        if sum(tokens) and not accepted:
+            return "tokens without accept_lengths"
         if any(count and not second for count, second in zip(tokens, seconds)) or min(accepted, default=1) < 1:
             return "tokens in no time, or an accepted length below 1"
+    if "tstamp" in row and not _are([row["tstamp"]], (int, float)):
+        return f"tstamp is {row['tstamp']!r}, not a number"
     return None
 
 

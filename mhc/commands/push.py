@@ -54,7 +54,7 @@ def local_names(files: list[Path]) -> Iterator[tuple[str, str]]:
             continue
         try:
             value = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"'{file}' is damaged ({error}): export again") from error
         for text in _strings(value):
             if os.sep in text and os.path.isdir(text):
@@ -104,7 +104,12 @@ def _exported(folder: Path, backbone: str | None, out: Path) -> Path:
     if not folder.is_dir():
         raise UserError(f"'{folder}' is no folder: give one that `run.py export` wrote, or a run's with heads")
     kinds = (".md", ".json", ".safetensors")
-    if (folder / CARD).exists() and all(file.is_file() and file.suffix in kinds for file in folder.iterdir()):
+    files = list(folder.iterdir())
+    weights = any(file.suffix == ".safetensors" for file in files)
+    whole = (
+        weights and (folder / CARD).exists() and any((folder / name).exists() for name in ("config.json", DESCRIPTION))
+    )
+    if whole and all(file.is_file() and file.suffix in kinds for file in files):
         return folder
     if not (folder / DESCRIPTION).exists():
         raise UserError(f"'{folder}' is neither an export (no {CARD}, or other files beside it) nor a folder of heads")

@@ -18,13 +18,14 @@ def main(argv: list[str]) -> int:
         raise UserError(f"--picture is '{options.picture}': it must end in {', '.join(PICTURES)}")
     if options.json:
         _check_json(Path(options.json))
+    if options.picture:
+        _check_picture(Path(options.picture))
     from mhc.judged import read_answers
     from mhc.speed import paired, speed_table
 
     names = (options.answers, options.plain)
     pairs = paired(*(read_answers(name) for name in names), names)
     found = {"answers": names[0], "plain": names[1], **speed_table(pairs)}
-    show(found)
     try:
         if options.json:
             from mhc.files import write_json
@@ -37,6 +38,7 @@ def main(argv: list[str]) -> int:
             draw_speed(Path(options.picture), found)
     except OSError as problem:
         raise UserError(f"cannot write '{problem.filename}' ({problem.strerror}): choose another place") from problem
+    show(found)
     return 0
 
 
@@ -50,6 +52,20 @@ def _check_json(path: Path) -> None:
         before = None
     if not isinstance(before, dict) or not {"resamples", "overall", "categories"} <= set(before):
         raise UserError(f"'{path}' is there and is no speed table: choose another --json")
+
+
+def _check_picture(path: Path) -> None:
+    """Raise UserError where something else than an earlier picture would be written over."""
+    from mhc.pictures import SPEED
+
+    try:
+        before = path.read_bytes()
+    except FileNotFoundError:
+        return
+    except OSError:
+        before = b""
+    if SPEED.encode() not in before:
+        raise UserError(f"'{path}' is there and is no picture of speeds: choose another --picture")
 
 
 def show(found: dict[str, Any]) -> None:

@@ -27,6 +27,7 @@ def card(checkpoint: Path, drafter: Drafter, format: str, command: str, license:
         bool(re.fullmatch(r"[\w.-]+(/[\w.-]+)?", backbone)) and backbone != "pocket" and not Path(backbone).is_dir()
     )
     shown = backbone if on_hub or backbone == "pocket" else Path(backbone).name
+    place = shown if on_hub else f"PATH/TO/{shown}"
     family = type(drafter).__name__
     about = {
         "base_model": backbone if on_hub else None,
@@ -42,7 +43,7 @@ def card(checkpoint: Path, drafter: Drafter, format: str, command: str, license:
         f"{drafter.heads} draft heads with which {shown} decodes several tokens a step, with the text it gives anyway: every "
         f"guess is checked by the model itself. Written by `run.py export --format {format}` of mhc {mhc.__version__}; "
         f"{arguments}.\n\n## Use\n\nWith these files in a folder `heads`:\n\n```\n"
-        f"{command.replace(folders.target(drafter.backbone), shown)}\n```\n\n## Measured\n\n{_measured(checkpoint)}"
+        f"{command.replace(folders.target(drafter.backbone), place)}\n```\n\n## Measured\n\n{_measured(checkpoint)}"
     )
 
 

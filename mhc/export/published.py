@@ -31,6 +31,8 @@ def read_published(folder: Path, backbone: Backbone) -> Drafter:
     Raises UserError for a folder of neither kind, for damaged files and for another backbone's heads."""
     config = read_config(folder)
     architectures = config.get("architectures") or []
+    if not isinstance(architectures, list) or not all(isinstance(name, str) for name in architectures):
+        raise UserError(f"'{folder / CONFIG}': architectures is {architectures!r}, not a list of names")
     if any("Eagle3" in name for name in architectures) or config.get("speculators_model_type") == "eagle3":
         from mhc.export.eagle3_import import import_eagle3
 
@@ -70,6 +72,9 @@ def import_medusa(folder: Path, backbone: Backbone) -> Medusa:
         if owned:
             shapes[f"unembeddings.own.{head}"] = (vocabulary, width)
     require_shapes(tensors, shapes, f"{where} for backbone '{backbone.name}'")
+    broken = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
+    if broken:
+        raise UserError(f"{where} has numbers that are not finite in {broken[0]}: get the file again")
     lm_head = backbone.unembedding.detach()
     own = any(
         not torch.equal(tensors[f"unembeddings.own.{head}"].to(lm_head), lm_head) for head in range(heads) if owned
