@@ -193,6 +193,7 @@ class Engine:
         if self.compile:
             self._idle = [rows]  # the latest only: buffers are large
 
+    @torch.inference_mode()
     def _warm_up(self, rows: Rows, speculate: bool, warming: Callable[[int, int], None] | None = None) -> None:
         for round in [*([self._speculate] if speculate else []), *([self._plain] if rows.steps_plainly else [])]:
             for done, total in rows.warm_up(round):
@@ -204,7 +205,6 @@ class Engine:
         """Whether there is anything to guess with."""
         return self.drafter is not None and self.tree.nodes > 1
 
-    @torch.inference_mode()
     def session(self, size: int, context: int) -> Session:
         """Continuous batching of up to `size` prompts at once, each of at most `context` tokens with its answer. Where the
         engine compiles, it does so here."""

@@ -11,6 +11,7 @@ from mhc.engine import Engine
 from mhc.errors import UserError
 from mhc.sampling import GREEDY, Sampling
 from mhc.tree import DynamicTree, FixedTree
+from tests.conftest import tiny_backbone
 from tests.test_engine import TREES, randomised
 
 SETTINGS = [GREEDY, Sampling(0.8, seed=3), Sampling(1.1, top_p=0.8, seed=4), Sampling(1.0, top_k=7, seed=5)]
@@ -54,6 +55,26 @@ def test_whoever_comes_and_goes_beside_it(backbones, tree):
         if number not in cancelled:
             assert ended[number] in ("stop", "length")
             assert texts[number] == alone(engine, prompt, new, sampling), number
+
+
+def test_compiled_rounds_serve_whatever_comes(monkeypatch):
+    """Fixed shapes, idle rows computed too, kinds of sampling declared at the start; warmed up before anything is asked."""
+    backbone = tiny_backbone("llama")
+    monkeypatch.setattr(backbone, "compiled", lambda: backbone.model.base_model)
+    engine = Engine(backbone, randomised(Cascade(backbone, heads=4)), TREES["tree"], compile=True)
+    eager, session = Engine(backbone), engine.session(size=3, context=60)
+    asked = [([number + 1] * (number + 2), 20, SETTINGS[number % 4]) for number in range(7)]
+    texts, told = {number: [] for number in range(7)}, []
+    for number, (prompt, new, sampling) in enumerate(asked):
+        session.submit(number, prompt, new, sampling, plain=number == 2, likelihoods=number == 4)
+    while session.busy:
+        for piece in session.step():
+            texts[piece.prompt] += piece.tokens
+            told += piece.likelihoods or []
+    assert [texts[number] for number in range(7)] == [alone(eager, *each) for each in asked]
+    assert len(told) == len(texts[4])
+    with pytest.raises(UserError, match="context is 60"):
+        session.submit(9, [1] * 60, 1)
 
 
 def test_a_plain_prompt_gets_one_token_a_round(engine):

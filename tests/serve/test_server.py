@@ -1,10 +1,13 @@
 """The server as its clients meet it: the real openai client, curl, an Open-WebUI-shaped session; answers are the offline engine's."""
 
+import asyncio
 import base64
 import json
+import queue
 import struct
 import subprocess
 import time
+from types import SimpleNamespace
 
 import httpx
 import openai
@@ -13,6 +16,8 @@ import torch
 
 from mhc.chat import prompt_ids
 from mhc.sampling import GREEDY, Sampling
+from mhc.serve.answers import Choice
+from mhc.session import Piece
 from mhc.streaming import TextStream
 from tests.serve.conftest import QUESTIONS, serve
 
@@ -175,6 +180,69 @@ def test_embeddings(live, client):
     assert found.usage.prompt_tokens == sum(len(backbone.tokenizer(text)["input_ids"]) for text in texts)
 
 
+def test_answers_go_on_between_embeddings(engine):
+    """An answer gets a round between any two of them; who embeds takes a place, keeps to his time, and may leave."""
+    server = serve(engine, rows=2, waiting=3, context=512, timeout=30)
+    live = next(server)
+    worker, done = live.app.state.server.worker, []
+    work = live.app.state.server.embedding
+    live.app.state.server.embedding = lambda ids: done.append(len(worker.jobs)) or work(ids)
+
+    async def both() -> None:
+        async with httpx.AsyncClient(base_url=live.url, timeout=60) as http:
+            inputs = {"input": ["word " * 300] * 400}
+            embedding = [asyncio.create_task(http.post("/v1/embeddings", json=inputs)) for _ in range(4)]
+            while len(done) < 8:
+                await asyncio.sleep(0.01)
+            answer = await http.post(CHAT, json={"messages": user(QUESTIONS[1]), "max_tokens": 20, "temperature": 0})
+            assert answer.status_code == 200 and not any(task.done() for task in embedding)
+            assert answer.json()["choices"][0]["message"]["content"] == offline(live, user(QUESTIONS[1]), 20).text
+            asked = [
+                http.post(CHAT, json={"messages": user("x"), "max_tokens": 400, "temperature": 2}) for _ in range(3)
+            ]
+            assert 429 in [response.status_code for response in await asyncio.gather(*asked)]
+            for task in embedding:
+                task.cancel()
+            await asyncio.gather(*embedding, return_exceptions=True)
+
+    asyncio.run(both())
+    for _ in range(300):
+        before = len(done)
+        time.sleep(0.1)
+        if len(done) == before:
+            break
+    assert len(done) < 4 * 400, "nobody waits for these any more"
+    settle(live)
+    server.close()
+
+
+def test_what_can_never_fit_is_no_matter_of_waiting(http):
+    response = http.post("/v1/completions", json={"prompt": ["a"] * 100, "n": 16})
+    assert response.status_code == 400 and "72 places" in response.json()["error"]["message"]
+
+
+def test_what_comes_after_a_stop_string_counts_no_more(live):
+    """Pieces that were on their way when it was found."""
+    tokenizer = live.engine.backbone.tokenizer
+    ids = tokenizer("one two three", add_special_tokens=False)["input_ids"]
+    choice = Choice(tokenizer, set(), ["two"])
+    run = SimpleNamespace(open={0}, stop=lambda index: None, close=lambda: None, pieces=queue.SimpleQueue())
+    waiting = [(0, Piece(0, ids, None)), (0, Piece(0, ids, None)), (0, Piece(0, ids, "length"))]
+
+    async def following(patience):
+        if len(waiting) == 1:
+            run.open.clear()
+        return waiting.pop(0)
+
+    async def collect():
+        run.next = following
+        request = SimpleNamespace(is_disconnected=lambda: asyncio.sleep(0, False))
+        return [delta async for _, delta in live.app.state.server._deltas(request, run, [choice])]
+
+    (delta,) = asyncio.run(collect())
+    assert (delta.text, delta.finish_reason, choice.steps) == ("one ", "stop", 1)
+
+
 def test_curl(live):
     body = json.dumps(
         {"model": "pocket", "messages": user("Hello!"), "stream": True, "max_tokens": 8, "temperature": 0}
@@ -261,7 +329,7 @@ BAD = {
     ),
     "temperature": ({"messages": user("x"), "temperature": 3}, "temperature"),
     "a number as text": ({"messages": user("x"), "temperature": "1"}, "temperature"),
-    "top_p": ({"messages": user("x"), "top_p": 0}, "top_p"),
+    "top_p": ({"messages": user("x"), "top_p": -0.1}, "top_p"),
     "max_tokens": ({"messages": user("x"), "max_tokens": 0}, "max_tokens"),
     "n": ({"messages": user("x"), "n": 17}, "n"),
     "an empty stop": ({"messages": user("x"), "stop": ""}, "stop"),
