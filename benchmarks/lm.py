@@ -21,7 +21,7 @@ Writes benchmarks/results/lm.json (with --only, those cases of it; the others st
                   identity_loss_vs_before, other_loss_vs_before    held-out ratios
     heads         tokens_per_step, speedup
 
-The stages' students and adapters are trained here, by `run.py fit` as a user would, in --steps steps with seed 0 (reason: in 150 with seeds 0, 1, 2).
+The stages' students and adapters are trained here, by `run.py fit` as a user would, in --steps steps with seed 0 (reason: in 150 with seeds 1 to 4).
 """
 
 import argparse
@@ -57,7 +57,7 @@ STUDENT = dict(
 SMALL = ("--data.batch_size", "4")  # packed rows
 ADAPTING = 40  # steps
 REASONING = 150  # steps; with 100 the weight harms, with 200 there is less to gain
-SEEDS = (0, 1, 2)
+SEEDS = (1, 2, 3, 4)  # the setting was chosen by seed 0
 PROBLEMS = 400  # held out
 
 
@@ -71,7 +71,7 @@ def main() -> None:
     if options.only != "speed" and not (options.road / "report.json").is_file():
         raise SystemExit(f"no road in {options.road}: run `python run.py lm` first, or give --road")
     path = RESULTS / "lm.json"
-    results = json.loads(path.read_text())["results"] if path.exists() and options.only else []
+    before = json.loads(path.read_text()) if path.exists() and options.only else {"results": []}
     found = []
     if options.only in (None, "speed"):
         found += speeds(options.repeats)
@@ -84,7 +84,11 @@ def main() -> None:
     report = options.road / "report.json"
     told = json.loads(report.read_text()) if report.is_file() else {}
     road = {name: told.get(name) for name in ("parameters", "vocabulary", "minutes", "seconds", "tokens")}
-    write("lm", [row for row in results if row["case"] not in fresh] + found, steps=options.steps, road=road)
+    kept = [row for row in before["results"] if row["case"] not in fresh]
+    more = (
+        {"machine": before["machine"]} if any(row["case"].startswith("speed/") for row in kept) else {}
+    )  # the speeds'
+    write("lm", kept + found, steps=options.steps, road=road, **more)
 
 
 # ---- what a step costs
