@@ -85,10 +85,9 @@ def main() -> None:
     told = json.loads(report.read_text()) if report.is_file() else {}
     road = {name: told.get(name) for name in ("parameters", "vocabulary", "minutes", "seconds", "tokens")}
     kept = [row for row in before["results"] if row["case"] not in fresh]
-    more = (
-        {"machine": before["machine"]} if any(row["case"].startswith("speed/") for row in kept) else {}
-    )  # the speeds'
-    write("lm", kept + found, steps=options.steps, road=road, **more)
+    timed_here = not any(row["case"].startswith("speed/") for row in kept)
+    machine = {} if timed_here else {"machine": before["machine"]}  # the one whose speeds these are
+    write("lm", kept + found, steps=options.steps, road=road, **machine)
 
 
 # ---- what a step costs
