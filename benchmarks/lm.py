@@ -1,7 +1,7 @@
 """Training a small language model: what a step costs, and whether each stage does what it is for.
 
     python run.py lm                                   # first: the road whose models are measured
-    python benchmarks/lm.py [--road runs/lm] [--only speed|stages] [--repeats 5] [--steps 200]
+    python benchmarks/lm.py [--road runs/lm] [--only speed|stages|reason] [--repeats 5] [--steps 200]
 
 Writes benchmarks/results/lm.json (with --only, those cases of it; the others stay):
 
@@ -13,16 +13,20 @@ Writes benchmarks/results/lm.json (with --only, those cases of it; the others st
     dpo           preference_accuracy, preference_accuracy_z (standard errors above a half), loss (0.693 at the start)
     distill       loss_vs_no_teacher     held-out cross-entropy of a student after as many steps, with over without teacher
     reason        well_formed_vs_unweighted    share of well-formed held-out answers, tag weight 10 over weight 1 (which
-                                               counts at least one answer); both shares; right answers
+                                               counts at least one answer); both shares; right answers. One value a seed.
+                  well_formed_gain             weight 10 minus weight 1, one value a seed; of its mean the standard errors by
+                                               seeds (_error_seeds) and by prompts (_error_prompts), and how many of both
+                                               together it is above 0 (_z)
     lora          merged_difference      largest difference of logits, adapters merged and apart, fp32
                   identity_loss_vs_before, other_loss_vs_before    held-out ratios
     heads         tokens_per_step, speedup
 
-The stages' students and adapters are trained here, by `run.py fit` as a user would, in --steps steps with seed 0.
+The stages' students and adapters are trained here, by `run.py fit` as a user would, in --steps steps with seed 0 (reason: in 150 with seeds 1 to 4).
 """
 
 import argparse
 import json
+import math
 import subprocess
 import sys
 import tempfile
@@ -34,45 +38,56 @@ import yaml
 from common import RESULTS, ROOT, result, timed, write
 from datamodules import ConversationData
 from mhc.backbone import load_model, load_tokenizer
+from mhc.chat import prompt_ids
 from mhc.commands.lm import lm_training
 from mhc.commands.stages import best_trainer
+from mhc.lm.corpus.stages import reasoning
 from mhc.lm.experts import routed_config
-from mhc.lm.measures import answers
+from mhc.lm.measures import answers, paired_gain
 from mhc.lm.module import new_model
 from mhc.losses import chunked_loss
 from mhc.run_logs import read_logs
+from mhc.splits import split_of
 
 MODELS = ("dense-26m", "moe-145m")
 ROWS, LENGTH = 4, 256
 STUDENT = dict(
     hidden_size=128, intermediate_size=352, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2
 )
-PROMPTS = 100
 SMALL = ("--data.batch_size", "4")  # packed rows
 ADAPTING = 40  # steps
+REASONING = 150  # steps; with 100 the weight harms, with 200 there is less to gain
+SEEDS = range(1, 9)  # the setting was chosen by seed 0
+PROBLEMS = 400  # held out
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--road", type=Path, default=ROOT / "runs/lm", help="what `run.py lm` left (default runs/lm)")
-    parser.add_argument("--only", choices=("speed", "stages"))
+    parser.add_argument("--only", choices=("speed", "stages", "reason"))
     parser.add_argument("--repeats", type=int, default=5, help="steps of each model that are timed")
     parser.add_argument("--steps", type=int, default=200, help="steps of each short training")
     options = parser.parse_args()
     if options.only != "speed" and not (options.road / "report.json").is_file():
         raise SystemExit(f"no road in {options.road}: run `python run.py lm` first, or give --road")
     path = RESULTS / "lm.json"
-    results = json.loads(path.read_text())["results"] if path.exists() and options.only else []
+    before = json.loads(path.read_text()) if path.exists() and options.only else {"results": []}
     found = []
-    if options.only != "stages":
+    if options.only in (None, "speed"):
         found += speeds(options.repeats)
-    if options.only != "speed":
+    if options.only in (None, "stages"):
         found += stages(options.road, options.steps)
+    if options.only == "reason":
+        with tempfile.TemporaryDirectory() as folder:
+            found += reason(options.road, Path(folder), options.steps)
     fresh = {row["case"] for row in found}
     report = options.road / "report.json"
     told = json.loads(report.read_text()) if report.is_file() else {}
     road = {name: told.get(name) for name in ("parameters", "vocabulary", "minutes", "seconds", "tokens")}
-    write("lm", [row for row in results if row["case"] not in fresh] + found, steps=options.steps, road=road)
+    kept = [row for row in before["results"] if row["case"] not in fresh]
+    timed_here = not any(row["case"].startswith("speed/") for row in kept)
+    machine = {} if timed_here else {"machine": before["machine"]}  # the one whose speeds these are
+    write("lm", kept + found, steps=options.steps, road=road, **machine)
 
 
 # ---- what a step costs
@@ -202,28 +217,41 @@ def distill(road: Path, folder: Path, steps: int) -> list[dict]:
     ]
 
 
-def reason(road: Path, folder: Path, steps: int) -> list[dict]:
-    """Reasoning as a minority among chats, as instruction data have it. (Of reasoning alone the tags are a third of the tokens and
-    are learned at once; weighing them then only makes too many of them, see docs/log.md.)"""
-    data = held_out(road, "reasoning", road / "sft/model")
+def reason(road: Path, folder: Path, _: int) -> list[dict]:
+    """Reasoning as a minority among chats, as instruction data have it, and training that ends before the form is learned
+    whatever the weight. (Of reasoning alone the tags are a third of the tokens, and are learned at once; weighing them then,
+    or for few steps, only makes too many of them, see docs/log.md.)"""
+    base = str(road / "sft/model")
     lines = [(road / f"data/{name}.jsonl").read_text().splitlines() for name in ("reasoning", "chats")]
     mixed = folder / "mixed.jsonl"
     mixed.write_text("\n".join([*lines[0][:600], *lines[1][:4000]]) + "\n")  # batches are shuffled
-    prompts = data.prompts("test", PROMPTS)
-    expected = {c.id: c.messages[-1]["content"] for c in data.conversations("test")}
-    shares, right = {}, {}
-    for weight in (10, 1):
-        more = ["--model.model", str(road / "sft/model"), "--model.objective.init_args.tag_weight", str(weight)]
-        more += ["--data.path", str(mixed), *SMALL]
-        at = fit("reason", road, "reasoning", folder / f"weight-{weight}", steps, *more)
-        said = answers(str(at / "model"), [prompt.ids for prompt in prompts], 128)
-        shares[weight], right[weight] = said.reasoned, said.right([expected[prompt.id] for prompt in prompts])
+    problems = [row["messages"] for row in reasoning(40 * PROBLEMS, seed=1)]  # `fit` holds out the same prompts
+    problems = [turns for turns in problems if split_of(turns[0]["content"]) == "test"][:PROBLEMS]
+    tokenizer, expected = load_tokenizer(base), [turns[1]["content"] for turns in problems]
+    prompts = [prompt_ids(tokenizer, turns[:1]) for turns in problems]
+    formed: dict[int, list[list[bool]]] = {10: [], 1: []}
+    right: dict[int, list[float]] = {10: [], 1: []}
+    for seed in SEEDS:
+        for weight in formed:
+            more = ["--model.model", base, "--model.objective.init_args.tag_weight", str(weight), *SMALL]
+            more += ["--data.path", str(mixed), "--data.seed", str(seed), "--seed_everything", str(seed)]
+            at = fit("reason", road, "reasoning", folder / f"weight-{weight}-seed-{seed}", REASONING, *more)
+            said = answers(str(at / "model"), prompts, 128)
+            formed[weight].append(said.reasons)
+            right[weight].append(said.right(expected))
+    shares = {weight: [sum(answer) / len(answer) for answer in rows] for weight, rows in formed.items()}
+    gain, by_seed, by_prompt = paired_gain(formed[10], formed[1])
+    pairs = list(zip(shares[10], shares[1]))
     return [
-        result("reason", "well_formed_vs_unweighted", [shares[10] / max(shares[1], 1 / len(prompts))]),
-        result("reason", "well_formed_share", [shares[10]]),
-        result("reason", "well_formed_share_unweighted", [shares[1]]),
-        result("reason", "right_share", [right[10]]),
-        result("reason", "right_share_unweighted", [right[1]]),
+        result("reason", "well_formed_vs_unweighted", [one / max(other, 1 / len(prompts)) for one, other in pairs]),
+        result("reason", "well_formed_share", shares[10]),
+        result("reason", "well_formed_share_unweighted", shares[1]),
+        result("reason", "well_formed_gain", [one - other for one, other in pairs]),
+        result("reason", "well_formed_gain_error_seeds", [by_seed]),
+        result("reason", "well_formed_gain_error_prompts", [by_prompt]),
+        result("reason", "well_formed_gain_z", [gain / math.hypot(by_seed, by_prompt)]),
+        result("reason", "right_share", right[10]),
+        result("reason", "right_share_unweighted", right[1]),
     ]
 
 

@@ -71,7 +71,7 @@ def lm_table(found: dict) -> str:
         ("heads", "the same answers, sooner", f"{at['heads', 'tokens_per_step']:.2f} tokens per step, {at['heads', 'speedup']:.2f}x"),
         ("distill", "a student's loss, over one without a teacher", f"{at['distill', 'loss_vs_no_teacher']:.3f}x"),
         ("reason", "well-formed reasoning, tag weight 10 and 1", f"{at['reason', 'well_formed_share']:.0%}, "
-         f"{at['reason', 'well_formed_share_unweighted']:.0%}"),
+         f"{at['reason', 'well_formed_share_unweighted']:.0%}; {at['reason', 'well_formed_gain_z']:.1f} standard errors apart"),
         ("lora", "loss of identity answers, and of others", f"{at['lora', 'identity_loss_vs_before']:.2f}x, "
          f"{at['lora', 'other_loss_vs_before']:.3f}x"),
     ]  # fmt: skip
@@ -79,7 +79,8 @@ def lm_table(found: dict) -> str:
     machine = found["machine"]
     lines.append(
         f"A model of {road['parameters'] / 1e6:.1f} M parameters, {road['minutes']:.1f} minutes for `make lm` on {machine['cores']} cores of "
-        f"an {machine['processor']} ({machine['capability']}), seed 0; the last three rows are short trainings by benchmarks/lm.py."
+        f"an {machine['processor']} ({machine['capability']}), seed 0; the last three rows are short trainings by benchmarks/lm.py "
+        "(reason: medians of four seeds)."
     )
     return "\n".join(lines)
 

@@ -86,13 +86,17 @@ class Answers:
         return sum(map(bool, fine)) / len(self.texts)
 
     @property
-    def reasoned(self) -> float:
-        """The share of answers that end and are a thought and an answer, in their tags and nothing besides."""
-        fine = (
-            ended and FORM.fullmatch(text) and len(TAG.findall(text)) == 4
+    def reasons(self) -> list[bool]:
+        """Of each answer whether it ends and is a thought and an answer, in their tags and nothing besides."""
+        return [
+            bool(ended and FORM.fullmatch(text) and len(TAG.findall(text)) == 4)
             for text, ended in zip(self.texts, self.ended)
-        )
-        return sum(map(bool, fine)) / len(self.texts)
+        ]
+
+    @property
+    def reasoned(self) -> float:
+        """The share of answers that do."""
+        return sum(self.reasons) / len(self.texts)
 
     def right(self, expected: Sequence[str]) -> float:
         """The share whose <answer> is that of the expected text."""
@@ -132,6 +136,17 @@ def preference_accuracy(policy: str, reference: str, data: str, split: str = "te
             margin = reward[0::2] - reward[1::2]
             right += ((margin > 0).double() + 0.5 * (margin == 0)).tolist()
     return sum(right) / len(right), len(right)
+
+
+def paired_gain(better: Sequence[Sequence[bool]], worse: Sequence[Sequence[bool]]) -> tuple[float, float, float]:
+    """How much larger the share of True is in `better` than in `worse`, each a row of answers to the same prompts for each
+    of two or more seeds; the standard error of this by seeds, and by prompts. Each sees chance that the other does not:
+    together, as if they were independent, they make the error larger rather than smaller."""
+    gains = np.asarray(better, float) - np.asarray(worse, float)
+    by_seed, by_prompt = (
+        float(means.std(ddof=1)) / math.sqrt(len(means)) for means in (gains.mean(axis=1), gains.mean(axis=0))
+    )
+    return float(gains.mean()), by_seed, by_prompt
 
 
 def standard_errors(accuracy: float, count: int) -> float:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from mhc.lm.measures import Answers, NGrams, answers, preference_accuracy, standard_errors
+from mhc.lm.measures import Answers, NGrams, answers, paired_gain, preference_accuracy, standard_errors
 from tests.killed_runs import tiny_model
 
 
@@ -69,6 +69,17 @@ def test_forms():
     assert Answers([fine], [False], ()).reasoned == Answers([fine], [False], ()).well_formed == 0
     assert Answers([fine, "a <|im_start|>", "  "], [True] * 3, ("<|im_start|>",)).well_formed == pytest.approx(1 / 3)
     assert found.right([fine.replace("1 + 1 = 2", "x"), *[fine] * 6]) == pytest.approx(1 / 7)
+
+
+def test_paired_gain_has_the_error_of_seeds_and_of_prompts():
+    better = [[True, True, False, True], [True, False, False, True]]
+    worse = [[True, False, False, False], [True, False, False, False]]
+    gain, by_seed, by_prompt = paired_gain(better, worse)
+    assert gain == pytest.approx(3 / 8)
+    assert by_seed == pytest.approx(1 / 8)  # 1/2 and 1/4
+    assert by_prompt == pytest.approx(math.sqrt((9 + 1 + 9 + 25) / 64 / 3) / 2)  # 0, 1/2, 0 and 1
+    same = paired_gain(worse, worse)
+    assert same == (0, 0, 0)
 
 
 def test_standard_errors():
