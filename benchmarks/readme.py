@@ -80,7 +80,7 @@ def lm_table(found: dict) -> str:
     lines.append(
         f"A model of {road['parameters'] / 1e6:.1f} M parameters, {road['minutes']:.1f} minutes for `make lm` on {machine['cores']} cores of "
         f"an {machine['processor']} ({machine['capability']}), seed 0; the last three rows are short trainings by benchmarks/lm.py "
-        "(reason: medians of four seeds)."
+        "(reason: medians of eight seeds)."
     )
     return "\n".join(lines)
 
