@@ -287,6 +287,22 @@ def test_markdown_is_drawn_and_nothing_in_it_runs(opened, fake):
     assert page.locator(".tokens").text_content() == ODD
 
 
+def test_markdown_can_be_drawn_wherever_it_is_cut(opened, fake):
+    """While an answer streams any beginning of it is shown: half a link, an address in the middle of a line."""
+    page = opened(fake.url)
+    more = "\n\nSee https://outside.example/a_b_c, [https://a.example](https://b.example) **https://c.example** > x\n>\n1. \n- \n* * *\n"
+    drawn = page.evaluate(
+        """async (source) => {
+            const { showMarkdown } = await import("/markdown.js");
+            const root = document.createElement("div");
+            for (let end = 0; end <= source.length; end++) showMarkdown(root, source.slice(0, end), []);
+            return [...root.querySelectorAll("a")].map((link) => link.getAttribute("href"));
+        }""",
+        ODD.removesuffix("```") + "```" + more,
+    )
+    assert drawn[2:] == ["https://outside.example/a_b_c", "https://b.example", "https://a.example", "https://c.example"]
+
+
 def test_conversations_are_renamed_deleted_and_brought_back(opened, fake):
     page = opened(fake.url)
 

@@ -170,7 +170,7 @@ function span(parent, text, flag) {
     const inner = (name, tag, properties) => {
       const [start, end] = found.indices.groups[name];
       const element = el(tag, properties);
-      (name === "code" ? put : span)(element, text.slice(start, end), (i) => flag(start + i));
+      (name === "code" || name === "bare" ? put : span)(element, text.slice(start, end), (i) => flag(start + i));
       return element;
     };
     const before = done;
