@@ -122,7 +122,9 @@ class Worker:
     @property
     def healthy(self) -> bool:
         """Whether the thread lives and a round does not take forever."""
-        return self._thread.is_alive() and time.monotonic() - self.alive_at < max(60.0, self.timeout)
+        return (
+            not self._failed and self._thread.is_alive() and time.monotonic() - self.alive_at < max(60.0, self.timeout)
+        )
 
     def run(self, jobs: list[Job]) -> Run:
         """Ask for these answers. Raises Busy where they are too many, Gone where nobody decodes."""
