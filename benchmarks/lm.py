@@ -21,7 +21,7 @@ Writes benchmarks/results/lm.json (with --only, those cases of it; the others st
                   identity_loss_vs_before, other_loss_vs_before    held-out ratios
     heads         tokens_per_step, speedup
 
-The stages' students and adapters are trained here, by `run.py fit` as a user would, in --steps steps with seed 0 (reason: in 150 with seeds 1 to 4).
+The stages' students and adapters are trained here, by `run.py fit` as a user would, in --steps steps with seed 0 (reason: in 150 with seeds 1 to 8).
 """
 
 import argparse

@@ -15,9 +15,9 @@ from pathlib import Path
 from playwright.sync_api import Browser, expect, sync_playwright
 
 ROOT = Path(__file__).parents[1]
-CHROMIUM = "/usr/bin/chromium"
-FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
-FLAGS += ["--disable-component-update", "--disable-sync", "--disable-quic"]
+CHROMIUM = Path("/usr/bin/chromium")
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
+FLAGS += ["--disable-component-update", "--disable-sync"]
 EARLIER = "Write a thank-you letter from Luis to Leo. It is for the teddy bear."
 QUESTION = "Python: `select_it(words)` should return a list of the words longer than 5 letters. Use a loop. Type hints, please."
 
@@ -30,7 +30,7 @@ def main() -> None:
             address = re.search(r"http://\S+?/(?=,)", line)
             assert address, f"the server did not start: {line}"
             with sync_playwright() as driver:
-                browser = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+                browser = driver.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS)
                 draw(browser, address[0], ROOT / "docs/page.png", "light", 1280, 800)
                 draw(browser, address[0], ROOT / "docs/page-phone.png", "dark", 375, 812)
                 browser.close()

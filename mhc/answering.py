@@ -125,6 +125,11 @@ class Requests:
         return job
 
 
+def partial_of(out: Path) -> Path:
+    """Where the answers of conversations stand that are not finished."""
+    return out.with_suffix(".partial.jsonl")
+
+
 def answer_all(
     jobs: Sequence[Job],
     answerer: Answerer,
@@ -142,7 +147,7 @@ def answer_all(
     Journal raises.
     """
     counts, in_a_row = Counts(), 0
-    partial, rejects = out.with_suffix(".partial.jsonl"), out.with_suffix(".rejects.jsonl")
+    partial, rejects = partial_of(out), out.with_suffix(".rejects.jsonl")
     with ExitStack() as stack:
         kept, pieces = (stack.enter_context(Journal(path, tell)) for path in (out, partial))
         done = {record["key"] for record in kept.records()}
@@ -232,20 +237,18 @@ class InProcess:
                 yield Reply(asked[number][1].key, answer.text, answer.finish_reason, len(answer.token_ids))
 
 
-def open_manifest(path: Path, out: Path, settings: dict[str, Any], notes: dict[str, Any]) -> None:
-    """Write the manifest of a new file; refuse to go on with one that was made with other settings. notes: what is told
-    in it and may differ from run to run."""
+def open_manifest(path: Path, out: Path, partial: Path, settings: dict[str, Any], notes: dict[str, Any]) -> None:
+    """Write the manifest of a new file, whose unfinished part stands in `partial`; refuse to go on with one that was made
+    with other settings. notes: what is told in it and may differ from run to run."""
     try:
-        known, begun = (
-            path.exists(),
-            any(one.exists() and one.stat().st_size for one in (out, out.with_suffix(".partial"))),
-        )
+        known = path.exists()
+        begun = next((one for one in (out, partial) if one.exists() and one.stat().st_size), None)
     except OSError as problem:
         raise UserError(f"'{out}' cannot be ({problem.strerror}): choose another --out") from problem
     if not known:
-        if begun:
+        if begun is not None:
             raise UserError(
-                f"'{out}' (or its .partial) has no {path.name} beside it, so nobody knows how it was made: choose another --out"
+                f"'{begun}' has no {path.name} beside it, so nobody knows how it was made: choose another --out"
             )
         told: dict[str, Any] = {"settings": settings}
     else:

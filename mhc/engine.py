@@ -258,7 +258,7 @@ class Engine:
             if warming:
                 warming(done, total)
 
-        for number, tokens, reason, _ in self.stream(prompts, max_new_tokens, batch_size, plain, sampling, warmed):
+        for number, tokens, reason, *_ in self.stream(prompts, max_new_tokens, batch_size, plain, sampling, warmed):
             started.setdefault(number, last)
             answer = answers.setdefault(number, Generation())
             answer.token_ids += tokens

@@ -230,6 +230,11 @@ def converse(engine, question: Question, index: int, plain: bool, wanted: Wanted
     }
 
 
+def partial_of(files: Sequence[AnswerFile]) -> Path:
+    """Where the records of files stand that are not finished: under no name that FastChat would read."""
+    return files[0].path.with_suffix(".partial")
+
+
 def answer_questions(
     engine,
     questions: Sequence[Question],
@@ -244,7 +249,7 @@ def answer_questions(
     <the first file>.partial as they come, and the files written, whole and sorted, when all are there; whoever is killed
     goes on there. progress(questions done, the records that are new of this one).
     """
-    partial = files[0].path.with_suffix(".partial")
+    partial = partial_of(files)
     kept = [read_answers(file.path) if file.path.exists() else {} for file in files]
     with Journal(partial, tell) as journal:
         for entry in journal.records():

@@ -145,9 +145,7 @@ class Sampler:
         allowed = torch.arange(self.keep, device=logits.device) < self.top_k
         share = (ranked / self.divisor).masked_fill(~allowed, float("-inf")).softmax(dim=-1)
         inside = allowed & ((share.cumsum(dim=-1) - share < self.top_p) | (self.top_p >= 1))
-        count = inside.sum(dim=-1, keepdim=True).clamp(
-            min=1
-        )  # the likeliest always is, however small top_p or temperature
+        count = inside.sum(dim=-1, keepdim=True).clamp(min=1)  # the likeliest always is, even where top_p rounds to 0
         lowest = ranked.gather(-1, count - 1)
         return logits.masked_fill(logits < lowest, float("-inf"))
 

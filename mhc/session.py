@@ -28,13 +28,14 @@ class Likelihood(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """What one round gave one prompt: its number, the new tokens, why it ended (or None), and each token's likelihood
-    where that was asked for."""
+    """What one round gave one prompt: its number, the new tokens, why it ended (or None), each token's likelihood where that was
+    asked for, and how many guesses in a row were verified for it."""
 
     prompt: int
     tokens: list[int]
     finish_reason: str | None
     likelihoods: list[Likelihood] | None = None
+    drafted: int = 0
 
 
 class Session:
@@ -96,12 +97,13 @@ class Session:
         noted = rows.likelihoods() if rows.notes else []
         for row in reversed(range(first, first + len(emitted))):
             number = rows.serving[row]
+            asked = rows.asked[number]
             tokens, reason = self._cut(emitted[row - first], rows.left[row])
             rows.left[row] -= len(tokens)
             told = None
-            if rows.asked[number].likelihoods:
+            if asked.likelihoods:
                 told = [Likelihood(*each) for each in noted[row - first][: len(tokens)]]
-            pieces.append(Piece(number, tokens, reason, told))
+            pieces.append(Piece(number, tokens, reason, told, 0 if asked.plain else rows.levels))
             if reason is not None:
                 rows.leave(row)
         return pieces

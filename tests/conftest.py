@@ -9,10 +9,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.nn.functional import cross_entropy
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from mhc.backbone import Backbone
-from mhc.drafters import Drafter
+from mhc.checkpoint import save_drafter
+from mhc.drafters import Cascade, Drafter
+from mhc.engine import Engine
+from mhc.tree import FixedTree
 
 torch.set_num_threads(1)  # tiny models lose more to threads than they gain
 
@@ -85,6 +89,32 @@ def tiny():
     built = tiny_backbone("llama", num_hidden_layers=4)
     built.tokenizer = SimpleNamespace(pad_token_id=0)
     return built
+
+
+@pytest.fixture(scope="module")
+def heads(tmp_path_factory):
+    """Untrained heads on the pocket, in a folder."""
+    folder = tmp_path_factory.mktemp("heads")
+    save_drafter(folder, Cascade(Backbone.load("pocket"), heads=4), FixedTree.chain(4))
+    return folder
+
+
+def memorise(drafter: Drafter, prompts: list[list[int]], length: int, steps: int = 40) -> None:
+    """Heads that have learned by heart what the backbone answers to these prompts."""
+    backbone = drafter.backbone
+    texts = [prompts[n] + a.token_ids for n, a in sorted(Engine(backbone).generate_ids(prompts, length))]
+    optimizer = torch.optim.Adam([p for p in drafter.parameters() if p.requires_grad], lr=2e-3)
+    for step in range(steps):
+        number = step % len(texts)
+        ids = torch.tensor([texts[number]])
+        with torch.no_grad():
+            features = backbone.features(ids, drafter.taps)
+        at = torch.arange(len(prompts[number]) - 1, ids.shape[1] - drafter.heads - 1)
+        guesses = drafter(features, ids, (torch.zeros_like(at), at))
+        losses = [cross_entropy(drafter.unembed(k, g.hidden), ids[0, at + 2 + k]) for k, g in enumerate(guesses)]
+        optimizer.zero_grad()
+        sum(losses).backward()
+        optimizer.step()
 
 
 class Scripted(Drafter):

@@ -19,19 +19,6 @@ CATEGORIES = ["writing", "math", "stem", "generic"]
 LIMIT = 12
 
 
-@pytest.fixture(scope="module")
-def heads(tmp_path_factory):
-    """Untrained heads on the pocket, in a folder."""
-    from mhc.backbone import Backbone
-    from mhc.checkpoint import save_drafter
-    from mhc.drafters import Cascade
-    from mhc.tree import FixedTree
-
-    folder = tmp_path_factory.mktemp("heads")
-    save_drafter(folder, Cascade(Backbone.load("pocket"), heads=4), FixedTree.chain(4))
-    return folder
-
-
 def questions(folder: Path, count: int = 8) -> Path:
     """A question file whose ids fall, so that sorting shows."""
     rows = [

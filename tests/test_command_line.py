@@ -166,19 +166,6 @@ def mistakes(tmp_path: Path) -> dict[str, tuple[list[str], str]]:
     }
 
 
-@pytest.fixture(scope="module")
-def heads(tmp_path_factory):
-    """Untrained heads on the pocket, in a folder."""
-    from mhc.backbone import Backbone
-    from mhc.checkpoint import save_drafter
-    from mhc.drafters import Cascade
-    from mhc.tree import FixedTree
-
-    folder = tmp_path_factory.mktemp("heads")
-    save_drafter(folder, Cascade(Backbone.load("pocket"), heads=4), FixedTree.chain(4))
-    return folder
-
-
 def ask(heads, capsys, *flags: str) -> tuple[int, str, str]:
     status = run.main(["generate", "--checkpoint", str(heads), "--max_new_tokens", "12", "--prompt", "Hello!", *flags])
     told = capsys.readouterr()

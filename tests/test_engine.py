@@ -320,7 +320,7 @@ def test_pieces_stream_in_order(backbones, references):
     engine = Engine(backbones("llama"), Cascade(backbones("llama"), heads=4), TREES["tree"])
     streamed = [[] for _ in PROMPTS]
     finished = []
-    for number, tokens, reason, _ in engine.stream(PROMPTS, NEW, batch_size=2):
+    for number, tokens, reason, *_ in engine.stream(PROMPTS, NEW, batch_size=2):
         assert number not in finished
         streamed[number] += tokens
         finished += [number] if reason else []

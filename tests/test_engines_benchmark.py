@@ -7,13 +7,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from torch.nn.functional import cross_entropy
 
 from mhc.backbone import Backbone
 from mhc.checkpoint import save_drafter
 from mhc.drafters import Cascade, Eagle3, Medusa
-from mhc.engine import Engine
 from mhc.tree import FixedTree
+from tests.conftest import memorise
 
 PYTHON = os.environ.get("MHC_VLLM_PYTHON", "")
 
@@ -38,24 +37,6 @@ def test_tokens_per_step_leave_the_prefill_out(engines):
     assert engines.steps({"answers": [[1, 2, 3, 4], [5, 6, 7, 8, 9]], "drafts": 3}) == pytest.approx(7 / 3)
     ours = [SimpleNamespace(token_ids=[1, 2, 3, 4], steps=2), SimpleNamespace(token_ids=[5, 6, 7, 8, 9], steps=3)]
     assert engines.steps_ours(ours) == pytest.approx(7 / 3)
-
-
-def memorise(drafter, prompts: list[list[int]], length: int, steps: int = 40) -> None:
-    """Heads that have learned by heart what the backbone answers to these prompts."""
-    backbone = drafter.backbone
-    texts = [prompts[n] + a.token_ids for n, a in sorted(Engine(backbone).generate_ids(prompts, length))]
-    optimizer = torch.optim.Adam([p for p in drafter.parameters() if p.requires_grad], lr=2e-3)
-    for step in range(steps):
-        number = step % len(texts)
-        ids = torch.tensor([texts[number]])
-        with torch.no_grad():
-            features = backbone.features(ids, drafter.taps)
-        at = torch.arange(len(prompts[number]) - 1, ids.shape[1] - drafter.heads - 1)
-        guesses = drafter(features, ids, (torch.zeros_like(at), at))
-        losses = [cross_entropy(drafter.unembed(k, g.hidden), ids[0, at + 2 + k]) for k, g in enumerate(guesses)]
-        optimizer.zero_grad()
-        sum(losses).backward()
-        optimizer.step()
 
 
 @pytest.mark.timeout(1200)

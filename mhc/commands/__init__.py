@@ -37,12 +37,17 @@ def add_loading(parser: argparse.ArgumentParser) -> None:
     """How a model is loaded."""
     add = parser.add_argument
     add("--device", default="cpu", help="where to run: cpu, cuda, ... (default: cpu; `compare`: where it trains)")
-    add("--dtype", choices=("float32", "bfloat16", "float16"), help="default: float32 on a CPU, bfloat16 on a GPU")
+    add_dtype(parser, "default: float32 on a CPU, bfloat16 on a GPU")
     one = parser.add_mutually_exclusive_group().add_argument
     one("--quantize", choices=("int8", "int4"), help="keep the model's weights in 8 or 4 bits (needs torchao)")
     for bits, told in ((8, ""), (4, " (torchao stores them in 8)")):
         chosen: dict[str, Any] = {"dest": "quantize", "const": f"int{bits}", "help": f"--quantize int{bits}{told}"}
         one(f"--load-in-{bits}bit", action="store_const", **chosen)
+
+
+def add_dtype(parser: argparse.ArgumentParser, told: str, default: str | None = None) -> None:
+    """In which precision. told: what the help says."""
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default=default, help=told)
 
 
 def add_compile(parser: argparse.ArgumentParser) -> None:
@@ -60,19 +65,25 @@ def loading_of(options: argparse.Namespace) -> dict[str, Any]:
     return {"device": options.device, "dtype": getattr(torch, dtype), "quantize": options.quantize}
 
 
-def engine_of(options: argparse.Namespace, compile: bool = False):
-    """The Engine of --checkpoint (heads, with --backbone and --tree as they are given), or of --backbone alone."""
+def require_model(options: argparse.Namespace) -> None:
+    """Raise UserError unless the flags name heads or a model."""
+    if not options.checkpoint and not options.backbone:
+        raise UserError("give --checkpoint DIR (heads), or --backbone NAME (a model without heads)")
+
+
+def engine_of(options: argparse.Namespace, backbone: str | None = None):
+    """The Engine of --checkpoint (heads), or of --backbone alone, with --tree and --compile where there are such flags.
+    backbone: the model where no flag names one; without it, that is a UserError."""
     from mhc.backbone import Backbone
     from mhc.engine import Engine
 
-    loading = loading_of(options)
+    loading, compile = loading_of(options), getattr(options, "compile", False)
     if options.checkpoint:
-        engine = Engine.from_checkpoint(options.checkpoint, options.backbone, options.tree, compile, **loading)
-    elif options.backbone:
-        engine = Engine(Backbone.load(options.backbone, **loading), compile=compile)
-    else:
-        raise UserError("give --checkpoint DIR (heads), or --backbone NAME (a model without heads)")
-    return engine
+        tree = getattr(options, "tree", None)
+        return Engine.from_checkpoint(options.checkpoint, options.backbone, tree, compile, **loading)
+    if backbone is None:
+        require_model(options)
+    return Engine(Backbone.load(options.backbone or backbone, **loading), compile=compile)
 
 
 def sampling_of(options: argparse.Namespace):

@@ -10,7 +10,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from mhc.commands import Parser, add_backbone, add_compile, loading_of
+from mhc.commands import Parser, add_backbone, add_compile, engine_of
 from mhc.errors import UserError
 
 
@@ -18,7 +18,7 @@ def main(argv: list[str]) -> int:
     """Answer --questions into --out; returns the exit status."""
     options = _parser().parse_args(argv)
     _check(options)
-    from mhc.judged import Wanted, read_questions
+    from mhc.judged import Wanted, partial_of, read_questions
 
     every = read_questions(options.questions)
     questions = _some(every, options.per_category)
@@ -41,7 +41,8 @@ def main(argv: list[str]) -> int:
     }
     notes = {"question_file": options.questions, "machine": machine(), "versions": versions()}
     for file in files:
-        open_manifest(file.path.with_suffix(".manifest.json"), file.path, settings | own, notes)
+        manifest = file.path.with_suffix(".manifest.json")
+        open_manifest(manifest, file.path, partial_of(files), settings | own, notes)
     _answer(engine, questions, files, wanted)
     return 0
 
@@ -89,17 +90,11 @@ def _files(options: argparse.Namespace) -> list:
 
 def _engine(options: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
     """Our engine, and what the manifest says of it."""
-    from mhc.backbone import Backbone
     from mhc.chat_template import template_fingerprint
     from mhc.checkpoint import DESCRIPTION
-    from mhc.engine import Engine
     from mhc.journal import digest
 
-    loading, told = loading_of(options), {}
-    if options.plain and options.checkpoint is None:
-        engine = Engine(Backbone.load(options.backbone or "pocket", **loading), compile=options.compile)
-    else:
-        engine = Engine.from_checkpoint(options.checkpoint, options.backbone, compile=options.compile, **loading)
+    engine, told = engine_of(options, "pocket"), {}
     if not options.plain:
         heads = json.loads((Path(options.checkpoint) / DESCRIPTION).read_text())["sha256"][:16]
         told = {"heads": heads, "tree": digest(engine.tree.describe())}
@@ -109,7 +104,7 @@ def _engine(options: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
         "fingerprint": backbone.fingerprint(),
         "template": template_fingerprint(backbone.tokenizer),
         "device": backbone.device.type,
-        "dtype": str(loading["dtype"]).removeprefix("torch."),
+        "dtype": str(backbone.dtype).removeprefix("torch."),
         "quantize": options.quantize,
         "compile": options.compile,
     }

@@ -11,7 +11,7 @@ from array import array
 from pathlib import Path
 from typing import Any
 
-from mhc.commands import Parser, add_backbone, add_compile, add_sampling, loading_of, sampling_of
+from mhc.commands import Parser, add_backbone, add_compile, add_sampling, engine_of, sampling_of
 from mhc.errors import UserError
 
 WINDOW = 64  # times the answers made at once: conversations that are worked on together
@@ -27,7 +27,7 @@ def main(argv: list[str]) -> int:
         raise UserError(f"--limit is {options.limit}: it must be at least 1")
     if options.retries < 0:
         raise UserError(f"--retries is {options.retries}: it must be 0 or above")
-    from mhc.answering import open_manifest
+    from mhc.answering import open_manifest, partial_of
 
     out = Path(options.out)
     settings: dict[str, Any] = {"data": options.data, "seed": options.seed, "max_new_tokens": options.max_new_tokens}
@@ -36,7 +36,7 @@ def main(argv: list[str]) -> int:
     answerer, own = (_server if options.server else _in_process)(options)
     manifest = out.with_suffix(".manifest.json")
     notes = {"limit": options.limit, "server": getattr(answerer, "shown_url", None)}
-    open_manifest(manifest, out, settings | own, notes)
+    open_manifest(manifest, out, partial_of(out), settings | own, notes)
     _distill(jobs, answerer, out, manifest, options)
     return 0
 
@@ -62,18 +62,11 @@ def _jobs(options: argparse.Namespace) -> list:
 def _in_process(options: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
     """Our engine, with heads where there are some, and what the manifest says of it."""
     from mhc.answering import InProcess
-    from mhc.backbone import Backbone
     from mhc.chat_template import template_fingerprint
-    from mhc.engine import Engine
 
     if options.model is not None:
         raise UserError("--model goes with --server: give --backbone here")
-    if options.checkpoint:
-        engine = Engine.from_checkpoint(
-            options.checkpoint, options.backbone, compile=options.compile, **loading_of(options)
-        ).for_many()
-    else:
-        engine = Engine(Backbone.load(options.backbone or "pocket", **loading_of(options)), compile=options.compile)
+    engine = engine_of(options, "pocket").for_many()
     backbone = engine.backbone
     told = {
         "backbone": backbone.name,

@@ -1,6 +1,6 @@
 """`run.py export`: heads in the format of another engine, checked before they are there."""
 
-from mhc.commands import Parser
+from mhc.commands import Parser, add_dtype
 
 FORMATS = {
     "tgi-medusa": "Medusa heads in text-generation-inference; FasterDecoding's names",
@@ -52,11 +52,6 @@ def _parser() -> Parser:
     add("--out", required=True, metavar="DIR", help="the folder to write; one that exists is left alone")
     add("--backbone", metavar="NAME", help="a directory, a hub name or pocket (default: what the heads name)")
     add("--license", metavar="ID", help="for the model card, e.g. apache-2.0 (default: what the backbone's card says)")
-    add(
-        "--dtype",
-        choices=("float32", "bfloat16", "float16"),
-        default="float32",
-        help="how the backbone is loaded and the weights are written (default float32; bfloat16 takes half the room, "
-        "and the comparison allows for its rounding)",
-    )
+    told = "how the backbone is loaded and the weights are written (default float32; bfloat16 takes half the room, "
+    add_dtype(parser, f"{told}and the comparison allows for its rounding)", "float32")
     return parser

@@ -5,7 +5,7 @@ import sys
 from contextlib import contextmanager
 from itertools import accumulate
 
-from mhc.commands import Parser, add_backbone, add_compile, add_sampling, loading_of, sampling_of
+from mhc.commands import Parser, add_backbone, add_compile, add_sampling, engine_of, sampling_of
 from mhc.errors import UserError
 
 
@@ -14,14 +14,11 @@ def main(argv: list[str]) -> int:
     options = _parser().parse_args(argv)
 
     from mhc.chat import prompt_ids
-    from mhc.engine import Engine
 
     sampling = sampling_of(options)
     if options.batch_size < 1:
         raise UserError(f"--batch_size is {options.batch_size}: it must be at least 1")
-    engine = Engine.from_checkpoint(
-        options.checkpoint, options.backbone, options.tree, options.compile, **loading_of(options)
-    )
+    engine = engine_of(options)
     prompts = [sys.stdin.read() if prompt == "-" else prompt for prompt in options.prompt]
     ids = [prompt_ids(engine.backbone.tokenizer, [{"role": "user", "content": prompt}]) for prompt in prompts]
     with _warming(options.compile) as warming:
@@ -72,13 +69,13 @@ def coloured(tokenizer, answer, guessed: str = "green"):
     """The answer as a Rich Text in which tokens that the heads guessed have the style `guessed`."""
     from rich.text import Text
 
-    text, shown = Text(), ""
+    from mhc.streaming import TextStream
+
+    text, stream = Text(), TextStream(tokenizer)
     for accepted, end in zip(answer.accepted, accumulate(count + 1 for count in answer.accepted)):
-        for stop, style in ((end - 1, guessed), (end, "")) if accepted else ((end, ""),):
-            # the whole text so far each time: a character may span two tokens
-            whole = tokenizer.decode(answer.token_ids[:stop], skip_special_tokens=True)
-            text.append(whole[len(shown) :], style=style)
-            shown = whole
+        text.append(stream.push(answer.token_ids[end - 1 - accepted : end - 1]), style=guessed)
+        text.append(stream.push(answer.token_ids[end - 1 : end]))
+    text.append(stream.finish())
     return text
 
 

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from mhc.commands import Parser
+from mhc.commands import Parser, add_dtype
 from mhc.errors import UserError
 
 
@@ -52,10 +52,5 @@ def _parser() -> Parser:
     )
     add("--backbone", required=True, metavar="NAME", help="the model they belong to: a directory, a hub name or pocket")
     add("--out", required=True, metavar="DIR", help="the folder to write; one that exists is left alone")
-    add(
-        "--dtype",
-        choices=("float32", "bfloat16", "float16"),
-        default="float32",
-        help="how the backbone is loaded; the heads are kept in float32 (default float32)",
-    )
+    add_dtype(parser, "how the backbone is loaded; the heads are kept in float32 (default float32)", "float32")
     return parser

@@ -6,7 +6,7 @@ import socket
 from contextlib import suppress
 from pathlib import Path
 
-from mhc.commands import Parser, add_backbone, add_compile, engine_of
+from mhc.commands import Parser, add_backbone, add_compile, engine_of, require_model
 from mhc.errors import UserError
 
 KEY = "MHC_API_KEY"
@@ -23,7 +23,7 @@ def main(argv: list[str]) -> int:
     except ImportError as problem:
         raise UserError(f'serving needs {problem.name}: pip install -e ".[serve]"') from problem
     with _listen(options.host, options.port) as listening:
-        engine = engine_of(options, options.compile)
+        engine = engine_of(options)
         if engine.backbone.quantised:
             print(engine.backbone.quantised)
         if options.tree is None:
@@ -37,11 +37,11 @@ def main(argv: list[str]) -> int:
         settings = {"log_level": "warning", "timeout_graceful_shutdown": options.grace}
         with suppress(KeyboardInterrupt):  # how a server is ended; uvicorn raises it again when all is done
             uvicorn.Server(uvicorn.Config(app, **settings)).run(sockets=[listening])
+    return 0
 
 
 def _check(options) -> None:
-    if not options.checkpoint and not options.backbone:
-        raise UserError("give --checkpoint DIR (heads), or --backbone NAME to serve a model without heads")
+    require_model(options)
     if not 0 <= options.port < 2**16:
         raise UserError(f"--port is {options.port}: it must be below {2**16}; 0 takes any that is free")
     least = {"rows": 1, "waiting": 0, "context": 2, "timeout": 0.001, "body": 0.001, "grace": 0}

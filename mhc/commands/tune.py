@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from mhc.commands import Parser, add_backbone, add_sampling, loading_of, sampling_of
+from mhc.commands import Parser, add_backbone, add_sampling, engine_of, sampling_of
 from mhc.errors import UserError
 
 MEASURED_BUDGETS = (2, 4, 6, 8, 12, 16, 32, 64)
@@ -26,11 +26,10 @@ def main(argv: list[str]) -> int:
 
     from datamodules import ConversationData
     from mhc.checkpoint import TUNED, write_json
-    from mhc.engine import Engine
     from mhc.pictures import draw_tuning
 
     sampling = sampling_of(options)
-    engine = Engine.from_checkpoint(options.checkpoint, options.backbone, **loading_of(options))
+    engine = engine_of(options)
     backbone = engine.backbone
     if options.data is None and backbone.name != "pocket":
         raise UserError("--data is missing: give the conversations that the heads were trained on")

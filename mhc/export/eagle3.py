@@ -11,7 +11,6 @@ layers 2, N/2 and N-3. Read in vLLM 0.32.0 (models/llama_eagle3.py, v1/spec_deco
 All engines hand over hidden states in ascending order of layers and each layer once, so `fc` is arranged likewise.
 """
 
-import json
 import shlex
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from torch import Tensor
 from mhc.backbone import Backbone
 from mhc.drafters import Drafter, Eagle3
 from mhc.errors import UserError
-from mhc.export.folders import NEAREST, SERVE, require_plain_unembedding, stored, target, write_folder
+from mhc.export.folders import NEAREST, SERVE, require_plain_unembedding, stored, target, vllm_command, write_folder
 
 IDS = "eagle_aux_hidden_state_layer_ids"
 LLAMAS = ("llama", "mistral", "phi3", "qwen2", "qwen3", "qwen3_moe", "gpt_oss", "apertus")
@@ -39,7 +38,7 @@ def eagle3_vllm(drafter: Drafter, folder: Path) -> str:
     if not _default(layers, eagle.backbone):
         config[IDS] = layers
     write_folder(folder, config, published_tensors(eagle))
-    return _vllm_command(eagle, folder)
+    return vllm_command(eagle, folder, "eagle3")
 
 
 def eagle3_sglang(drafter: Drafter, folder: Path) -> str:
@@ -95,7 +94,7 @@ def speculators(drafter: Drafter, folder: Path) -> str:
     }
     tensors = published_tensors(eagle)
     write_folder(folder, config, {name.replace("midlayer.", "layers.0."): tensor for name, tensor in tensors.items()})
-    return _vllm_command(eagle, folder)
+    return vllm_command(eagle, folder, "eagle3")
 
 
 # ---- what the formats share
@@ -171,10 +170,3 @@ def published_tensors(drafter: Eagle3) -> dict[str, Tensor]:
 def _default(layers: list[int], backbone: Backbone) -> bool:
     """Whether engines fuse these layers when they are told none."""
     return layers == [2, backbone.layers // 2, backbone.layers - 3]
-
-
-def _vllm_command(drafter: Eagle3, folder: Path) -> str:
-    settings = {"method": "eagle3", "model": str(folder), "num_speculative_tokens": drafter.heads}
-    return shlex.join(
-        ["vllm", "serve", target(drafter.backbone), "--speculative-config", json.dumps(settings, ensure_ascii=False)]
-    )

@@ -19,7 +19,7 @@ from mhc.drafters.eagle3 import default_taps
 from mhc.errors import UserError
 from mhc.export.eagle3 import IDS
 from mhc.export.folders import CONFIG, read_config, require_shapes
-from mhc.export.published import read_weights
+from mhc.export.published import first_of, read_weights
 
 FILES = ("model.safetensors", "pytorch_model.safetensors", "pytorch_model.bin")  # the first that is there
 OTHER = (  # what makes another network of it
@@ -43,7 +43,7 @@ def import_eagle3(folder: Path, backbone: Backbone, layers: list[int] | None = N
     _require_ours(config, where)
     tensors = {
         name.replace("layers.0.", "midlayer."): tensor
-        for name, tensor in _tensors(folder).items()
+        for name, tensor in read_weights(first_of(folder, FILES)).items()
         if not name.endswith("rotary_emb.inv_freq")
     }
     vocabulary, width = backbone.vocabulary_size, backbone.width
@@ -180,10 +180,3 @@ def _take_vocabulary(tensors: dict[str, Tensor], drafter: Eagle3, where: str) ->
         raise UserError(f"{where}: d2t and t2d name different tokens")
     order = ids.argsort()
     tensors |= {"d2t": ids[order] - place, "t2d": marked, "lm_head.weight": tensors["lm_head.weight"][order]}
-
-
-def _tensors(folder: Path) -> dict[str, Tensor]:
-    path = next((folder / name for name in FILES if (folder / name).exists()), None)
-    if path is None:
-        raise UserError(f"no heads in '{folder}': none of {', '.join(FILES)} is there")
-    return read_weights(path)

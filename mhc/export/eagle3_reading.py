@@ -19,7 +19,7 @@ from transformers import LlamaConfig
 from mhc.backbone import Backbone
 from mhc.drafters import Eagle3
 from mhc.errors import UserError
-from mhc.export.folders import CONFIG, WEIGHTS, read_config, read_tensors, require_shapes
+from mhc.export.folders import CONFIG, WEIGHTS, apart, read_config, read_tensors, require_shapes, said
 
 IDS = "eagle_aux_hidden_state_layer_ids"
 FLAGS = ("norm_before_residual", "norm_before_fc", "fc_norm", "use_aux_norm", "norm_output", "bias")
@@ -157,20 +157,10 @@ def read_speculators(folder: Path, backbone: Backbone) -> EngineDraft:
 
 
 def eagle3_difference(drafter: Eagle3, engine: EngineDraft, length: int = 16, seed: int = 0) -> float:
-    """The largest difference between our logits, as training computes them for whole rows, and the engine's, drafted token
-    by token, over random tokens; relative to the largest logit. Infinite where one can propose a token and the other
-    cannot."""
-    backbone, heads = drafter.backbone, drafter.heads
-    dice = torch.Generator().manual_seed(seed)
-    ids = torch.randint(0, backbone.vocabulary_size, (1, length + heads + 1), generator=dice).to(backbone.device)
-    anchors = torch.zeros(length, dtype=torch.long, device=ids.device), torch.arange(length, device=ids.device)
-    with torch.no_grad():
-        guesses = drafter(backbone.features(ids, drafter.taps), ids, anchors)
-        ours = torch.stack([drafter.unembed(head, guess.hidden) for head, guess in enumerate(guesses)], dim=1).float()
-    text = ids[0].tolist()
-    theirs = torch.stack([engine.chain(text[: t + 2], text[t + 2 : t + 1 + heads]) for t in range(length)])
-    apart = torch.where(ours == theirs, 0.0, (ours - theirs).abs()).max()  # (T,K,V)
-    return float(apart / theirs[theirs.isfinite()].abs().max())
+    """How far `apart` our heads, which training asks for whole rows, and the engine are, which drafts token by token."""
+    ids, _, ours = said(drafter, length, seed)
+    text, heads = ids[0].tolist(), drafter.heads
+    return apart(ours, torch.stack([engine.chain(text[: t + 2], text[t + 2 : t + 1 + heads]) for t in range(length)]))
 
 
 # ---- what the readers share

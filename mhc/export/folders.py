@@ -8,6 +8,7 @@ written apart from the writer, and takes whatever is unused, missing, renamed or
 """
 
 import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from mhc.errors import UserError
 from mhc.files import write_atomically, write_json
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+# vLLM takes a folder for these by its path, whatever the method says.
+MISTAKEN = ("eagle-", "eagle3", "dflash", "dspark")
 TOLERANCE, ROUNDED = 1e-4, 0.05  # of fp32 logits and of those in half precision, as a share of the largest
 SERVE = "export `hf` and serve it with `run.py serve`"
 NEAREST = {
@@ -103,17 +106,51 @@ def stored(tensor: Tensor, backbone: Backbone) -> Tensor:
     return tensor.detach().to(backbone.dtype)
 
 
+def require_path(folder: Path) -> None:
+    """Raise UserError for a path that vLLM would take for other heads than those that stand in it."""
+    mistaken = [word for word in MISTAKEN if word in str(folder).lower()]
+    if mistaken:
+        raise UserError(
+            f"vLLM takes a path with '{mistaken[0]}' in it for other heads than these: choose another --out"
+        )
+
+
+def vllm_command(drafter: Drafter, folder: Path, method: str) -> str:
+    """How vLLM serves the backbone with the heads in `folder`."""
+    settings = {"method": method, "model": str(folder), "num_speculative_tokens": drafter.heads}
+    command = ["vllm", "serve", target(drafter.backbone), "--speculative-config"]
+    return shlex.join([*command, json.dumps(settings, ensure_ascii=False)])
+
+
+def tgi_command(folder: Path) -> str:
+    """How text-generation-inference serves the heads in `folder` with the backbone that their config names."""
+    return shlex.join(["text-generation-launcher", "--model-id", str(folder)])
+
+
 @torch.no_grad()
-def difference(drafter: Drafter, engine: Engine, length: int = 32, seed: int = 0) -> float:
-    """The largest difference between our heads' logits and the engine's, over the backbone's hidden states of random tokens,
-    as a share of the largest logit."""
-    backbone, heads = drafter.backbone, drafter.heads
+def said(drafter: Drafter, length: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """What our heads say, as training asks them, of A = `length` positions of random tokens: the tokens (1,T), the backbone's
+    hidden states there (A,D), and the heads' logits (A,K,V) in fp32."""
+    backbone = drafter.backbone
     dice = torch.Generator().manual_seed(seed)
-    ids = torch.randint(0, backbone.vocabulary_size, (1, length + heads + 1), generator=dice).to(backbone.device)
+    ids = torch.randint(0, backbone.vocabulary_size, (1, length + drafter.heads + 1), generator=dice)
+    ids = ids.to(backbone.device)
     positions = torch.arange(length, device=ids.device)
     features = backbone.features(ids, drafter.taps)
     guesses = drafter(features, ids, (torch.zeros_like(positions), positions))
-    ours = torch.stack([drafter.unembed(head, guess.hidden) for head, guess in enumerate(guesses)], dim=1).float()
-    following = torch.stack([ids[0, positions + 1 + head] for head in range(heads)], dim=1)
-    theirs = engine(features.hidden[0, positions].float(), following)
-    return float((ours - theirs).abs().max() / ours.abs().max())
+    logits = torch.stack([drafter.unembed(head, guess.hidden) for head, guess in enumerate(guesses)], dim=1)
+    return ids, features.hidden[0, positions].float(), logits.float()
+
+
+def apart(ours: Tensor, theirs: Tensor) -> float:
+    """The largest difference between logits, as a share of our largest; infinite where one side can propose a token (it is not
+    -inf) and the other cannot."""
+    differences = torch.where(ours == theirs, 0.0, (ours - theirs).abs())
+    return float(differences.max() / ours[ours.isfinite()].abs().max())
+
+
+def difference(drafter: Drafter, engine: Engine, length: int = 32, seed: int = 0) -> float:
+    """How far `apart` our heads and the engine are, over the backbone's hidden states of random tokens."""
+    ids, hidden, ours = said(drafter, length, seed)
+    following = ids[0, 1:].unfold(0, drafter.heads, 1)[:length]  # (A,K): the known next token and those after it
+    return apart(ours, engine(hidden, following))

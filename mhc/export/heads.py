@@ -4,11 +4,10 @@ import json
 import shlex
 from pathlib import Path
 
-import torch
-
 from mhc.backbone import Backbone
 from mhc.checkpoint import DESCRIPTION, TUNED, WEIGHTS, load_drafter
 from mhc.drafters import Drafter
+from mhc.export.folders import apart, said
 from mhc.files import write_json
 
 COPIED = (DESCRIPTION, WEIGHTS, TUNED)
@@ -31,20 +30,6 @@ def read_hf(folder: Path, backbone: Backbone) -> Drafter:
     return load_drafter(folder, backbone)[0].to(backbone.dtype)
 
 
-@torch.no_grad()
 def heads_difference(drafter: Drafter, other: Drafter, length: int = 32, seed: int = 0) -> float:
-    """The largest difference between two drafters' logits over random tokens, as a share of the largest logit; infinite
-    where one can propose a token and the other cannot."""
-    backbone = drafter.backbone
-    dice = torch.Generator().manual_seed(seed)
-    ids = torch.randint(0, backbone.vocabulary_size, (1, length + drafter.heads + 1), generator=dice)
-    ids = ids.to(backbone.device)
-    positions = torch.arange(length, device=ids.device)
-    features = backbone.features(ids, drafter.taps)
-    anchors = torch.zeros_like(positions), positions
-    apart = largest = 0.0
-    for head, (ours, theirs) in enumerate(zip(drafter(features, ids, anchors), other(features, ids, anchors))):
-        ours, theirs = drafter.unembed(head, ours.hidden).float(), other.unembed(head, theirs.hidden).float()
-        apart = max(apart, float(torch.where(ours == theirs, 0.0, (ours - theirs).abs()).max()))
-        largest = max(largest, float(ours[ours.isfinite()].abs().max()))
-    return apart / largest
+    """How far `apart` two drafters on one backbone are, over random tokens."""
+    return apart(said(drafter, length, seed)[2], said(other, length, seed)[2])

@@ -8,8 +8,6 @@ vLLM knows a shared lm_head by `original_lm_head`. Read in TGI 3 (layers/medusa.
 (model_executor/models/medusa.py, config/speculative.py).
 """
 
-import json
-import shlex
 from pathlib import Path
 
 import torch
@@ -26,20 +24,17 @@ from mhc.export.folders import (
     read_config,
     read_tensors,
     require,
+    require_path,
     require_plain_unembedding,
     require_shapes,
     stored,
     target,
+    tgi_command,
+    vllm_command,
     write_folder,
 )
 
 TGI_WEIGHTS = "medusa_lm_head.safetensors"
-MISTAKEN = (
-    "eagle-",
-    "eagle3",
-    "dflash",
-    "dspark",
-)  # vLLM takes a folder for these by its path, whatever the method says
 
 
 def tgi_medusa(drafter: Drafter, folder: Path) -> str:
@@ -61,7 +56,7 @@ def tgi_medusa(drafter: Drafter, folder: Path) -> str:
         "base_model_name_or_path": target(backbone),
     }
     write_folder(folder, config, tensors, TGI_WEIGHTS)
-    return shlex.join(["text-generation-launcher", "--model-id", str(folder)])
+    return tgi_command(folder)
 
 
 def vllm_medusa(drafter: Drafter, folder: Path) -> str:
@@ -70,11 +65,7 @@ def vllm_medusa(drafter: Drafter, folder: Path) -> str:
     Raises UserError for what vLLM cannot run as it was trained."""
     medusa = require_medusa(drafter, "vLLM")
     backbone, shared = medusa.backbone, not medusa.unembeddings.own
-    mistaken = [word for word in MISTAKEN if word in str(folder).lower()]
-    if mistaken:
-        raise UserError(
-            f"vLLM takes a path with '{mistaken[0]}' in it for other heads than Medusa: choose another --out"
-        )
+    require_path(folder)
     tensors = {}
     for head, stack in enumerate(medusa.stacks):
         for block, residual in enumerate(stack):
@@ -95,9 +86,7 @@ def vllm_medusa(drafter: Drafter, folder: Path) -> str:
         "torch_dtype": str(backbone.dtype).removeprefix("torch."),
     }
     write_folder(folder, config, tensors)
-    settings = {"method": "medusa", "model": str(folder), "num_speculative_tokens": medusa.heads}
-    command = ["vllm", "serve", target(backbone), "--speculative-config", json.dumps(settings, ensure_ascii=False)]
-    return f"{shlex.join(command)}  # vLLM up to 0.32, which guesses a chain; 0.33 has no Medusa any more"
+    return f"{vllm_command(medusa, folder, 'medusa')}  # vLLM up to 0.32, which guesses a chain; 0.33 has no Medusa any more"
 
 
 def require_medusa(drafter: Drafter, engine: str) -> Medusa:

@@ -20,7 +20,6 @@ its V1 engine.
 """
 
 import math
-import shlex
 from pathlib import Path
 
 import torch
@@ -43,6 +42,7 @@ from mhc.export.folders import (
     require_shapes,
     stored,
     target,
+    tgi_command,
     write_folder,
 )
 
@@ -90,11 +90,10 @@ def mlp_speculator(drafter: Drafter, folder: Path) -> str:
         "torch_dtype": str(backbone.dtype).removeprefix("torch."),
     }
     write_folder(folder, config, {name: stored(tensor, backbone) for name, tensor in tensors.items()})
-    command = shlex.join(["text-generation-launcher", "--model-id", str(folder)])
     which = (
         "TGI 2.3 to 3.3" if tied else "TGI 2.0.3 to 2.2 only, later ones load tied heads alone (train with tied: true)"
     )
-    return f"{command}  # {which}; without --speculate, whose number would change the heads' weights"
+    return f"{tgi_command(folder)}  # {which}; without --speculate, whose number would change the heads' weights"
 
 
 def _shares(heads: int, width: int) -> tuple[int, float, float]:

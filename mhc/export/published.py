@@ -50,9 +50,7 @@ def import_medusa(folder: Path, backbone: Backbone) -> Medusa:
 
     Raises UserError for missing, unknown or wrongly shaped tensors."""
     config, where = read_config(folder), f"'{folder}'"
-    path = next((folder / name for name in MEDUSA if (folder / name).exists()), None)
-    if path is None:
-        raise UserError(f"no heads in '{folder}': none of {', '.join(MEDUSA)} is there")
+    path = first_of(folder, MEDUSA)
     tensors = _our_names(read_weights(path), f"'{path}'")
     heads, blocks = (_count(tensors, rf"stacks\.{place}\.") for place in (r"(\d+)", r"\d+\.(\d+)"))
     if not heads or not blocks:
@@ -107,6 +105,14 @@ def _count(tensors: dict[str, Tensor], pattern: str) -> int:
     """One more than the largest number in this place of the names."""
     found = [int(match[1]) for name in tensors if (match := re.match(pattern, name))]
     return max(found, default=-1) + 1
+
+
+def first_of(folder: Path, names: tuple[str, ...]) -> Path:
+    """The first of these files that is there; UserError where none is."""
+    path = next((folder / name for name in names if (folder / name).exists()), None)
+    if path is None:
+        raise UserError(f"no heads in '{folder}': none of {', '.join(names)} is there")
+    return path
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

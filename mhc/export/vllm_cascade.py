@@ -8,8 +8,6 @@ takes the argmax of what heads say, so that a backbone that squashes its logits 
 (v1/spec_decode/medusa.py and llm_base_proposer.py, transformers_utils/configs).
 """
 
-import json
-import shlex
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +27,12 @@ from mhc.export.folders import (
     read_config,
     read_tensors,
     require,
+    require_path,
     require_shapes,
     stored,
-    target,
+    vllm_command,
     write_folder,
 )
-from mhc.export.medusa import MISTAKEN
 from mhc.vllm_plugin import CASCADE, TIED
 
 
@@ -44,11 +42,7 @@ def vllm_cascade(drafter: Drafter, folder: Path) -> str:
     Raises UserError for what it cannot run as it was trained."""
     cascade = require_residual(drafter)
     backbone, own = cascade.backbone, bool(cascade.unembeddings.own)
-    mistaken = [word for word in MISTAKEN if word in str(folder).lower()]
-    if mistaken:
-        raise UserError(
-            f"vLLM takes a path with '{mistaken[0]}' in it for other heads than these: choose another --out"
-        )
+    require_path(folder)
     table, bias = _embedding(backbone), backbone.model.get_output_embeddings().bias
     own_embedding = not torch.equal(table, backbone.unembedding.detach())
     tensors = _cells(cascade) | {"lm_head": backbone.unembedding}
@@ -135,15 +129,8 @@ def _cells(cascade: Cascade) -> dict[str, Tensor]:
 
 
 def _command(cascade: Cascade, folder: Path, method: str) -> str:
-    settings = {"method": method, "model": str(folder), "num_speculative_tokens": cascade.heads}
-    command = [
-        "vllm",
-        "serve",
-        target(cascade.backbone),
-        "--speculative-config",
-        json.dumps(settings, ensure_ascii=False),
-    ]
-    return f"{shlex.join(command)}  # vLLM up to 0.32, with this project beside it: pip install --no-deps mhc"
+    command = vllm_command(cascade, folder, method)
+    return f"{command}  # vLLM up to 0.32, with this project beside it: pip install --no-deps mhc"
 
 
 # ---- reading back, by the plugin's rules

@@ -22,7 +22,7 @@ class Delta:
 
 
 class Choice:
-    """One choice while it comes. finished: nothing more will; then `stopped_early` says whether a stop string did it."""
+    """One choice while it comes, until it has a finish_reason; `stopped_early` says whether a stop string gave it."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, end_ids: set[int], stops: list[str]):
         self.stream, self.end_ids = TextStream(tokenizer, stops), end_ids

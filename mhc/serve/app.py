@@ -23,13 +23,14 @@ import mhc
 from mhc.chat import prompt_ids
 from mhc.engine import Engine
 from mhc.errors import UserError
+from mhc.rows import Asked
 from mhc.serve.answers import Choice, Delta
 from mhc.serve.errors import Json, Left, Refused, described, error
 from mhc.serve.guards import Guards
 from mhc.serve.metrics import Metrics
 from mhc.serve.published import RESPONSES, publish
 from mhc.serve.requests import ChatRequest, CompletionRequest, Drawing, EmbeddingRequest, several
-from mhc.serve.worker import Busy, Gone, Job, Run, Worker
+from mhc.serve.worker import Busy, Gone, Run, Worker
 from mhc.serve.writing import ChatWriter, TextWriter, Writer
 
 PAGE = Path(__file__).parent / "page"
@@ -97,16 +98,15 @@ class Server:
 
     def ask(self, body: Drawing, prompts: list[list[int]], likelihoods: bool) -> Run:
         """Queue what the request wants: each prompt `n` times."""
-        jobs = []
-        for prompt in prompts:
-            room = self.worker.context - len(prompt)
-            most = min(body.most_tokens or room, room)
-            jobs += [Job(prompt, most, each, bool(body.plain), likelihoods) for each in body.samplings()]
-        if len(jobs) > self.worker.most:
+        most = body.most_tokens or self.worker.context  # the session keeps to the room that there is
+        asked = [
+            Asked(prompt, most, each, bool(body.plain), likelihoods) for prompt in prompts for each in body.samplings()
+        ]
+        if len(asked) > self.worker.most:
             raise Refused(
-                400, f"{len(jobs)} answers in one request, and this server has {self.worker.most} places", "n"
+                400, f"{len(asked)} answers in one request, and this server has {self.worker.most} places", "n"
             )
-        return self.worker.run(jobs)
+        return self.worker.run(asked)
 
     async def respond(self, request: Request, body: Drawing, prompts: list[list[int]], writer: Writer) -> Response:
         """Answer whole or in chunks, as the request wants it."""

@@ -11,13 +11,12 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
 from functools import partial
 from itertools import count
 from typing import Any
 
 from mhc.engine import Engine
-from mhc.sampling import Sampling
+from mhc.rows import Asked
 from mhc.serve.metrics import Metrics
 from mhc.session import Piece
 
@@ -36,29 +35,18 @@ class Gone(Exception):
     """The engine has stopped, or this server is closing."""
 
 
-@dataclass
-class Job:
-    """One answer that is wanted."""
-
-    prompt: list[int]
-    most: int
-    sampling: Sampling
-    plain: bool = False
-    likelihoods: bool = False
-
-
 class Run:
     """The answers to one request. Leave it with `close`, however it ends: what is not finished is then given up."""
 
-    def __init__(self, worker: "Worker", jobs: list[Job]):
+    def __init__(self, worker: "Worker", asked: list[Asked]):
         self.worker = worker
         self.pieces: asyncio.Queue = asyncio.Queue()  # of (index, Piece) or Gone
         self.started = time.monotonic()
-        self.numbers = [worker.enter(self, index, job) for index, job in enumerate(jobs)]
-        self.open = set(range(len(jobs)))
+        self.numbers = [worker.enter(self, index, each) for index, each in enumerate(asked)]
+        self.open = set(range(len(asked)))
 
     async def next(self, patience: float) -> tuple[int, Piece] | None:
-        """The next piece and the index of its job; None where nothing came for so many seconds. Raises TimeoutError at
+        """The next piece and the index of its answer; None where nothing came for so many seconds. Raises TimeoutError at
         the end of the request's time, Gone where nothing will come any more."""
         left = self.started + self.worker.timeout - time.monotonic()
         try:
@@ -103,7 +91,6 @@ class Worker:
         self._calls: queue.SimpleQueue[tuple[Callable[[], Any], Future]] = queue.SimpleQueue()
         self._awaited: set[Future] = set()
         self._failed = False
-        self._plain: set[int] = set()  # known to the thread alone
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._work, name="mhc-decoding", daemon=True)
 
@@ -126,10 +113,10 @@ class Worker:
             not self._failed and self._thread.is_alive() and time.monotonic() - self.alive_at < max(60.0, self.timeout)
         )
 
-    def run(self, jobs: list[Job]) -> Run:
+    def run(self, asked: list[Asked]) -> Run:
         """Ask for these answers. Raises Busy where they are too many, Gone where nobody decodes."""
-        self._require_place(len(jobs))
-        return Run(self, jobs)
+        self._require_place(len(asked))
+        return Run(self, asked)
 
     def _require_place(self, count: int) -> None:
         if self._failed or not self._thread.is_alive():
@@ -138,10 +125,10 @@ class Worker:
             waves = len(self.jobs) / self.rows
             raise Busy(max(1, min(60, round(waves * self.seconds_each))))
 
-    def enter(self, run: Run, index: int, job: Job) -> int:
+    def enter(self, run: Run, index: int, asked: Asked) -> int:
         number = next(self._numbers)
         self.jobs[number] = run, index
-        self._commands.put(partial(self._submit, number, job))
+        self._commands.put(partial(self._submit, number, asked))
         self._tell_load()
         return number
 
@@ -150,7 +137,7 @@ class Worker:
         if self.jobs.pop(number, None):
             self.read.discard(number)
             self.metrics.cancelled.inc()
-            self._commands.put(partial(self._cancel, number))
+            self._commands.put(partial(self.session.cancel, number))
             self._tell_load()
 
     async def call(self, work: Callable[[], Any], until: float) -> Any:
@@ -235,18 +222,9 @@ class Worker:
     def _decode(self) -> None:
         pieces = self.session.step()
         for piece in pieces:
-            levels = 0 if piece.prompt in self._plain else self.session.rows.levels
-            self.metrics.count_round(levels, len(piece.tokens))
-            if piece.finish_reason is not None:
-                self._plain.discard(piece.prompt)
+            self.metrics.count_round(piece.drafted, len(piece.tokens))
         self._loop.call_soon_threadsafe(self._hand_out, pieces)
 
-    def _submit(self, number: int, job: Job) -> None:
-        if job.plain:
-            self._plain.add(number)
-        self.metrics.prompt_tokens.inc(len(job.prompt))
-        self.session.submit(number, job.prompt, job.most, job.sampling, job.plain, job.likelihoods)
-
-    def _cancel(self, number: int) -> None:
-        self._plain.discard(number)
-        self.session.cancel(number)
+    def _submit(self, number: int, asked: Asked) -> None:
+        self.metrics.prompt_tokens.inc(len(asked.prompt))
+        self.session.submit(number, *asked)

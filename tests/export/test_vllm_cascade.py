@@ -4,24 +4,11 @@ import json
 import shlex
 
 import pytest
-import torch
-from safetensors.torch import load_file, save_file
 
-from mhc.checkpoint import save_drafter
 from mhc.drafters import Cascade, Medusa
 from mhc.errors import UserError
 from mhc.export import FORMATS, export
-from mhc.tree import FixedTree
-
-
-def checkpoint(folder, drafter):
-    """`drafter` with every weight off its start, as a folder."""
-    dice = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in drafter.parameters():
-            parameter.add_(0.2 * torch.randn(parameter.shape, generator=dice))
-    save_drafter(folder / "heads", drafter, FixedTree.chain(drafter.heads))
-    return folder / "heads"
+from tests.export.test_export import assert_every_tensor_counts, checkpoint
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma2", "gemma3_text", "gpt_neox"])
@@ -52,24 +39,7 @@ def test_a_cascade_comes_back(backbones, tmp_path, arguments, architecture):
 def test_every_tensor_counts_and_none_is_passed_over(backbones, tmp_path, format):
     backbone = backbones("llama")
     drafter = Cascade(backbone, heads=2, tied=format == "vllm-tied-cascade")
-    export(checkpoint(tmp_path, drafter), format, tmp_path / "out", backbone)
-    path, chosen = tmp_path / "out" / "model.safetensors", FORMATS[format]
-    whole = load_file(path)
-
-    def apart(tensors) -> float:
-        save_file(tensors, path)
-        return chosen.difference(drafter.eval(), chosen.read(tmp_path / "out", backbone))
-
-    for name, tensor in whole.items():
-        assert apart(whole | {name: tensor.flip(0)}) > 1e-3, name
-        others = {other: value for other, value in whole.items() if other != name}
-        with pytest.raises(UserError, match=f"lacks {name}"):
-            apart(others)
-        with pytest.raises(UserError, match=f"lacks {name} and has {name}.renamed, unread"):
-            apart(others | {f"{name}.renamed": tensor})
-        with pytest.raises(UserError, match=f"{name} is"):
-            apart(whole | {name: tensor[1:].clone()})
-    assert apart(whole) < 1e-5
+    assert_every_tensor_counts(backbone, drafter, format, tmp_path, lambda tensor: tensor.flip(0))
 
 
 @pytest.mark.parametrize(

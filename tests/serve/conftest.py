@@ -20,6 +20,7 @@ from mhc.drafters import Cascade
 from mhc.engine import Engine
 from mhc.serve.app import Limits, build
 from mhc.tree import FixedTree
+from tests.conftest import memorise
 
 QUESTIONS = ["Hello!", "Give me three tips for good sleep.", "Write a thank-you letter.", "What is 12 + 30?"]
 ROOT = Path(__file__).parents[2]
@@ -33,22 +34,7 @@ def heads(tmp_path_factory) -> Path:
     backbone = Backbone.load("pocket", decoding=False)
     drafter = Cascade(backbone, heads=3)
     prompts = [prompt_ids(backbone.tokenizer, [{"role": "user", "content": text}]) for text in QUESTIONS]
-    answers = dict(Engine(backbone).generate_ids(prompts, 64, len(prompts)))
-    rows = [prompt + answers[number].token_ids for number, prompt in enumerate(prompts)]
-    optimizer = torch.optim.Adam(drafter.parameters(), lr=2e-3)
-    drafter.train()
-    for _ in range(25):
-        for row in rows:
-            ids = torch.tensor([row])
-            places = torch.arange(ids.shape[1] - 5)
-            guesses = drafter(backbone.features(ids), ids, (torch.zeros_like(places), places))
-            loss = sum(
-                torch.nn.functional.cross_entropy(drafter.unembed(head, hidden), ids[0, places + 2 + head])
-                for head, (hidden, _) in enumerate(guesses)
-            )
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+    memorise(drafter, prompts, 64, steps=100)
     save_drafter(folder, drafter.eval(), FixedTree([(0,), (1,), (0, 0), (0, 0, 0)]))
     return folder
 

@@ -2,16 +2,14 @@
 
 import json
 import re
-from pathlib import Path
 
 import pytest
 
 from tests.serve.page_server import ODD, page_server
 
 playwright = pytest.importorskip("playwright.sync_api", reason="the page is driven through the package playwright")
-CHROMIUM = Path("/usr/bin/chromium")
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
-FLAGS += ["--disable-component-update", "--disable-sync"]
+from benchmarks.page import CHROMIUM, FLAGS  # noqa: E402
+
 SIZES = {"desktop": {"width": 1280, "height": 800}, "phone": {"width": 375, "height": 667}}
 pytestmark = pytest.mark.skipif(not CHROMIUM.exists(), reason=f"no Chromium at {CHROMIUM}")
 
@@ -186,8 +184,8 @@ def test_an_answer_is_stopped(opened, fake, way):
         page.keyboard.press("Escape")
     over(page)
     assert "stopped" in page.locator(".meta").inner_text()
-    fake.go.set()
     assert fake.left.wait(10), "the server was not told"
+    fake.go.set()
     ask(page, "next")
     assert len(fake.asked) == 2 and fake.asked[1]["messages"][1]["content"].startswith("You said slow")
 
