@@ -46,7 +46,7 @@ def read_samples(
     for number, sample in enumerate(samples):
         places.setdefault(sample.row, []).append(number)
     figures = {"supervised": 0, "agreed": 0}
-    for numbers in _batches({row: len(rows[row][0]) for row in places}, settings["batch_tokens"]):
+    for numbers in batches({row: len(rows[row][0]) for row in places}, settings["batch_tokens"]):
         texts = [[torch.tensor(part) for part in rows[row][:2]] for row in numbers]
         for at, read in enumerate(_read(backbone, [ids for ids, _ in texts], taps, store)):
             ids, mask = texts[at]
@@ -66,7 +66,7 @@ def read_samples(
     return shard, figures
 
 
-def _batches(lengths: dict[int, int], tokens: int) -> Iterator[list[int]]:
+def batches(lengths: dict[int, int], tokens: int) -> Iterator[list[int]]:
     """Rows of about one length, at most `tokens` a batch, padding included (or a single row)."""
     batch: list[int] = []
     for row in sorted(lengths, key=lambda row: -lengths[row]):

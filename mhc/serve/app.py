@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,13 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
+from torch.nn.utils.rnn import pad_sequence
 
 import mhc
 from mhc.chat import prompt_ids
 from mhc.engine import Engine
 from mhc.errors import UserError
+from mhc.reading import batches
 from mhc.rows import Asked
 from mhc.serve.answers import Choice, Delta
 from mhc.serve.errors import Json, Left, Refused, described, error
@@ -35,6 +38,7 @@ from mhc.serve.writing import ChatWriter, TextWriter, Writer
 
 PAGE = Path(__file__).parent / "page"
 KEEP_ALIVE = 15.0  # seconds without a word, after which proxies and clients grow uneasy
+EMBEDDED = 512  # tokens read at once for embeddings, or one input: answers have a round between two such batches
 NOTICE = 0.5  # seconds until a client that left is noticed
 ONLY_OWN = "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
 
@@ -181,11 +185,12 @@ class Server:
         return f"no whole answer within {self.limits.timeout:g} s"
 
     @torch.inference_mode()
-    def embedding(self, ids: list[int]) -> list[float]:
-        """The mean of the last hidden states, of length 1."""
-        hidden = self.engine.backbone.features(torch.tensor([ids], device=self.engine.backbone.device)).hidden
-        mean = hidden[0].float().mean(dim=0)
-        return torch.nn.functional.normalize(mean, dim=0).tolist()
+    def embed(self, inputs: list[list[int]]) -> list[list[float]]:
+        """Of each input the mean of its last hidden states, of length 1."""
+        ids = pad_sequence([torch.tensor(one) for one in inputs], batch_first=True)
+        hidden = self.engine.backbone.features(ids.to(self.engine.backbone.device)).hidden
+        means = [row[: len(one)].float().mean(dim=0) for row, one in zip(hidden, inputs)]
+        return torch.nn.functional.normalize(torch.stack(means), dim=-1).tolist()
 
 
 def _event(data: dict[str, Any]) -> bytes:
@@ -228,14 +233,15 @@ def build(engine: Engine, name: str, limits: Limits) -> FastAPI:
         if body.dimensions not in (None, engine.backbone.width):
             raise Refused(400, f"embeddings have {engine.backbone.width} dimensions: leave it out", "dimensions")
         inputs = await server.encode(lambda tokenizer: _as_ids(tokenizer, several(body.input)), "input")
-        found, until = [], time.monotonic() + limits.timeout
-        for number, ids in enumerate(inputs):  # one at a time, so that answers go on between them
-            vector = await server.worker.call(lambda ids=ids: server.embedding(ids), until)
+        vectors, until = {}, time.monotonic() + limits.timeout
+        for batch in batches(dict(enumerate(map(len, inputs))), EMBEDDED):
+            work = partial(server.embed, [inputs[number] for number in batch])
+            vectors |= zip(batch, await server.worker.call(work, until))
             if await request.is_disconnected():
                 raise Left
-            if body.encoding_format == "base64":
-                vector = base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
-            found.append({"object": "embedding", "index": number, "embedding": vector})
+        if body.encoding_format == "base64":
+            vectors = {n: base64.b64encode(struct.pack(f"<{len(v)}f", *v)).decode() for n, v in vectors.items()}
+        found = [{"object": "embedding", "index": n, "embedding": vectors[n]} for n in range(len(inputs))]
         read = sum(map(len, inputs))
         return Json(
             {"object": "list", "data": found, "model": name, "usage": {"prompt_tokens": read, "total_tokens": read}}

@@ -5,6 +5,7 @@ import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from select import select
 
 PAGE = Path(__file__).parents[2] / "mhc" / "serve" / "page"
 KINDS = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
@@ -100,9 +101,9 @@ class Handler(BaseHTTPRequestHandler):
                 return
             if number >= 10 and question == "broken":
                 return self.event({"error": {"message": "the engine has stopped"}})
-            if number >= 10 and question == "slow":
-                server.go.wait(20)
-                self.event({"choices": []})  # a closed connection is noticed at the second write
+            while number >= 10 and question == "slow" and not server.go.wait(0.02):
+                if select([self.connection], [], [], 0)[0]:  # nothing is left to be sent: it was closed
+                    raise ConnectionAbortedError
             now = pieces[number : number + 2]
             told = {
                 "tokens": [[piece, at == 1 and not plain] for at, piece in enumerate(now)],

@@ -168,15 +168,17 @@ def test_text_completions(live, client):
 
 
 def test_embeddings(live, client):
-    texts = ["A cat sat on the mat.", "Two dogs."]
+    texts = ["A cat sat on the mat.", "Two dogs.", *("word " * (number % 7 + 1) for number in range(300))]
     found = client.embeddings.create(model="pocket", input=texts, encoding_format="float")
     backbone = live.engine.backbone
+    assert [one.index for one in found.data] == list(range(len(texts)))
     for text, one in zip(texts, found.data):
         ids = torch.tensor([backbone.tokenizer(text)["input_ids"]])
         mean = backbone.features(ids).hidden[0].mean(dim=0)
         assert torch.allclose(torch.tensor(one.embedding), mean / mean.norm(), atol=1e-5)
     packed = client.embeddings.create(model="pocket", input=texts[0], encoding_format="base64").data[0].embedding
-    assert struct.unpack(f"<{backbone.width}f", base64.b64decode(packed)) == pytest.approx(found.data[0].embedding)
+    unpacked = struct.unpack(f"<{backbone.width}f", base64.b64decode(packed))
+    assert unpacked == pytest.approx(found.data[0].embedding, abs=1e-6)
     assert found.usage.prompt_tokens == sum(len(backbone.tokenizer(text)["input_ids"]) for text in texts)
 
 
@@ -185,8 +187,8 @@ def test_answers_go_on_between_embeddings(engine):
     server = serve(engine, rows=2, waiting=3, context=512, timeout=30)
     live = next(server)
     worker, done = live.app.state.server.worker, []
-    work = live.app.state.server.embedding
-    live.app.state.server.embedding = lambda ids: done.append(len(worker.jobs)) or work(ids)
+    work = live.app.state.server.embed
+    live.app.state.server.embed = lambda inputs: done.append(len(worker.jobs)) or work(inputs)
 
     async def both() -> None:
         async with httpx.AsyncClient(base_url=live.url, timeout=60) as http:
