@@ -3,11 +3,15 @@
     B rows   N nodes or positions   V vocabulary
 
 Gumbel's trick: argmax(logits + T * g) is a draw from softmax(logits / T) when g is Gumbel noise. Here g
-is a pure function of (seed, absolute position, token). So plain decoding, the nodes of a tree and the
-drafter's proposals all see the same noise: what is drawn at a position hangs on the text before it
-and on the seed alone. T = 0 is greedy decoding by the same code. Adding T * g to the logits, rather than
-g to logits / T, keeps scores in units of the logits: their softmax says at every temperature how sure
-a drafter is that its guess is the backbone's.
+is a pure function of (seed, absolute position, token). So plain decoding and the nodes of a tree see the
+same noise: what is drawn at a position hangs on the text before it and on the seed alone. T = 0 is greedy
+decoding by the same code. Adding T * g to the logits, rather than g to logits / T, keeps scores in units of
+the logits: their softmax says at every temperature how sure a drafter is that its guess is the backbone's.
+
+A drafter sees the noise as well, and is right to trust it only in part: it knows g, but not the logits that
+g is added to. Where g is large for an unlikely token, the backbone's logit is mostly lower than the drafter's
+and the token not drawn. Proposals weigh the noise min(1, T / 2), which was near the best of six weights for
+every drafter, tree and temperature tried (docs/log.md); it decides how much is accepted, never what is said.
 
 *Absolute position* is where the drawn token will stand: the first new token after a prompt of n is at n.
 """
@@ -89,7 +93,7 @@ class Sampler:
 
     def __init__(self, size: int, vocabulary: int, device: torch.device):
         self.vocabulary = vocabulary
-        self._numbers = torch.ones(5, size, dtype=torch.float, device=device)
+        self._numbers = torch.ones(6, size, dtype=torch.float, device=device)
         self._integers = torch.zeros(2, size, dtype=torch.long, device=device)
         self.declare([GREEDY])
 
@@ -122,12 +126,13 @@ class Sampler:
             [row.top_p if row.temperature else 1.0 for row in rows],
             [row.posterior_threshold for row in rows],
             [row.posterior_alpha for row in rows],
+            [min(1.0, row.temperature / 2) for row in rows],
         ]
         integers = [[row.seed for row in rows], [min(self._top_k(row), self.keep) for row in rows]]
         self._numbers[:, : len(rows)].copy_(torch.tensor(numbers))
         self._integers[:, : len(rows)].copy_(torch.tensor(integers))
         columns = self._numbers[:, : len(rows), None, None]  # each (B,1,1)
-        self.temperature, self.divisor, self.top_p, self.threshold, self.alpha = columns
+        self.temperature, self.divisor, self.top_p, self.threshold, self.alpha, self.trust = columns
         self.seeds, self.top_k = self._integers[0, : len(rows)], self._integers[1, : len(rows), None, None]
 
     @property
@@ -151,7 +156,7 @@ class Sampler:
 
 
 class Draw:
-    """The noise of one round, shared by the drafter's proposals and by the backbone's choices."""
+    """The noise of one round, for the drafter's proposals and for the backbone's choices."""
 
     def __init__(self, sampler: Sampler, start: int | Tensor, depth: int):
         self.sampler = sampler
@@ -161,18 +166,26 @@ class Draw:
             self.noise = gumbel(sampler.seeds, positions, sampler.vocabulary) * sampler.temperature  # (B,depth+1,V)
 
     def scores(self, logits: Tensor, depth: int | Tensor) -> Tensor:
-        """logits (B,N,V) at nodes of one depth, or of depths (1|B,N) -> scores (B,N,V): their argmax is drawn."""
-        sampler = self.sampler
-        if sampler.greedy:
+        """The backbone's logits (B,N,V) at nodes of one depth, or of depths (1|B,N) -> scores (B,N,V): their argmax is drawn."""
+        return logits if self.sampler.greedy else self._restricted(logits) + self._noise(depth)
+
+    def proposals(self, logits: Tensor, depth: int | Tensor) -> Tensor:
+        """As `scores`, of a drafter's logits: the more a token has, the likelier it is the one that will be drawn."""
+        if self.sampler.greedy:
             return logits
-        if isinstance(depth, int):
-            noise = self.noise[:, depth : depth + 1]
-        elif len(depth) == 1:
-            noise = self.noise[:, depth[0]]
-        else:
-            noise = self.noise.gather(1, depth[..., None].expand(-1, -1, sampler.vocabulary))
+        return self._restricted(logits).addcmul(self._noise(depth), self.sampler.trust)
+
+    def _restricted(self, logits: Tensor) -> Tensor:
         logits = logits.float()
-        return (sampler.restrict(logits) if sampler.restricted else logits) + noise
+        return self.sampler.restrict(logits) if self.sampler.restricted else logits
+
+    def _noise(self, depth: int | Tensor) -> Tensor:
+        """T * g of the tokens that stand below nodes of these depths."""
+        if isinstance(depth, int):
+            return self.noise[:, depth : depth + 1]
+        if len(depth) == 1:
+            return self.noise[:, depth[0]]
+        return self.noise.gather(1, depth[..., None].expand(-1, -1, self.sampler.vocabulary))
 
     def typical(self, logits: Tensor, tokens: Tensor, parents: Tensor) -> Tensor | None:
         """Which nodes (B,N) typical acceptance keeps, by the backbone's logits (B,N,V) at their parents; None where

@@ -205,7 +205,7 @@ class FixedTree(Shape):
         tokens = root[:, None]  # (B,N so far)
         for deep, level in enumerate(self.levels):
             logits, state = drafter.step(state, tokens[:, level.source], level.parents)  # (B,R,V)
-            best = draw.scores(logits, deep).topk(level.width, dim=-1).indices  # (B,R,W)
+            best = draw.proposals(logits, deep).topk(level.width, dim=-1).indices  # (B,R,W)
             tokens = torch.cat([tokens, best[:, level.row, level.rank]], dim=1)
         return Tree(tokens, self.parents, self.depth, self.ancestors, self.paths)
 
@@ -259,7 +259,7 @@ class DynamicTree(Shape):
         nodes = 1
         for deep in range(self.depth):
             logits, state = drafter.step(state, growing, sources)  # (B,R,V)
-            scores = draw.scores(logits, deep).float()
+            scores = draw.proposals(logits, deep).float()
             best = scores.topk(self.width, dim=-1)  # (B,R,W)
             # A child is strictly less likely than its parent, so that the likeliest nodes always form a tree.
             share = (best.values - scores.logsumexp(dim=-1, keepdim=True)).clamp(-50.0, -1e-4)

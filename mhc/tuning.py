@@ -186,7 +186,7 @@ def _ranks(drafter, rows: Rows, ahead: Tensor) -> Tensor:
     for deep in range(drafter.heads):
         known = ahead[:, deep + 1]
         logits, state = drafter.step(state, ahead[:, deep, None].clamp(min=0), first)
-        scores = draw.scores(logits, deep)[:, 0]
+        scores = draw.proposals(logits, deep)[:, 0]
         rank = (scores > scores.gather(1, known[:, None].clamp(min=0))).sum(dim=1).clamp(max=RANKS)
         found.append(torch.where(known < 0, RANKS, rank))
     return torch.stack(found, dim=1)

@@ -253,15 +253,17 @@ def test_draws_follow_the_softmax(temperature, limits):
 
 
 def test_depths_of_a_tree_read_the_noise_of_their_position():
-    """scores() of one depth, of depths shared by all rows and of depths of each row: the token's place decides."""
-    rows = [Sampling(temperature=0.5, seed=3), GREEDY, Sampling(temperature=2.0, seed=4)]
+    """scores() of one depth, of depths shared by all rows and of depths of each row: the token's place decides.
+    proposals() see min(1, T/2) of the same noise."""
+    rows = [Sampling(temperature=0.5, seed=3), GREEDY, Sampling(temperature=2.5, seed=4)]
     starts = torch.tensor([[10], [20], [30]])
     draw, logits = sampler_of(rows, 7).round(starts, 3), torch.zeros(3, 4, 7)
     own = torch.tensor([[0, 1, 1, 3], [0, 1, 2, 3], [0, 2, 2, 3]])
     for depth in (2, own[:1], own):
         places = starts + 1 + (torch.full((1, 4), depth) if isinstance(depth, int) else depth)
-        expected = gumbel(torch.tensor([3, 0, 4]), places, 7) * torch.tensor([0.5, 0.0, 2.0])[:, None, None]
+        expected = gumbel(torch.tensor([3, 0, 4]), places, 7) * torch.tensor([0.5, 0.0, 2.5])[:, None, None]
         assert torch.equal(draw.scores(logits, depth), expected)
+        assert torch.equal(draw.proposals(logits, depth), expected * torch.tensor([0.25, 1.0, 1.0])[:, None, None])
 
 
 # ---- through the engine

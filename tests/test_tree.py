@@ -152,7 +152,7 @@ def check_is_a_tree(tree: Tree) -> None:
 )
 @pytest.mark.parametrize("width, depth, budget", [(3, 4, 12), (2, 5, 7), (4, 2, 21), (1, 4, 4), (3, 3, 1)])
 def test_dynamic_growth_is_its_definition(width, depth, budget, rows):
-    """A beam of `width`, as many children each, the `budget` likeliest of all; drawn rows rank by noisy scores."""
+    """A beam of `width`, as many children each, the `budget` likeliest of all; drawn rows rank by proposals, noise in part."""
     shape, drafter, roots = DynamicTree(width, depth, budget), tabled(9, depth), [1, 6]
     tree = grow(shape, drafter, roots, rows, start=20)
     assert drafter.steps == depth and tree.paths.shape[2] == depth + 1
@@ -163,7 +163,7 @@ def test_dynamic_growth_is_its_definition(width, depth, budget, rows):
         def scores(path, sampling=sampling):
             place = torch.tensor([[20 + len(path)]])
             noise = gumbel(torch.tensor([sampling.seed]), place, 9)[0, 0] * sampling.temperature
-            return (torch.tensor(drafter.logits(path)) + noise).tolist()
+            return (torch.tensor(drafter.logits(path)) + noise * sampling.temperature / 2).tolist()
 
         nodes = grown_slowly(scores, root, width, depth, budget)
         paths = [path for path, _ in nodes]
@@ -266,6 +266,7 @@ def test_greedy_scores_are_the_logits():
     logits = torch.randn(1, 3, 7)
     draw = dice([GREEDY], 7, 2)
     assert draw.scores(logits, 1) is logits and draw.scores(logits, torch.tensor([[0, 1, 1]])) is logits
+    assert draw.proposals(logits, 1) is logits
 
 
 def test_a_budget_below_the_depth_fits_into_the_cache(backbones):
