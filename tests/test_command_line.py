@@ -81,14 +81,15 @@ def test_fit_validate_test_generate(conversations, tmp_path, capsys, drafter):
 
 
 def test_a_second_quickstart_trains_anew(conversations, tmp_path):
-    """Its own command for fit, made small: once more in the folder of a whole run."""
+    """Its own commands for collect and fit, made small: once more in the folder of a whole run."""
     from mhc.commands.quickstart import _stages
 
-    out = tmp_path / "medusa"
-    fit = next(command for _, command in _stages(tmp_path, 64, "cpu") if command[0] == "fit")
+    out, features = tmp_path / "medusa", tmp_path / "features"
+    commands = {command[0]: command for _, command in reversed([*_stages(tmp_path, 64, "cpu")])}
     written = []
     for _ in range(2):
-        assert run.main([*fit, *small(out, conversations)]) == 0
+        assert run.main([*commands["collect"], "--data", str(conversations), "--out", str(features)]) == 0
+        assert run.main([*commands["fit"], *small(out, features)]) == 0
         written.append((out / "drafter.json").stat().st_mtime_ns)
     assert written[0] < written[1]
 

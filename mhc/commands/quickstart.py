@@ -1,7 +1,7 @@
 """`run.py quickstart`: the main job from end to end on the embedded backbone, in a few minutes.
 
-Distil answers, train Medusa and MHC heads on them with the same budget, tune the tree that each grows, decode
-held-out prompts with both, and say what came of it. Every stage is one of the commands a user would type; it is printed.
+Distil answers, collect what the backbone says of them, train Medusa and MHC heads on that with the same budget, tune the
+tree that each grows, decode held-out prompts with both, and say what came of it. Every stage is one of the commands a user would type; it is printed.
 """
 
 import json
@@ -49,9 +49,12 @@ def main(argv: list[str]) -> int:
 def _stages(out: Path, conversations: int, trainer: str):
     """(title, arguments of run.py) of every stage, in order."""
     answers = str(out / "answers.jsonl")
+    features = str(out / f"features-{conversations}")  # other features where there are more answers
     yield "the backbone answers prompts itself", distilling("pocket", answers, conversations)
+    collecting = ["collect", "--data", answers, "--max_length", "512", "--out", features]
+    yield "it reads the answers once, so that heads train without it", collecting
     for name in DRAFTERS:
-        common = training(name, trainer, answers, out / name)
+        common = training(name, trainer, features, out / name, collected=True)
         yield f"train {name} heads on the answers", ["fit", *common, "--checkpoint.overwrite", "true"]
         yield (
             f"find the tree that is fastest with {name} heads here",
@@ -95,7 +98,7 @@ def _parser() -> Parser:
     parser = Parser(
         prog="run.py quickstart",
         description="Distil, train and tune Medusa and MHC heads, and compare decoding: the whole road on the embedded "
-        "backbone. Distilled answers of an earlier run are kept; heads are trained anew.",
+        "backbone. Distilled answers and features of an earlier run are kept; heads are trained anew.",
     )
     add = parser.add_argument
     add("--out", default="runs/quickstart", metavar="DIR", help="where results go (default runs/quickstart)")

@@ -42,14 +42,12 @@ def best_trainer() -> str:
     return "cpu-bf16" if half > 1.2 * full else "cpu"
 
 
-def training(family: str, trainer: str, data: str, folder: Path, *more: str) -> list[str]:
-    """The arguments common to fit, validate and test of one family of heads."""
-    configs = (
-        CONFIGS / "quickstart.yaml",
-        CONFIGS / "trainer" / f"{trainer}.yaml",
-        CONFIGS / "drafter" / f"{family}.yaml",
-    )
-    chosen = [part for config in configs for part in ("--config", str(config))]
+def training(family: str, trainer: str, data: str, folder: Path, *more: str, collected: bool = False) -> list[str]:
+    """The arguments common to fit, validate and test of one family of heads. data: conversations, or a folder of
+    collected features."""
+    source = ["data/features"] if collected else []
+    configs = ["quickstart", *source, f"trainer/{trainer}", f"drafter/{family}"]
+    chosen = [part for name in configs for part in ("--config", str(CONFIGS / f"{name}.yaml"))]
     return [*chosen, "--data.path", data, "--trainer.default_root_dir", str(folder), *more]
 
 
