@@ -117,7 +117,7 @@ def load_drafter(path: str | Path, backbone: str | Backbone | None = None, **loa
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"'{folder / DESCRIPTION}' is damaged ({error!r}): train again or restore it") from error
     if not isinstance(backbone, Backbone):
-        backbone = Backbone.load(backbone or known["backbone"], **loading)
+        backbone = Backbone.load(backbone or _from_here(folder, known["backbone"]), **loading)
     try:
         drafter = family(backbone, **known["arguments"])
     except TypeError as error:
@@ -132,6 +132,15 @@ def load_drafter(path: str | Path, backbone: str | Backbone | None = None, **loa
         raise UserError(f"cannot read '{folder / WEIGHTS}': {error}") from error
     drafter.load_state_dict(weights)
     return drafter.to(backbone.device).eval(), tuned_tree(folder) or tree
+
+
+def _from_here(folder: Path, name: str) -> str:
+    """The backbone that heads in `folder` name. A directory named relatively is looked for from here and, since heads may be
+    loaded from elsewhere than where they were trained, from the folders above them."""
+    if name == "pocket" or (Path(name) / "config.json").is_file():
+        return name
+    there = (above / name for above in folder.resolve().parents)
+    return next((str(path) for path in there if (path / "config.json").is_file()), name)
 
 
 def for_decoding(drafter: Drafter) -> Drafter:

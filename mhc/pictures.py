@@ -165,13 +165,13 @@ def draw_comparison(path: Path, comparison: dict[str, Any]) -> None:
 
 def draw_speed(path: Path, table: dict[str, Any]) -> None:
     """What `mhc.speed.speed_table` found: speedup and tokens per step by category with their intervals; PNG, SVG or PDF."""
-    rows = {"overall": table["overall"], **dict(reversed(table["categories"].items()))}
+    rows = [("overall", table["overall"]), *reversed(table["categories"].items())]
     figure, axes = plt.subplots(1, 2, figsize=(9, 1.3 + 0.32 * len(rows)), layout="constrained", sharey=True)
     for axis, name, title in zip(
         axes, ("speedup", "tokens_per_step"), ("speedup over plain decoding", "tokens per step, bonus token counted")
     ):
-        values = [one[name] for one in rows.values()]
-        intervals = [one[f"{name}_interval"] or [one[name]] * 2 for one in rows.values()]
+        values = [one[name] for _, one in rows]
+        intervals = [one[f"{name}_interval"] or [one[name]] * 2 for _, one in rows]
         spread = [
             [max(0, value - low) for value, (low, _) in zip(values, intervals)],
             [max(0, high - value) for value, (_, high) in zip(values, intervals)],
@@ -184,7 +184,7 @@ def draw_speed(path: Path, table: dict[str, Any]) -> None:
             axis.text(max(value, high), at, f" {value:.2f}", fontsize=8, va="center")
         axis.set_title(title, fontsize=10)
         axis.grid(alpha=0.3, axis="x")
-    labels = [f"{name} ({one['questions']})" for name, one in rows.items()]
+    labels = [f"{name} ({one['questions']})" for name, one in rows]
     axes[0].set_yticks(range(len(rows)), labels=labels, parse_math=False)
     note = f"(questions); {table['confidence']:.0%} bootstrap intervals over questions"
     figure.supxlabel(note, fontsize=8)

@@ -11,6 +11,7 @@ from mhc.drafters import Cascade, Diffusion, Eagle3, Medusa
 from mhc.engine import Engine
 from mhc.errors import UserError
 from mhc.tree import DynamicTree, FixedTree
+from tests.killed_runs import tiny_model
 
 HEADS = 4
 FAMILIES = {
@@ -101,6 +102,17 @@ def test_saved_heads_come_back(backbones, tmp_path, family):
         assert torch.equal(before, after), name
     stored = (tmp_path / "drafter.safetensors").stat().st_size
     assert stored < 4 * sum(p.numel() for p in drafter.parameters()) + 10_000  # no backbone in there
+
+
+def test_heads_find_a_backbone_named_relatively_from_anywhere(tmp_path, monkeypatch):
+    """By the folders that they lie in, where it is not here; and what is here goes before."""
+    tiny_model(tmp_path / "there")
+    monkeypatch.chdir(tmp_path / "there")
+    heads = tmp_path / "there/runs/heads"
+    save_drafter(heads, Medusa(Backbone.load("backbone"), HEADS), FixedTree.chain(HEADS))
+    assert load_drafter(heads)[0].backbone.name == "backbone"
+    monkeypatch.chdir(tmp_path)
+    assert load_drafter("there/runs/heads")[0].backbone.name == str(tmp_path / "there/backbone")
 
 
 def test_wrong_or_damaged_heads_are_refused(backbones, tmp_path):
