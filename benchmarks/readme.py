@@ -140,7 +140,7 @@ def quickstart_table(report: dict) -> str:
         )
     lines += [
         "",
-        f"Measured in {report['seconds'] / 60:.1f} minutes, everything included, on {here['cores']} cores of an "
+        f"Measured in {report['seconds'] / 60:.1f} minutes, installation apart, on {here['cores']} cores of an "
         f"{here['processor']} ({here['capability']}), torch {versions()['torch']}, fp32, greedy, batch 1. The speedup is over "
         "our own plain decoder, the median of paired ratios.",
         "",
