@@ -1,7 +1,8 @@
 """`run.py quickstart`: the main job from end to end on the embedded backbone, in a few minutes.
 
 Distil answers, collect what the backbone says of them, train Medusa and MHC heads on that with the same budget, tune the
-tree that each grows, decode held-out prompts with both, and say what came of it. Every stage is one of the commands a user would type; it is printed.
+tree that each grows, decode held-out prompts with both, and say what came of it. Every stage is one of the commands a
+user would type; it is printed.
 """
 
 import json

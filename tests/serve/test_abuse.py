@@ -151,7 +151,7 @@ def test_the_published_schema_holds(live, tmp_path):
     """schemathesis reads /openapi.json, makes requests that fit and that do not, and holds every answer against it."""
     command = [Path(sys.executable).parent / "schemathesis", "run", f"{live.url}/openapi.json", "--checks", "all"]
     command += ["--phases", "examples,coverage,fuzzing", "--max-examples", "40", "--seed", "1", "--no-color"]
-    command += ["--request-timeout", "120", "--max-response-time", "120"]  # how fast it is, is the machine's matter
+    command += ["--request-timeout", "120"]
     command += ["--exclude-checks", "positive_data_acceptance"]  # what fits the schema may not fit the context
     found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=280)
     assert found.returncode == 0, found.stdout[-6000:] + found.stderr[-2000:]

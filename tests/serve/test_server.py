@@ -176,9 +176,11 @@ def test_embeddings(live, client):
         ids = torch.tensor([backbone.tokenizer(text)["input_ids"]])
         mean = backbone.features(ids).hidden[0].mean(dim=0)
         assert torch.allclose(torch.tensor(one.embedding), mean / mean.norm(), atol=1e-5)
-    packed = client.embeddings.create(model="pocket", input=texts[0], encoding_format="base64").data[0].embedding
-    unpacked = struct.unpack(f"<{backbone.width}f", base64.b64decode(packed))
-    assert unpacked == pytest.approx(found.data[0].embedding, abs=1e-6)
+    packed, plain = (
+        client.embeddings.create(model="pocket", input=texts[0], encoding_format=form).data[0].embedding
+        for form in ("base64", "float")
+    )
+    assert struct.unpack(f"<{backbone.width}f", base64.b64decode(packed)) == pytest.approx(plain)
     assert found.usage.prompt_tokens == sum(len(backbone.tokenizer(text)["input_ids"]) for text in texts)
 
 
