@@ -25,7 +25,7 @@ test: $(READY)
 test-extras: $(READY)
 	$(RUN) -m pip install --quiet --disable-pip-version-check --upgrade --no-deps --target build/extras \
 		--constraint constraints.txt torchao sweeps jsonref scipy trl
-	PYTHONPATH=build/extras $(RUN) -m pytest tests/test_layout.py tests/test_sweep.py tests/lm/test_objectives.py \
+	PYTHONPATH=build/extras $(RUN) -m pytest tests/backbone/test_weight_layout.py tests/sweeps/test_sweep.py tests/lm/test_objectives.py \
 		-k "quantised or schema or trl"
 
 check: $(READY)

@@ -30,14 +30,14 @@ from transformers import AutoModelForCausalLM
 
 from common import result, timed, write
 from datamodules import ConversationData
-from mhc.attention import tree_attention
-from mhc.backbone import resolve
-from mhc.benchmark import round_parts
-from mhc.checkpoint import DESCRIPTION, TUNED, for_decoding, load_drafter, tuned_tree
+from mhc.backbone.attention import tree_attention
+from mhc.backbone.model import resolve
+from mhc.checkpoints.heads_folder import DESCRIPTION, TUNED, for_decoding, load_drafter, tuned_tree
+from mhc.decoding.batch import Asked
 from mhc.engine import Engine
-from mhc.rows import Asked
+from mhc.evaluation.decode_benchmark import round_parts
 from mhc.sampling import GREEDY, Sampling
-from mhc.tree import DynamicTree, shape_of
+from mhc.trees.shapes import DynamicTree, shape_of
 
 NEW = 128
 BATCHES = (4, 16)

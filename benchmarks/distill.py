@@ -27,7 +27,7 @@ from transformers import AutoModelForCausalLM
 
 from common import result, timed, write
 from datamodules import ConversationData
-from mhc.backbone import Backbone, resolve
+from mhc.backbone.model import Backbone, resolve
 from mhc.engine import Engine
 
 TIE = 1e-5  # in units of logits, of about 10: some roundings of fp32

@@ -28,11 +28,11 @@ from rich.console import Console
 
 from common import result, write
 from datamodules import ConversationData
-from mhc.checkpoint import DESCRIPTION, for_decoding, load_drafter
+from mhc.checkpoints.heads_folder import DESCRIPTION, for_decoding, load_drafter
 from mhc.commands.compare import RESULT
 from mhc.commands.stages import best_trainer, run_stage, training
 from mhc.engine import Engine
-from mhc.tree import FixedTree
+from mhc.trees.shapes import FixedTree
 
 SCALED_ON = 300  # held-out prompts: on a comparison's few dozen, runs that differ by data alone differ by chance
 

@@ -29,12 +29,12 @@ from typing import Any
 
 from common import ROOT, result, write
 from datamodules import ConversationData
-from mhc.checkpoint import for_decoding, load_drafter
+from mhc.checkpoints.heads_folder import for_decoding, load_drafter
 from mhc.drafters import Cascade, Drafter, Eagle3, Medusa
 from mhc.engine import Engine, Generation
 from mhc.export import export
 from mhc.sampling import Sampling
-from mhc.tree import FixedTree
+from mhc.trees.shapes import FixedTree
 
 ENVIRONMENT = {
     "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from common import result, save
-from mhc.backbone import Backbone
+from mhc.backbone.model import Backbone
 from mhc.drafters import Cascade, Drafter, Medusa
 
 HEADS = 4

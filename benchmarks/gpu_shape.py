@@ -15,14 +15,14 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from common import timed
 from gpu_common import FAMILIES, HEADS, Report, Size
-from mhc.backbone import Backbone
+from mhc.backbone.model import Backbone
+from mhc.decoding.batch import BUCKET, Asked, Rows
 from mhc.drafters import Drafter
 from mhc.engine import Engine
-from mhc.losses import chunked_loss
-from mhc.rows import BUCKET, Asked, Rows
 from mhc.sampling import GREEDY, Sampling
-from mhc.tree import DynamicTree, Shape, Tree, shape_of
-from mhc.tuning import bush
+from mhc.training.losses import chunked_loss
+from mhc.trees.shapes import DynamicTree, Shape, Tree, shape_of
+from mhc.tuning.measure import bush
 
 CONTEXT, NEW = 512, 64
 COUNTS = (1, 2, 4, 8, 16, 32, 64, 128)  # nodes verified

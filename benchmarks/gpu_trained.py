@@ -12,14 +12,14 @@ import torch
 
 from datamodules import ConversationData
 from gpu_common import FAMILIES, HEADS, Report, Size
-from mhc.backbone import Backbone
-from mhc.benchmark import compare
+from mhc.backbone.model import Backbone
 from mhc.engine import Engine
+from mhc.evaluation.decode_benchmark import compare
 from mhc.lm.module import LMModule
 from mhc.lm.tokenizer import train_tokenizer
-from mhc.module import DraftModule
 from mhc.sampling import GREEDY, Sampling
-from mhc.tree import DynamicTree
+from mhc.training.draft_module import DraftModule
+from mhc.trees.shapes import DynamicTree
 
 SECONDS = 450  # for everything, part 1 too, so that it ends within 8 minutes, imports included
 DECODING = 90  # seconds of that kept for the decoding at the end, compilation included

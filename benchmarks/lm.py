@@ -37,17 +37,17 @@ import yaml
 
 from common import RESULTS, ROOT, result, timed, write
 from datamodules import ConversationData
-from mhc.backbone import load_model, load_tokenizer
-from mhc.chat import prompt_ids
+from mhc.backbone.model import load_model, load_tokenizer
 from mhc.commands.lm import lm_training
 from mhc.commands.stages import best_trainer
-from mhc.lm.corpus.stages import reasoning
+from mhc.corpus.stages import reasoning
 from mhc.lm.experts import routed_config
 from mhc.lm.measures import answers, paired_gain
 from mhc.lm.module import new_model
-from mhc.losses import chunked_loss
-from mhc.run_logs import read_logs
-from mhc.splits import split_of
+from mhc.reports.run_logs import read_logs
+from mhc.text.encoding import prompt_ids
+from mhc.text.splits import split_of
+from mhc.training.losses import chunked_loss
 
 MODELS = ("dense-26m", "moe-145m")
 ROWS, LENGTH = 4, 256

@@ -14,10 +14,10 @@ import torch
 
 from common import result, write
 from datamodules import ConversationData
-from mhc.backbone import Backbone
+from mhc.backbone.model import Backbone
+from mhc.corpus import fingerprint
 from mhc.engine import Engine
-from mhc.lm.corpus import fingerprint
-from mhc.losses import chunked_loss
+from mhc.training.losses import chunked_loss
 
 CORPUS = {"count": 150_000, "seed": 0}  # as in configs/lm/pocket.yaml
 

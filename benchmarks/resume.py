@@ -13,7 +13,7 @@ with by --ckpt_path last, on every trainer file. Adds to benchmarks/results/resu
     differing_tensors   heads and optimizer moments that are not the same bits
     lost_steps          trained again after a kill (median, fewest, most)
 
-A tiny random Llama with cascade heads and a roll-out, so that there are dice; see tests/killed_runs.py.
+A tiny random Llama with cascade heads and a roll-out, so that there are dice; see tests/helpers/killed_runs.py.
 """
 
 import argparse
@@ -26,8 +26,8 @@ from pathlib import Path
 import torch
 
 from common import RESULTS, result, write
-from mhc.checkpoint_io import CheckpointFiles, newest_whole
-from tests.killed_runs import begun, differences, fitting, language_modelling, run, tiny_model
+from mhc.checkpoints.training_file import CheckpointFiles, newest_whole
+from tests.helpers.killed_runs import begun, differences, fitting, language_modelling, run, tiny_model
 
 CASES = {
     "epochs": [],

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from common import result, timed
-from mhc.backbone import Backbone
+from mhc.backbone.model import Backbone
 from mhc.drafters import Cascade
-from mhc.module import DraftModule
+from mhc.training.draft_module import DraftModule
 
 K = 5
 SUPERVISED = 0.75  # of the positions: conversations have prompts

@@ -4,11 +4,11 @@ from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 
-from mhc.acceptance import foretell_all, simulated_tokens_per_step
-from mhc.checkpoint import for_decoding
+from mhc.checkpoints.heads_folder import for_decoding
 from mhc.engine import Engine
 from mhc.errors import UserError
-from mhc.tree import FixedTree
+from mhc.evaluation.teacher_forced import foretell_all, simulated_tokens_per_step
+from mhc.trees.shapes import FixedTree
 
 
 class Acceptance(Callback):

@@ -10,13 +10,13 @@ from rich.progress import Progress
 from rich.table import Table
 
 from callbacks.drafter_checkpoint import DrafterCheckpoint
-from mhc.acceptance import foretell_all, save_guesses
-from mhc.benchmark import machine, race, versions
-from mhc.checkpoint import for_decoding, tuned_tree, write_json
+from mhc.checkpoints.heads_folder import for_decoding, tuned_tree, write_json
 from mhc.engine import Engine
 from mhc.errors import UserError
+from mhc.evaluation.decode_benchmark import machine, race, versions
+from mhc.evaluation.teacher_forced import foretell_all, save_guesses
 from mhc.sampling import GREEDY
-from mhc.tuning import example_round
+from mhc.tuning.measure import example_round
 
 RESULT, GUESSES = "decode_benchmark.json", "guesses.csv"
 

@@ -5,15 +5,15 @@ from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 
-from mhc.checkpoint import save_drafter
+from mhc.checkpoints.heads_folder import save_drafter
 from mhc.drafters import Drafter
 from mhc.errors import UserError
-from mhc.tree import FixedTree, Shape, shape_of
+from mhc.trees.shapes import FixedTree, Shape, shape_of
 
 
 class DrafterCheckpoint(Callback):
     """After every validation in which `monitor` has risen, writes best.ckpt and the heads themselves (drafter.json,
-    drafter.safetensors) into default_root_dir. (last.ckpt, to go on with, is mhc.resume's.)
+    drafter.safetensors) into default_root_dir. (last.ckpt, to go on with, is callbacks.run_checkpoint's.)
 
     tree: what the heads shall decode with until they are tuned: choices (paths of ranks), a name, or the arguments
     of a FixedTree or DynamicTree; default: a chain of all heads.

@@ -5,8 +5,8 @@ from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 
-from mhc.files import write_atomically
-from mhc.report import report
+from mhc.reports.run_page import report
+from mhc.util.files import write_atomically
 
 RESULT = "report.html"
 

@@ -9,9 +9,9 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
 from transformers import GenerationConfig
 
-from mhc.chat import end_token_ids
 from mhc.errors import UserError
-from mhc.files import write_atomically, write_json
+from mhc.text.encoding import end_token_ids
+from mhc.util.files import write_atomically, write_json
 
 RESULT, TABLE = "samples.json", "samples.md"
 BEGINNING = 12  # tokens of a document that the model is to go on with

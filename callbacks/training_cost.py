@@ -13,10 +13,10 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
-from mhc.benchmark import machine, versions, wait
-from mhc.checkpoint import write_json
-from mhc.packing import PADDING
-from mhc.sharding import element_count, summed
+from mhc.backbone.packing import PADDING
+from mhc.checkpoints.heads_folder import write_json
+from mhc.distributed.sharding import element_count, summed
+from mhc.evaluation.decode_benchmark import machine, versions, wait
 
 RESULT = "training.json"
 

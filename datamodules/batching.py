@@ -17,8 +17,8 @@ import torch
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from mhc.backbone.packing import PADDING
 from mhc.errors import UserError
-from mhc.packing import PADDING
 
 DUMMY = 3  # tokens of the row that a process gets where the last global batch has none for it
 OPEN = 48  # rows being filled at a time when packing

@@ -22,13 +22,13 @@ from rich.progress import Progress
 from datamodules.batching import BatchData, BatchDataset, BatchLoader, PackedRows, Row
 from datamodules.readers import Conversation, Report, iterate, source_state
 from datamodules.storage import EncodedRows, StoredConversations
-from mhc.chat import encode_batch, prompt_ids
-from mhc.chat_template import chat_template, template_fingerprint
 from mhc.errors import UserError
-from mhc.files import write_json
-from mhc.journal import digest
-from mhc.messages import Messages
-from mhc.splits import SPLITS, prompt_number, split_conversations
+from mhc.text.chat_template import chat_template, template_fingerprint
+from mhc.text.encoding import encode_batch, prompt_ids
+from mhc.text.messages import Messages
+from mhc.text.splits import SPLITS, prompt_number, split_conversations
+from mhc.util.files import write_json
+from mhc.util.journal import digest
 
 CHUNK = 1000  # conversations encoded at a time
 
@@ -172,7 +172,7 @@ class ConversationData(BatchData):
             yield conversation
 
     def _generated(self) -> Iterator[Conversation]:
-        from mhc.lm.corpus import POCKET_COUNT, dialogues
+        from mhc.corpus import POCKET_COUNT, dialogues
 
         count = self.limit or POCKET_COUNT
         self.report = Report("pocket", {"generated": count}, count, count)

@@ -24,7 +24,7 @@ from typing import Any, BinaryIO
 
 from datamodules.streams import LARGEST, READING, Broken, array_rows, lines, parsed, text_rows
 from mhc.errors import UserError
-from mhc.messages import clean_text
+from mhc.text.messages import clean_text
 
 JSON_SUFFIXES, TEXT_SUFFIXES = (".json", ".jsonl", ".ndjson"), (".txt",)
 SUFFIXES = (*JSON_SUFFIXES, ".parquet", *TEXT_SUFFIXES)

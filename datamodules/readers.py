@@ -13,7 +13,7 @@ from datamodules.files import raw_rows, source_state
 from datamodules.shapes import ROLES, SHAPES, Dropped, Turns, turns_of
 from datamodules.streams import Broken
 from mhc.errors import UserError
-from mhc.messages import Messages, clean_text
+from mhc.text.messages import Messages, clean_text
 
 __all__ = ["Conversation", "Report", "iterate", "read_conversations", "source_state"]
 

@@ -18,7 +18,7 @@ import numpy as np
 from datamodules.batching import Row
 from datamodules.readers import Conversation
 from mhc.errors import UserError
-from mhc.files import write_atomically
+from mhc.util.files import write_atomically
 
 
 class EncodedRows(Sequence[Row]):

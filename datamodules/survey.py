@@ -77,7 +77,7 @@ def _anchors(mask: np.ndarray, heads: bool) -> int:
 def _share(data: ConversationData) -> float:
     """Which share of the conversations PART of them are, 1 where all are read quickly."""
     if data.path == "pocket":
-        from mhc.lm.corpus import POCKET_COUNT
+        from mhc.corpus import POCKET_COUNT
 
         return min(1.0, 2 * PART / (data.limit or POCKET_COUNT))
     if data.path.startswith("hf:") or not Path(data.path).exists():

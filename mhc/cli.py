@@ -20,12 +20,12 @@ from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from safetensors import SafetensorError
 
-from mhc.checkpoint_io import CheckpointFiles, newest_whole, previous, require_whole
-from mhc.dry_run import choose_batch_size, dry_run
+from callbacks.run_checkpoint import RunCheckpoint
+from mhc.checkpoints.training_file import CheckpointFiles, newest_whole, previous, require_whole
 from mhc.errors import UserError
-from mhc.resume import RunCheckpoint
-from mhc.secrets import Parser, hidden
-from mhc.trainer_settings import require_trainer
+from mhc.estimate.dry_run import choose_batch_size, dry_run
+from mhc.training.trainer_settings import require_trainer
+from mhc.util.env_values import Parser, hidden
 
 # References across config files (`${data.init_args.max_length}`) hold in any order and follow overrides.
 jsonargparse.set_parsing_settings(omegaconf_absolute_to_relative_paths=True)

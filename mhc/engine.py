@@ -13,16 +13,16 @@ from typing import Any
 
 import torch
 
-from mhc.backbone import Backbone
-from mhc.chat import end_token_ids, prompt_ids
-from mhc.checkpoint import for_decoding, load_drafter
+from mhc.backbone.model import Backbone
+from mhc.checkpoints.heads_folder import for_decoding, load_drafter
+from mhc.decoding.batch import Asked, Rows
+from mhc.decoding.scheduler import Piece, Session, room_of
+from mhc.decoding.verify import accept
 from mhc.drafters import Drafter
 from mhc.errors import UserError
-from mhc.rows import Asked, Rows
 from mhc.sampling import GREEDY, Sampler, Sampling
-from mhc.session import Piece, Session, room_of
-from mhc.tree import FixedTree, Shape, shape_of
-from mhc.verify import accept
+from mhc.text.encoding import end_token_ids, prompt_ids
+from mhc.trees.shapes import FixedTree, Shape, shape_of
 
 
 @dataclass

@@ -12,11 +12,11 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from mhc.backbone import Backbone
-from mhc.checkpoint import save_drafter
+from mhc.backbone.model import Backbone
+from mhc.checkpoints.heads_folder import save_drafter
 from mhc.drafters import Cascade, Drafter
 from mhc.engine import Engine
-from mhc.tree import FixedTree
+from mhc.trees.shapes import FixedTree
 
 torch.set_num_threads(1)  # tiny models lose more to threads than they gain
 

@@ -4,16 +4,16 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+import mhc.decoding.batch
 import mhc.engine
-import mhc.rows
-from mhc.backbone import Backbone
-from mhc.cache import TreeCache
+from mhc.backbone.cache import TreeCache
+from mhc.backbone.model import Backbone
+from mhc.decoding.batch import Asked
 from mhc.drafters import Cascade, Diffusion, Eagle3, Medusa
 from mhc.engine import Engine
 from mhc.errors import UserError
-from mhc.rows import Asked
 from mhc.sampling import GREEDY, Sampling
-from mhc.tree import DynamicTree, FixedTree
+from mhc.trees.shapes import DynamicTree, FixedTree
 from tests.conftest import ARCHITECTURES, VOCABULARY, Scripted, tiny_backbone
 
 TREES = {
@@ -149,7 +149,7 @@ def test_rounds_over_fixed_buffers_give_the_same_text(name, monkeypatch):
     """What compilation and CUDA graphs run: fixed shapes, idle rows computed too, lengths read from the device."""
     backbone = tiny_backbone(name)
     monkeypatch.setattr(backbone, "compiled", lambda: backbone.model.base_model)  # the shapes without the compiler
-    monkeypatch.setitem(mhc.rows.BUCKET, "cpu", 16)
+    monkeypatch.setitem(mhc.decoding.batch.BUCKET, "cpu", 16)
     expected = {sampling: answers(Engine(backbone), 1, sampling=sampling) for sampling in (GREEDY, *SAMPLINGS.values())}
     for tree in ("tree", "dynamic", "dynamic_cut"):
         engine = Engine(backbone, randomised(Cascade(backbone, heads=4)), TREES[tree], compile=True)
@@ -166,7 +166,7 @@ def test_a_row_that_ended_beyond_its_limit_is_forgotten(backbones, references, m
     """Compiled rounds compute it along with the last one that is served, and may not write behind the buffers."""
     backbone = tiny_backbone("llama")
     monkeypatch.setattr(backbone, "compiled", lambda: backbone.model.base_model)
-    monkeypatch.setitem(mhc.rows.BUCKET, "cpu", 1)
+    monkeypatch.setitem(mhc.decoding.batch.BUCKET, "cpu", 1)
     texts = [prompt + answer for prompt, answer in zip(PROMPTS, references("llama"))]
     order = sorted(range(len(PROMPTS)), key=lambda number: len(PROMPTS[number]))
     short, long = PROMPTS[order[0]], PROMPTS[order[-1]]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from setuptools import find_packages
 
-from mhc.backbone import POCKET, Backbone
+from mhc.backbone.model import POCKET, Backbone
 from mhc.engine import Engine
 
 ROOT = Path(__file__).parents[1]

@@ -11,7 +11,7 @@ from mhc.drafters import Cascade
 from mhc.engine import Engine
 from mhc.errors import UserError
 from mhc.sampling import GREEDY, Sampler, Sampling, gumbel
-from mhc.tree import DynamicTree, FixedTree
+from mhc.trees.shapes import DynamicTree, FixedTree
 from tests.conftest import tiny_backbone
 from tests.test_engine import randomised
 

@@ -15,7 +15,7 @@ from transformers import PretrainedConfig
 from mhc.drafters import Cascade
 from mhc.export.vllm_cascade import vllm_cascade, vllm_tied_cascade
 from mhc.sampling import GREEDY, Sampler
-from mhc.tree import FixedTree
+from mhc.trees.shapes import FixedTree
 from mhc.vllm_plugin import CascadeModel, Cell, load_exactly
 from tests.conftest import tiny_backbone
 

@@ -74,7 +74,7 @@ def require_model(options: argparse.Namespace) -> None:
 def engine_of(options: argparse.Namespace, backbone: str | None = None):
     """The Engine of --checkpoint (heads), or of --backbone alone, with --tree and --compile where there are such flags.
     backbone: the model where no flag names one; without it, that is a UserError."""
-    from mhc.backbone import Backbone
+    from mhc.backbone.model import Backbone
     from mhc.engine import Engine
 
     loading, compile = loading_of(options), getattr(options, "compile", False)

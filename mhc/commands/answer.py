@@ -18,16 +18,16 @@ def main(argv: list[str]) -> int:
     """Answer --questions into --out; returns the exit status."""
     options = _parser().parse_args(argv)
     _check(options)
-    from mhc.judged import Wanted, partial_of, read_questions
+    from mhc.evaluation.mt_bench import Wanted, partial_of, read_questions
 
     every = read_questions(options.questions)
     questions = _some(every, options.per_category)
     wanted = Wanted(options.temperature, options.choices, options.max_new_tokens, options.seed)
     files = _files(options)
 
-    from mhc.answering import open_manifest
-    from mhc.benchmark import machine, versions
-    from mhc.journal import digest
+    from mhc.distill.answers import open_manifest
+    from mhc.evaluation.decode_benchmark import machine, versions
+    from mhc.util.journal import digest
 
     engine, own = _engine(options)
     settings: dict[str, Any] = {
@@ -78,7 +78,7 @@ def _some(questions: list, per_category: int | None) -> list:
 
 def _files(options: argparse.Namespace) -> list:
     """The files to write: --out, and with --both the plain one beside it."""
-    from mhc.judged import AnswerFile
+    from mhc.evaluation.mt_bench import AnswerFile
 
     out = Path(options.out)
     name = options.model_id or out.stem
@@ -90,9 +90,9 @@ def _files(options: argparse.Namespace) -> list:
 
 def _engine(options: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
     """Our engine, and what the manifest says of it."""
-    from mhc.chat_template import template_fingerprint
-    from mhc.checkpoint import DESCRIPTION
-    from mhc.journal import digest
+    from mhc.checkpoints.heads_folder import DESCRIPTION
+    from mhc.text.chat_template import template_fingerprint
+    from mhc.util.journal import digest
 
     engine, told = engine_of(options, "pocket"), {}
     if not options.plain:
@@ -116,7 +116,7 @@ def _answer(engine, questions: list, files: list, wanted) -> None:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from mhc.judged import answer_questions
+    from mhc.evaluation.mt_bench import answer_questions
 
     console = Console(stderr=True, highlight=False)
     spent = [[0, 0.0] for _ in files]  # tokens and seconds of this run

@@ -38,9 +38,9 @@ def main(argv: list[str]) -> int:
         raise UserError("--max_new_tokens must be at least 1, --max_steps at least 0 (no limit)")
     sampling = sampling_of(options)
     engine = engine_of(options)
-    from mhc.chat_screen import Pipe, Terminal
-    from mhc.conversation import Conversation
-    from mhc.messages import clean_text
+    from mhc.chat.conversation import Conversation
+    from mhc.chat.screen import Pipe, Terminal
+    from mhc.text.messages import clean_text
 
     terminal = sys.stdin.isatty() and sys.stdout.isatty()
     screen = Terminal(list(USAGE), WITH_FILE) if terminal else Pipe()
@@ -60,7 +60,7 @@ def main(argv: list[str]) -> int:
 
 
 class Chat:
-    """A conversation with an engine on a screen (mhc.chat_screen). max_steps: forwards of the backbone an answer, 0: any."""
+    """A conversation with an engine on a screen (mhc.chat.screen). max_steps: forwards of the backbone an answer, 0: any."""
 
     def __init__(self, engine: "Engine", screen, conversation, max_new_tokens: int, max_steps: int = 0):
         self.engine, self.screen, self.conversation = engine, screen, conversation
@@ -154,8 +154,8 @@ class Chat:
 
     def answer(self, question: str) -> bool:
         """Answer a question on the screen and remember both; False where it was stopped before there was anything."""
-        from mhc.conversation import INTERRUPTED, Exchange
-        from mhc.messages import clean_text
+        from mhc.chat.conversation import INTERRUPTED, Exchange
+        from mhc.text.messages import clean_text
 
         question, context = clean_text(question), self.engine.backbone.context
         tokenizer, room = self.engine.backbone.tokenizer, min(self.max_new_tokens, context // 4)
@@ -176,9 +176,9 @@ class Chat:
 
     def _speak(self, ids: list[int], stop) -> "Generation":
         """Decode an answer and show it as it comes. Its seconds are those of decoding, not of drawing."""
-        from mhc.conversation import INTERRUPTED
+        from mhc.chat.conversation import INTERRUPTED
         from mhc.engine import Generation
-        from mhc.streaming import TextStream
+        from mhc.text.detokenizer import TextStream
 
         told, text, shown = Generation(), TextStream(self.engine.backbone.tokenizer), self.screen.answer()
         pieces = self.engine.stream([ids], self.max_new_tokens, plain=self.plain, sampling=self.conversation.sampling)

@@ -2,7 +2,7 @@
 
 For every position: the last hidden state, the inputs of chosen layers (taps), and the token that the backbone itself
 would say next; with them token ids and the supervision mask. Training from the folder (configs/data/features.yaml) then
-runs no backbone forward. How rows become samples is told in `mhc.samples`, the format in `mhc.shards`.
+runs no backbone forward. How rows become samples is told in `mhc.distill.windows`, the format in `mhc.distill.shards`.
 """
 
 import argparse
@@ -32,9 +32,9 @@ def main(argv: list[str]) -> int:
     _check(options)
 
     from datamodules import ConversationData
-    from mhc.backbone import Backbone
-    from mhc.chat_template import template_fingerprint
-    from mhc.collecting import collect, in_bytes, tell
+    from mhc.backbone.model import Backbone
+    from mhc.distill.features import collect, in_bytes, tell
+    from mhc.text.chat_template import template_fingerprint
 
     started, how = time.perf_counter(), loading_of(options)
     backbone = Backbone.load(options.backbone or "pocket", decoding=False, **how)

@@ -65,10 +65,10 @@ def compare(
 
     from callbacks.decode_benchmark import GUESSES
     from callbacks.training_cost import RESULT as COST
-    from mhc.acceptance import save_guesses
-    from mhc.benchmark import machine, versions
-    from mhc.checkpoint import for_decoding, load_drafter
-    from mhc.comparison import measure
+    from mhc.checkpoints.heads_folder import for_decoding, load_drafter
+    from mhc.evaluation.comparison import measure
+    from mhc.evaluation.decode_benchmark import machine, versions
+    from mhc.evaluation.teacher_forced import save_guesses
 
     drafters, tuned, parameters, backbone = {}, {}, {}, None
     for family in families:
@@ -108,7 +108,7 @@ def compare(
 def _held_out(backbone: str, data: str, count: int) -> dict[str, list[list[int]]]:
     """Prompts to tune on and prompts to measure, as token ids; UserError where the data have none."""
     from datamodules import ConversationData
-    from mhc.backbone import load_tokenizer
+    from mhc.backbone.model import load_tokenizer
 
     source = ConversationData(data)
     source.tokenizer = load_tokenizer(backbone)
@@ -122,9 +122,9 @@ def write_results(out: Path, comparison: dict[str, Any]) -> None:
     """comparison.json, .md and .png, and the table on the terminal."""
     from rich.console import Console
 
-    from mhc.checkpoint import write_json
-    from mhc.comparison import as_markdown, explain
-    from mhc.pictures import draw_comparison
+    from mhc.checkpoints.heads_folder import write_json
+    from mhc.evaluation.comparison import as_markdown, explain
+    from mhc.reports.plots import draw_comparison
 
     write_json(out / RESULT, comparison)
     table = as_markdown(comparison)
@@ -160,11 +160,11 @@ def show(families: dict[str, Any]) -> None:
 
 def _tuned(folder: Path, drafter, prompts: list[list[int]], max_new_tokens: int, progress) -> dict[str, Any]:
     """The fastest tree of these heads at each temperature; what was found stays beside the heads."""
-    from mhc.checkpoint import TUNED, write_json
+    from mhc.checkpoints.heads_folder import TUNED, write_json
     from mhc.commands.tune import tune
-    from mhc.comparison import SAMPLINGS
     from mhc.engine import Engine
-    from mhc.tree import shape_of
+    from mhc.evaluation.comparison import SAMPLINGS
+    from mhc.trees.shapes import shape_of
 
     trees = {}
     for label, sampling in SAMPLINGS.items():

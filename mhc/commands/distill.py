@@ -27,7 +27,7 @@ def main(argv: list[str]) -> int:
         raise UserError(f"--limit is {options.limit}: it must be at least 1")
     if options.retries < 0:
         raise UserError(f"--retries is {options.retries}: it must be 0 or above")
-    from mhc.answering import open_manifest, partial_of
+    from mhc.distill.answers import open_manifest, partial_of
 
     out = Path(options.out)
     settings: dict[str, Any] = {"data": options.data, "seed": options.seed, "max_new_tokens": options.max_new_tokens}
@@ -44,11 +44,11 @@ def main(argv: list[str]) -> int:
 def _jobs(options: argparse.Namespace) -> list:
     """Every conversation of the data, at most --limit of each split."""
     from datamodules.readers import Report, iterate
-    from mhc.answering import Job
-    from mhc.splits import prompt_number, split_conversations
+    from mhc.distill.answers import Job
+    from mhc.text.splits import prompt_number, split_conversations
 
     if options.data == "pocket":
-        from mhc.lm.corpus import POCKET_COUNT, dialogues
+        from mhc.corpus import POCKET_COUNT, dialogues
 
         return [Job(d["id"], d["messages"]) for d in dialogues(options.limit or POCKET_COUNT, options.seed)]
     report, found, numbers = Report(options.data), [], array("Q")
@@ -61,8 +61,8 @@ def _jobs(options: argparse.Namespace) -> list:
 
 def _in_process(options: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
     """Our engine, with heads where there are some, and what the manifest says of it."""
-    from mhc.answering import InProcess
-    from mhc.chat_template import template_fingerprint
+    from mhc.distill.answers import InProcess
+    from mhc.text.chat_template import template_fingerprint
 
     if options.model is not None:
         raise UserError("--model goes with --server: give --backbone here")
@@ -79,7 +79,7 @@ def _in_process(options: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
 
 def _server(options: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
     """A server that answers, and what the manifest says of it."""
-    from mhc.client import Server
+    from mhc.distill.openai_server import Server
 
     if options.checkpoint or options.backbone:
         raise UserError("--server answers by itself: leave --backbone and --checkpoint out")
@@ -109,8 +109,8 @@ def _distill(jobs: list, answerer, out: Path, manifest: Path, options: argparse.
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from mhc.answering import Counts, answer_all
-    from mhc.files import write_json
+    from mhc.distill.answers import Counts, answer_all
+    from mhc.util.files import write_json
 
     counts, started = Counts(), time.perf_counter()
     ours = False  # whether we came as far as having the file

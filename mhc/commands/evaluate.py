@@ -30,7 +30,7 @@ def main(argv: list[str]) -> int:
     exams = _chosen([(source, read_exam(source)) for source in options.exams], options.subjects)
     texts = [(source, _conversations(source, options)) for source in options.perplexity]
 
-    from mhc.backbone import Backbone
+    from mhc.backbone.model import Backbone
     from mhc.lm.results import Results, show_exam, show_perplexity
 
     how = loading_of(options)
@@ -89,7 +89,7 @@ def _chosen(exams: list[tuple[str, Any]], names: list[str] | None) -> list[tuple
 def _conversations(source: str, options: argparse.Namespace) -> list[list[dict[str, str]]]:
     """The messages of a source's split."""
     from datamodules import ConversationData
-    from mhc.splits import SPLITS
+    from mhc.text.splits import SPLITS
 
     data = ConversationData(source, limit=POCKET_COUNT if source == "pocket" else options.limit)
     splits = SPLITS if options.split == "all" else (options.split,)
@@ -162,7 +162,7 @@ def _bar(title: str):
 
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
-    from mhc.collecting import bar
+    from mhc.distill.features import bar
 
     @contextmanager
     def shown():

@@ -13,7 +13,7 @@ def main(argv: list[str]) -> int:
     """Answer every --prompt and print the texts, or one JSON object a line; returns the exit status."""
     options = _parser().parse_args(argv)
 
-    from mhc.chat import prompt_ids
+    from mhc.text.encoding import prompt_ids
 
     sampling = sampling_of(options)
     if options.batch_size < 1:
@@ -69,7 +69,7 @@ def coloured(tokenizer, answer, guessed: str = "green"):
     """The answer as a Rich Text in which tokens that the heads guessed have the style `guessed`."""
     from rich.text import Text
 
-    from mhc.streaming import TextStream
+    from mhc.text.detokenizer import TextStream
 
     text, stream = Text(), TextStream(tokenizer)
     for accepted, end in zip(answer.accepted, accumulate(count + 1 for count in answer.accepted)):

@@ -13,10 +13,10 @@ def main(argv: list[str]) -> int:
 
     import torch
 
-    from mhc.backbone import Backbone
-    from mhc.checkpoint import save_drafter
+    from mhc.backbone.model import Backbone
+    from mhc.checkpoints.heads_folder import save_drafter
     from mhc.export.published import read_published
-    from mhc.tree import FixedTree
+    from mhc.trees.shapes import FixedTree
 
     path, out = Path(options.path), Path(options.out)
     if os.path.lexists(out):

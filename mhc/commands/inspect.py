@@ -16,8 +16,8 @@ def main(argv: list[str]) -> int:
     from rich.console import Console
 
     from datamodules.conversations import ConversationData
-    from mhc.backbone import load_tokenizer
-    from mhc.splits import SPLITS
+    from mhc.backbone.model import load_tokenizer
+    from mhc.text.splits import SPLITS
 
     if arguments.config:
         settings, backbone = _from_configs(arguments.config)

@@ -44,7 +44,7 @@ def main(argv: list[str]) -> int:
 
     from rich.console import Console
 
-    from mhc.lm.corpus.stages import write
+    from mhc.corpus.stages import write
     from mhc.lm.road import measure, show
 
     console, out, started = Console(), Path(options.out), time.perf_counter()
@@ -73,7 +73,7 @@ def main(argv: list[str]) -> int:
 def _stages(out: Path, data: Path, options, trainer: str) -> Iterator[Stage]:
     from callbacks.decode_benchmark import RESULT
     from callbacks.training_cost import RESULT as COST
-    from mhc.checkpoint import TUNED
+    from mhc.checkpoints.heads_folder import TUNED
 
     files, tokenizer, heads = {name: str(data / f"{name}.jsonl") for name in CORPUS}, out / "tokenizer", out / "heads"
     yield Stage(

@@ -97,7 +97,7 @@ def upload(folder: Path, repo: str, public: bool) -> str:
 
 def _exported(folder: Path, backbone: str | None, out: Path) -> Path:
     """`folder` itself if it is an export; of a run's folder the heads alone, with their card, at `out`."""
-    from mhc.checkpoint import DESCRIPTION
+    from mhc.checkpoints.heads_folder import DESCRIPTION
     from mhc.export import export
     from mhc.export.card import CARD
 

@@ -20,19 +20,19 @@ def main(argv: list[str]) -> int:
         _check_json(Path(options.json))
     if options.picture:
         _check_picture(Path(options.picture))
-    from mhc.judged import read_answers
-    from mhc.speed import paired, speed_table
+    from mhc.evaluation.mt_bench import read_answers
+    from mhc.evaluation.speedup import paired, speed_table
 
     names = (options.answers, options.plain)
     pairs = paired(*(read_answers(name) for name in names), names)
     found = {"answers": names[0], "plain": names[1], **speed_table(pairs)}
     try:
         if options.json:
-            from mhc.files import write_json
+            from mhc.util.files import write_json
 
             write_json(Path(options.json), found)
         if options.picture:
-            from mhc.pictures import draw_speed
+            from mhc.reports.plots import draw_speed
 
             Path(options.picture).parent.mkdir(parents=True, exist_ok=True)
             draw_speed(Path(options.picture), found)
@@ -56,7 +56,7 @@ def _check_json(path: Path) -> None:
 
 def _check_picture(path: Path) -> None:
     """Raise UserError where something else than an earlier picture would be written over."""
-    from mhc.pictures import SPEED
+    from mhc.reports.plots import SPEED
 
     try:
         before = path.read_bytes()

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mhc.errors import UserError
-from mhc.files import write_json
+from mhc.util.files import write_json
 
 ROOT = Path(__file__).parents[2]
 RUN, CONFIGS = ROOT / "run.py", ROOT / "configs"
@@ -31,7 +31,7 @@ def best_trainer() -> str:
     """The file of configs/trainer that makes the most of this machine."""
     import torch
 
-    from mhc.dry_run import speed
+    from mhc.estimate.dry_run import speed
 
     if torch.cuda.is_available():
         return "gpu"

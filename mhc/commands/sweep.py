@@ -13,7 +13,7 @@ from typing import Any
 from mhc.commands import Parser
 from mhc.commands.stages import RUN, SETTINGS, remember
 from mhc.errors import UserError
-from mhc.page import duration
+from mhc.reports.html import duration
 
 RECORDS, RESULT, TABLE, PICTURE = "trials.jsonl", "results.json", "results.md", "parallel.png"
 
@@ -25,9 +25,9 @@ def main(argv: list[str]) -> int:
         raise UserError(f"--trials is {options.trials}: it must be above 0")
     from rich.console import Console
 
-    from mhc.journal import Journal
-    from mhc.sweeps import read_sweep
-    from mhc.trials import only_runner
+    from mhc.sweeps.schema import read_sweep
+    from mhc.sweeps.trials import only_runner
+    from mhc.util.journal import Journal
 
     sweep = read_sweep(Path(options.file))
     trials = sweep.trials(options.trials, options.seed)
@@ -60,7 +60,7 @@ def _run(console, sweep, trials: list, number: int, settings: dict, out: Path, l
     from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    from mhc.trials import LOG, NeverLogged, judge, run_trial
+    from mhc.sweeps.trials import LOG, NeverLogged, judge, run_trial
 
     folder = out / f"trial-{number:03d}"
     console.rule(f"trial {number} of {len(trials)}", align="left")
@@ -107,8 +107,8 @@ def _check_flags(console, command: list[str]) -> None:
 
 def write_results(out: Path, sweep, done: dict[int, dict[str, Any]], trials: int) -> dict[str, Any]:
     """results.json, results.md and parallel.png of the trials so far; what is in results.json."""
-    from mhc.files import write_atomically, write_json
-    from mhc.parallel import draw_parallel
+    from mhc.sweeps.parallel_coordinates import draw_parallel
+    from mhc.util.files import write_atomically, write_json
 
     best = best_of(sweep, done)
     results = {
@@ -143,7 +143,7 @@ def ranked(sweep, done: dict[int, dict[str, Any]]) -> list[int]:
 
 def as_markdown(sweep, done: dict[int, dict[str, Any]], trials: int) -> str:
     """The table as Markdown, the best in bold, failed ones with their reason."""
-    from mhc.sweeps import short_names, shown
+    from mhc.sweeps.schema import short_names, shown
 
     best, varied = best_of(sweep, done), [parameter.name for parameter in sweep.varied]
     short = short_names(varied)
@@ -175,7 +175,7 @@ def show(console, sweep, done: dict[int, dict[str, Any]]) -> None:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    from mhc.sweeps import short_names, shown
+    from mhc.sweeps.schema import short_names, shown
 
     best, varied = best_of(sweep, done), [parameter.name for parameter in sweep.varied]
     table = Table(title=f"{sweep.name}: best of each run by {sweep.metric}", box=SIMPLE_HEAD, padding=(0, 1))
@@ -210,7 +210,7 @@ def _outlook(sweep, done: dict[int, dict[str, Any]], trials: int) -> str:
 
 
 def _spelled(sweep, settings: dict[str, Any]) -> str:
-    from mhc.sweeps import short_names, shown
+    from mhc.sweeps.schema import short_names, shown
 
     short = short_names(parameter.name for parameter in sweep.varied)
     return ", ".join(f"{short[name]} {shown(settings[name])}" for name in short)

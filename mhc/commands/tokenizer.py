@@ -13,7 +13,7 @@ from typing import Any
 
 from mhc.commands import Parser
 from mhc.errors import UserError
-from mhc.files import write_json
+from mhc.util.files import write_json
 
 SMALLEST, LARGEST = 259, 1_000_000  # tokens; 256 bytes and three control tokens are the least
 REPORT = "report.json"
@@ -45,7 +45,7 @@ def main(argv: list[str]) -> int:
 def _source(data: list[str]) -> str:
     """What tells whether the text is still the same."""
     from datamodules.files import source_state
-    from mhc.journal import digest
+    from mhc.util.journal import digest
 
     return digest([path if path == "pocket" else source_state(path) for path in data])
 
@@ -111,10 +111,10 @@ def _trained(data: list[str], size: int) -> tuple[Any, dict[str, Any]]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    from mhc.backbone import load_tokenizer
+    from mhc.backbone.model import load_tokenizer
     from mhc.lm.compression import compression
     from mhc.lm.tokenizer import train_tokenizer
-    from mhc.splits import split_conversations
+    from mhc.text.splits import split_conversations
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
@@ -160,11 +160,11 @@ def _trained(data: list[str], size: int) -> tuple[Any, dict[str, Any]]:
 def _read(data: list[str]) -> Iterator[tuple[list[str], int]]:
     """What is said in each conversation or document of the sources, and its number for the splits."""
     from datamodules.readers import Report, iterate
-    from mhc.splits import prompt_number
+    from mhc.text.splits import prompt_number
 
     for path in data:
         if path == "pocket":
-            from mhc.lm.corpus import POCKET_COUNT, dialogues
+            from mhc.corpus import POCKET_COUNT, dialogues
 
             for dialogue in dialogues(POCKET_COUNT):
                 said = [message["content"] for message in dialogue["messages"]]

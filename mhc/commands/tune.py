@@ -25,8 +25,8 @@ def main(argv: list[str]) -> int:
     from rich.progress import Progress
 
     from datamodules import ConversationData
-    from mhc.checkpoint import TUNED, write_json
-    from mhc.pictures import draw_tuning
+    from mhc.checkpoints.heads_folder import TUNED, write_json
+    from mhc.reports.plots import draw_tuning
 
     sampling = sampling_of(options)
     engine = engine_of(options)
@@ -51,11 +51,11 @@ def main(argv: list[str]) -> int:
 
 def tune(engine, prompts: list[list[int]], max_new_tokens: int, sampling, progress) -> dict[str, Any]:
     """Record, time, search and measure; the winner and everything it was chosen from, as tree.json keeps it."""
-    from mhc.benchmark import compare, machine, versions
     from mhc.engine import Engine
-    from mhc.replay import COUNTS, fixed_trees, search
-    from mhc.tree import FixedTree, shape_of
-    from mhc.tuning import example_round, measure_costs, record
+    from mhc.evaluation.decode_benchmark import compare, machine, versions
+    from mhc.trees.shapes import FixedTree, shape_of
+    from mhc.tuning.measure import example_round, measure_costs, record
+    from mhc.tuning.replay import COUNTS, fixed_trees, search
 
     def bar(title: str):
         task = progress.add_task(title)

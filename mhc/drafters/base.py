@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mhc.backbone import Backbone, Features
+from mhc.backbone.model import Backbone, Features
 
 
 class Guess(NamedTuple):

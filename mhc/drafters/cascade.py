@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, linear
 
-from mhc.backbone import Backbone, Features
+from mhc.backbone.model import Backbone, Features
 from mhc.drafters.base import Guess, HiddenStateDrafter, ResBlock, inherit, shifted, unit_scale
 from mhc.errors import UserError
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from mhc.backbone import Backbone, Features
+from mhc.backbone.model import Backbone, Features
 from mhc.drafters import schedules
 from mhc.drafters.base import Guess, HiddenStateDrafter, shifted, unit_scale
 from mhc.drafters.layers import Attention, FeedForward, sizes

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mhc.backbone import Backbone, Features
+from mhc.backbone.model import Backbone, Features
 from mhc.drafters.base import Drafter, Guess, inherit
 from mhc.drafters.layers import Attention, FeedForward, sizes, turned, turns
 from mhc.errors import UserError

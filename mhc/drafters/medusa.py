@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from torch import Tensor, nn
 
-from mhc.backbone import Backbone, Features
+from mhc.backbone.model import Backbone, Features
 from mhc.drafters.base import Guess, HiddenStateDrafter, ResBlock
 
 

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mhc.backbone import Backbone
-from mhc.checkpoint import for_decoding, load_drafter
+from mhc.backbone.model import Backbone
+from mhc.checkpoints.heads_folder import for_decoding, load_drafter
 from mhc.drafters import Drafter
 from mhc.errors import UserError
 from mhc.export import folders
@@ -18,7 +18,7 @@ from mhc.export.heads import COPIED, heads_difference, hf, read_hf
 from mhc.export.medusa import read_tgi_medusa, read_vllm_medusa, tgi_medusa, vllm_medusa
 from mhc.export.mlp_speculator import mlp_speculator, read_mlp_speculator
 from mhc.export.vllm_cascade import read_vllm_cascade, read_vllm_tied_cascade, vllm_cascade, vllm_tied_cascade
-from mhc.files import write_atomically
+from mhc.util.files import write_atomically
 
 
 class Format(NamedTuple):

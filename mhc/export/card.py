@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 import mhc
-from mhc.checkpoint import DESCRIPTION, TUNED, WEIGHTS
+from mhc.checkpoints.heads_folder import DESCRIPTION, TUNED, WEIGHTS
 from mhc.drafters import Drafter
 from mhc.errors import UserError
 from mhc.export import folders

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mhc.backbone import Backbone
+from mhc.backbone.model import Backbone
 from mhc.drafters import Drafter, Eagle3
 from mhc.errors import UserError
 from mhc.export.folders import NEAREST, SERVE, require_plain_unembedding, stored, target, vllm_command, write_folder

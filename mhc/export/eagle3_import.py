@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mhc.backbone import Backbone
+from mhc.backbone.model import Backbone
 from mhc.drafters import Eagle3
 from mhc.drafters.eagle3 import default_taps
 from mhc.errors import UserError

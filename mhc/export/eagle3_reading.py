@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig
 
-from mhc.backbone import Backbone
+from mhc.backbone.model import Backbone
 from mhc.drafters import Eagle3
 from mhc.errors import UserError
 from mhc.export.folders import CONFIG, WEIGHTS, apart, read_config, read_tensors, require_shapes, said

@@ -18,10 +18,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from mhc.backbone import Backbone, resolve
+from mhc.backbone.model import Backbone, resolve
 from mhc.drafters import Cascade, Diffusion, Drafter, Eagle3, Medusa
 from mhc.errors import UserError
-from mhc.files import write_atomically, write_json
+from mhc.util.files import write_atomically, write_json
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 # vLLM takes a folder for these by its path, whatever the method says.

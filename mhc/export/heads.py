@@ -4,11 +4,11 @@ import json
 import shlex
 from pathlib import Path
 
-from mhc.backbone import Backbone
-from mhc.checkpoint import DESCRIPTION, TUNED, WEIGHTS, load_drafter
+from mhc.backbone.model import Backbone
+from mhc.checkpoints.heads_folder import DESCRIPTION, TUNED, WEIGHTS, load_drafter
 from mhc.drafters import Drafter
 from mhc.export.folders import apart, said
-from mhc.files import write_json
+from mhc.util.files import write_json
 
 COPIED = (DESCRIPTION, WEIGHTS, TUNED)
 

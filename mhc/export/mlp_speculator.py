@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import gelu
 
-from mhc.backbone import Backbone
+from mhc.backbone.model import Backbone
 from mhc.drafters import Cascade, Drafter
 from mhc.drafters.base import unit_scale
 from mhc.drafters.cascade import SpeculatorCell

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mhc.backbone import Backbone
+from mhc.backbone.model import Backbone
 from mhc.drafters import Drafter, Medusa
 from mhc.errors import UserError
 from mhc.export.folders import CONFIG, read_config, read_tensors, require_shapes

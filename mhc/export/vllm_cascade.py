@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import silu
 
-from mhc.backbone import Backbone
+from mhc.backbone.model import Backbone
 from mhc.drafters import Cascade, Drafter
 from mhc.drafters.cascade import ResidualCell
 from mhc.errors import UserError

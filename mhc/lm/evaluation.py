@@ -24,11 +24,11 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedTokenizerBase
 
-from mhc.backbone import Backbone
-from mhc.chat import encode_batch
+from mhc.backbone.model import Backbone
 from mhc.errors import UserError
-from mhc.losses import CHUNK
-from mhc.messages import Messages
+from mhc.text.encoding import encode_batch
+from mhc.text.messages import Messages
+from mhc.training.losses import CHUNK
 
 LONGEST = 2048  # tokens of a window unless told otherwise: more memory than insight
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from mhc.errors import UserError
-from mhc.messages import clean_text
+from mhc.text.messages import clean_text
 
 LETTERS = "ABCDEFGHIJ"
 NAME = re.compile(r"(.+)_(dev|val|test)")

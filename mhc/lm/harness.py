@@ -5,7 +5,7 @@ import json
 from importlib.metadata import version
 from typing import Any
 
-from mhc.backbone import resolve
+from mhc.backbone.model import resolve
 from mhc.errors import UserError
 
 TOGETHER = 8  # requests read at once

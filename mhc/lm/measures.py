@@ -15,10 +15,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from mhc.backbone import Backbone
-from mhc.chat_template import chat_template
+from mhc.backbone.model import Backbone
 from mhc.engine import Engine
 from mhc.errors import UserError
+from mhc.text.chat_template import chat_template
 
 DISCOUNT = 0.75  # absolute discounting's customary constant
 FORM = re.compile(r"\s*<think>\s*\S.*?\s*</think>\s*<answer>\s*(\S.*?)\s*</answer>\s*", re.DOTALL)

@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mhc.errors import UserError
-from mhc.files import write_json
+from mhc.util.files import write_json
 
 OWN = ("auto_map", "scale_emb", "scale_depth", "dim_model_base", "use_mup", "sparse_config", "mup_denominator")
 

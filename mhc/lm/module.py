@@ -14,15 +14,15 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from mhc.backbone import load_model, load_tokenizer, packed_options
+from callbacks.run_checkpoint import reseed
+from mhc.backbone.model import load_model, load_tokenizer, packed_options
+from mhc.backbone.packing import Packing, real_positions
+from mhc.distributed.sharding import averaged, shares_of
 from mhc.errors import UserError
 from mhc.lm.experts import FIGURES, balance, routed_config, usage
 from mhc.lm.lora import LoRA, adapt
 from mhc.lm.objectives import Figures, NextToken, Objective
-from mhc.optimization import optimize
-from mhc.packing import Packing, real_positions
-from mhc.resume import reseed
-from mhc.sharding import averaged, shares_of
+from mhc.training.optimization import optimize
 
 
 class LMModule(LightningModule):
@@ -178,7 +178,7 @@ def new_model(sizes: dict[str, Any], tokenizer) -> PreTrainedModel:
 
 def own_tokenizer(sizes: dict[str, Any]):
     """A byte-level BPE of the sizes' `vocab_size`, trained on the project's own dialogues."""
-    from mhc.lm.corpus import dialogues
+    from mhc.corpus import dialogues
     from mhc.lm.tokenizer import train_tokenizer
 
     texts = (turn["content"] for dialogue in dialogues(20_000) for turn in dialogue["messages"])

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from mhc.backbone import Backbone
+from mhc.backbone.model import Backbone
+from mhc.backbone.packing import Packing
 from mhc.errors import UserError
-from mhc.losses import Teacher, chunked_loss, log_probabilities
-from mhc.packing import Packing
+from mhc.training.losses import Teacher, chunked_loss, log_probabilities
 
 if TYPE_CHECKING:
     from mhc.lm.module import LMModule

@@ -10,10 +10,10 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from mhc.backbone import Backbone
-from mhc.benchmark import machine, versions
+from mhc.backbone.model import Backbone
 from mhc.errors import UserError
-from mhc.files import write_atomically
+from mhc.evaluation.decode_benchmark import machine, versions
+from mhc.util.files import write_atomically
 
 SAMPLED = 64  # numbers of each weight that tell models apart
 

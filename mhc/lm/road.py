@@ -9,12 +9,12 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from mhc.backbone import Backbone, load_tokenizer
-from mhc.benchmark import machine, versions
-from mhc.files import write_atomically, write_json
+from mhc.backbone.model import Backbone, load_tokenizer
+from mhc.evaluation.decode_benchmark import machine, versions
 from mhc.lm.evaluation import perplexity
 from mhc.lm.measures import NGrams, answers, preference_accuracy, standard_errors
-from mhc.run_logs import read_logs
+from mhc.reports.run_logs import read_logs
+from mhc.util.files import write_atomically, write_json
 
 REPORT, TABLE, PICTURE = "report.json", "report.md", "road.png"
 PROMPTS = 100  # held-out prompts that are answered

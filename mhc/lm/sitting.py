@@ -18,9 +18,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mhc.attention import tree_mask
-from mhc.backbone import Backbone
-from mhc.cache import TreeCache
+from mhc.backbone.attention import tree_mask
+from mhc.backbone.cache import TreeCache
+from mhc.backbone.model import Backbone
 from mhc.errors import UserError
 from mhc.lm.evaluation import batched, token_losses
 from mhc.lm.exams import LETTERS, Exam, Question, Subject

@@ -7,8 +7,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from mhc.session import Likelihood, Piece
-from mhc.streaming import TextStream
+from mhc.decoding.scheduler import Likelihood, Piece
+from mhc.text.detokenizer import TextStream
 
 
 @dataclass

@@ -22,19 +22,19 @@ from starlette.exceptions import HTTPException
 from torch.nn.utils.rnn import pad_sequence
 
 import mhc
-from mhc.chat import prompt_ids
+from mhc.decoding.batch import Asked
+from mhc.distill.feature_pass import batches
 from mhc.engine import Engine
 from mhc.errors import UserError
-from mhc.reading import batches
-from mhc.rows import Asked
 from mhc.serve.answers import Choice, Delta
 from mhc.serve.errors import Json, Left, Refused, described, error
 from mhc.serve.guards import Guards
 from mhc.serve.metrics import Metrics
-from mhc.serve.published import RESPONSES, publish
+from mhc.serve.openapi import RESPONSES, publish
 from mhc.serve.requests import ChatRequest, CompletionRequest, Drawing, EmbeddingRequest, several
 from mhc.serve.worker import Busy, Gone, Run, Worker
 from mhc.serve.writing import ChatWriter, TextWriter, Writer
+from mhc.text.encoding import prompt_ids
 
 PAGE = Path(__file__).parent / "page"
 KEEP_ALIVE = 15.0  # seconds without a word, after which proxies and clients grow uneasy

@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
-from mhc.messages import clean_text
 from mhc.sampling import Sampling
+from mhc.text.messages import clean_text
 
 MOST_CHOICES, MOST_STOPS, MOST_INPUTS = 16, 16, 2048
 

@@ -15,10 +15,10 @@ from functools import partial
 from itertools import count
 from typing import Any
 
+from mhc.decoding.batch import Asked
+from mhc.decoding.scheduler import Piece
 from mhc.engine import Engine
-from mhc.rows import Asked
 from mhc.serve.metrics import Metrics
-from mhc.session import Piece
 
 log = logging.getLogger("mhc.serve")
 IDLE = 0.5  # seconds, after which an idle thread shows that it lives

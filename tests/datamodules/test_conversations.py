@@ -9,7 +9,7 @@ import torch
 
 from datamodules.conversations import ConversationData
 from mhc.errors import UserError
-from mhc.splits import prompt_number, split_conversations, split_of
+from mhc.text.splits import prompt_number, split_conversations, split_of
 
 
 def rows(count, answer="fine"):

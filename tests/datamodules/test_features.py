@@ -11,14 +11,14 @@ import torch
 import run
 from datamodules import ConversationData, FeatureData
 from datamodules.batching import collate
-from mhc.backbone import Backbone
-from mhc.collecting import collect
+from mhc.backbone.model import Backbone
+from mhc.distill.features import collect
 from mhc.drafters import Cascade, Diffusion, Eagle3, Medusa
 from mhc.errors import UserError
-from mhc.module import DraftModule
+from mhc.training.draft_module import DraftModule
+from tests.commands.test_command_line import COMMON, small, sums
 from tests.conftest import tiny_backbone
-from tests.test_collect import ROOT, Rows, settings_for
-from tests.test_command_line import COMMON, small, sums
+from tests.distill.test_collect import ROOT, Rows, settings_for
 
 HEADS = 3
 FAMILIES = [Medusa, Cascade, Diffusion, Eagle3]

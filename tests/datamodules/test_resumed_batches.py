@@ -7,9 +7,9 @@ import torch
 from lightning import Callback, Trainer
 
 from datamodules import ConversationData
-from mhc.backbone import Backbone
+from mhc.backbone.model import Backbone
 from mhc.drafters import Cascade
-from mhc.module import DraftModule
+from mhc.training.draft_module import DraftModule
 from tests.conftest import tiny_backbone
 
 QUIET = dict(

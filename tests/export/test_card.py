@@ -6,11 +6,11 @@ import os
 import pytest
 import yaml
 
-from mhc.checkpoint import save_drafter
+from mhc.checkpoints.heads_folder import save_drafter
 from mhc.drafters import Medusa
 from mhc.errors import UserError
 from mhc.export.card import card
-from mhc.tree import FixedTree
+from mhc.trees.shapes import FixedTree
 
 MACHINE = {"machine": {"threads": 1, "processor": "Abacus", "gpu": None}, "versions": {"torch": "2.13.0"}}
 DECODED = {

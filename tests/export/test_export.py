@@ -9,13 +9,13 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import mhc.export
-from mhc.checkpoint import save_drafter
+from mhc.checkpoints.heads_folder import save_drafter
 from mhc.commands.export import FORMATS as TOLD
 from mhc.commands.export import main
 from mhc.drafters import Cascade, Diffusion, Drafter, Eagle3, Medusa
 from mhc.errors import UserError
 from mhc.export import FORMATS, export
-from mhc.tree import FixedTree
+from mhc.trees.shapes import FixedTree
 
 
 def shaken(drafter: Drafter, amount: float = 0.2) -> Drafter:
@@ -73,7 +73,7 @@ def biased(backbone):
     """The backbone with an lm_head that adds something of its own."""
     from copy import deepcopy
 
-    from mhc.backbone import Backbone
+    from mhc.backbone.model import Backbone
 
     model = deepcopy(backbone.model)
     weight = model.get_output_embeddings().weight
@@ -224,7 +224,7 @@ def test_what_exists_is_left_alone(backbones, tmp_path):
 
 
 def test_the_command_prints_files_comparison_and_how_to_serve(tmp_path, capsys):
-    from mhc.backbone import Backbone
+    from mhc.backbone.model import Backbone
 
     pocket = Backbone.load("pocket")
     heads = checkpoint(tmp_path, Medusa(pocket, heads=2))

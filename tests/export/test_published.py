@@ -9,14 +9,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mhc.checkpoint import load_drafter, save_drafter
+from mhc.checkpoints.heads_folder import load_drafter, save_drafter
 from mhc.commands.import_ import main
 from mhc.drafters import Medusa
 from mhc.errors import UserError
 from mhc.export import export
 from mhc.export.heads import heads_difference
 from mhc.export.published import read_published
-from mhc.tree import FixedTree
+from mhc.trees.shapes import FixedTree
 
 
 def medusa(backbone, heads: int = 3, blocks: int = 1, own: bool = True) -> Medusa:
@@ -153,7 +153,7 @@ def test_eagle_heads_are_known_by_their_config(backbones, tmp_path, monkeypatch)
 
 
 def test_the_command_leaves_heads_that_every_command_takes(tmp_path, capsys):
-    from mhc.backbone import Backbone
+    from mhc.backbone.model import Backbone
 
     pocket = Backbone.load("pocket")
     theirs = medusa(pocket, heads=2)

@@ -7,12 +7,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from mhc.checkpoint import save_drafter
+from mhc.checkpoints.heads_folder import save_drafter
 from mhc.commands.push import main
 from mhc.drafters import Medusa
 from mhc.errors import UserError
 from mhc.export import export
-from mhc.tree import FixedTree
+from mhc.trees.shapes import FixedTree
 
 
 class Hub(ThreadingHTTPServer):
@@ -131,7 +131,7 @@ def test_what_the_hub_refuses_is_one_line(hub, exported, monkeypatch):
 
 
 def test_a_runs_heads_go_as_hf_and_nothing_else_of_the_run(hub, tmp_path):
-    from mhc.backbone import Backbone
+    from mhc.backbone.model import Backbone
 
     run = tmp_path / "run"
     save_drafter(run, Medusa(Backbone.load("pocket"), heads=2), FixedTree.chain(2))

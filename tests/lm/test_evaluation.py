@@ -10,15 +10,15 @@ import torch
 from torch.nn.functional import log_softmax
 
 import run as cli
-from mhc.backbone import Backbone
-from mhc.chat import encode
+from mhc.backbone.model import Backbone
 from mhc.errors import UserError
 from mhc.lm import sitting
 from mhc.lm.evaluation import perplexity, ratio, windows
 from mhc.lm.exams import Exam, Question, Subject, read_exam
 from mhc.lm.sitting import CHINESE, ENGLISH, sit
+from mhc.text.encoding import encode
 from tests.conftest import tiny_backbone
-from tests.killed_runs import tiny_model
+from tests.helpers.killed_runs import tiny_model
 
 DOCUMENTS = [[{"role": "document", "content": text}] for text in ("What is 3 plus 4?", "7 is very surely 7. " * 5, "é")]
 CHATS = [

@@ -5,9 +5,9 @@ from importlib import import_module
 import pytest
 import torch
 
-from mhc.backbone import packed_options
+from mhc.backbone.model import packed_options
+from mhc.backbone.packing import Packing
 from mhc.lm.experts import FIGURES, balance, routed_config, usage
-from mhc.packing import Packing
 from tests.conftest import tiny_backbone
 from tests.lm.test_models import shrunk
 

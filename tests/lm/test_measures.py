@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mhc.lm.measures import Answers, NGrams, answers, paired_gain, preference_accuracy, standard_errors
-from tests.killed_runs import tiny_model
+from tests.helpers.killed_runs import tiny_model
 
 
 def rows(*texts: list[int]):

@@ -5,11 +5,11 @@ import torch
 import yaml
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from mhc.backbone import Backbone
+from mhc.backbone.model import Backbone
 from mhc.drafters import Cascade, Medusa
 from mhc.engine import Engine
-from mhc.tree import DynamicTree, FixedTree
-from tests.test_command_line import ROOT
+from mhc.trees.shapes import DynamicTree, FixedTree
+from tests.commands.test_command_line import ROOT
 from tests.test_engine import NEW, PROMPTS, answers, randomised, reference
 
 FILES = {path.stem: path for path in sorted((ROOT / "configs/lm/models").glob("*.yaml"))}

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy, log_softmax
 
-from mhc.backbone import Backbone
+from mhc.backbone.model import Backbone
 from mhc.errors import UserError
 from mhc.lm.module import LMModule
 from mhc.lm.objectives import Distillation, NextToken, Preference, Reasoning, tag_tokens

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 import run as cli
-from mhc.lm.corpus.stages import write
+from mhc.corpus.stages import write
 
 COUNTS = {"pretrain": 300, "chats": 300, "preferences": 120, "reasoning": 10}
 

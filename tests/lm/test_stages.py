@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from datamodules.readers import read_conversations
+from mhc.corpus.faults import FAULTS
+from mhc.corpus.identity import identity
+from mhc.corpus.reasoning import PROBLEMS
+from mhc.corpus.stages import chats, documents, preferences, reasoning, write
 from mhc.errors import UserError
-from mhc.lm.corpus.faults import FAULTS
-from mhc.lm.corpus.identity import identity
-from mhc.lm.corpus.reasoning import PROBLEMS
-from mhc.lm.corpus.stages import chats, documents, preferences, reasoning, write
-from mhc.splits import split_of
+from mhc.text.splits import split_of
 
 ROOT = Path(__file__).parents[2]
 SMALL = {"pretrain": 60, "chats": 50, "preferences": 40, "reasoning": 30}
@@ -39,9 +39,7 @@ def test_so_many_different_rows_decided_by_the_seed(stage):
 
 def test_the_files_are_the_same_in_any_process(tmp_path):
     paths = write(tmp_path / "here", SMALL, seed=3)
-    code = (
-        f"from mhc.lm.corpus.stages import write; from pathlib import Path; write(Path('{tmp_path}/there'), {SMALL}, 3)"
-    )
+    code = f"from mhc.corpus.stages import write; from pathlib import Path; write(Path('{tmp_path}/there'), {SMALL}, 3)"
     environment = os.environ | {"PYTHONHASHSEED": "5", "PYTHONPATH": str(ROOT)}
     subprocess.run([sys.executable, "-c", code], check=True, env=environment, cwd=tmp_path)
     assert sorted(path.name for path in (tmp_path / "here").iterdir()) == sorted(path.name for path in paths.values())
@@ -147,13 +145,13 @@ def test_a_stopped_write_leaves_whole_files(tmp_path, monkeypatch):
         yield {"text": "half"}
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("mhc.lm.corpus.stages.documents", broken)
+    monkeypatch.setattr("mhc.corpus.stages.documents", broken)
     with pytest.raises(KeyboardInterrupt):
         write(tmp_path, SMALL, seed=4)
     assert before == {path: path.read_bytes() for path in tmp_path.iterdir()}
 
 
 def test_more_than_there_is_ends(monkeypatch):
-    monkeypatch.setattr("mhc.lm.corpus.stages.PROBLEMS", [lambda pen: (pen.pick("abc"), ["1"], "1")])
+    monkeypatch.setattr("mhc.corpus.stages.PROBLEMS", [lambda pen: (pen.pick("abc"), ["1"], "1")])
     with pytest.raises(UserError, match="about 3 different"):
         list(reasoning(4))

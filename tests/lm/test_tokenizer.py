@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mhc.backbone import load_tokenizer
-from mhc.chat import encode, prompt_ids
+from mhc.backbone.model import load_tokenizer
+from mhc.corpus import dialogues
 from mhc.errors import UserError
-from mhc.lm.corpus import dialogues
 from mhc.lm.tokenizer import END_OF_TEXT, TURN_END, TURN_START, train_tokenizer
+from mhc.text.encoding import encode, prompt_ids
 
 UNICODE = st.text(st.characters(exclude_categories=["Cs"]))
 

@@ -10,11 +10,11 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import run as cli
-from mhc.chat import encode
-from mhc.checkpoint_io import CheckpointFiles
+from mhc.checkpoints.training_file import CheckpointFiles
 from mhc.lm.lora import LoRA
 from mhc.lm.module import LMModule
-from tests.killed_runs import COMPARED, differences, run, tiny_model
+from mhc.text.encoding import encode
+from tests.helpers.killed_runs import COMPARED, differences, run, tiny_model
 
 ROOT = Path(__file__).parents[2]
 TINY = dict(model_type="llama", vocab_size=280, hidden_size=32, intermediate_size=48, num_hidden_layers=2)
@@ -65,7 +65,7 @@ def command(folder: Path, stage: str, where: Path, *more: str) -> list[str]:
         *(
             "--trainer.max_epochs",
             "2",
-            "--trainer.callbacks+=tests.killed_runs.Watch",
+            "--trainer.callbacks+=tests.helpers.killed_runs.Watch",
             "--checkpoint.every_n_steps",
             "2",
         ),

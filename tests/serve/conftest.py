@@ -13,13 +13,13 @@ import pytest
 import torch
 import uvicorn
 
-from mhc.backbone import Backbone
-from mhc.chat import prompt_ids
-from mhc.checkpoint import save_drafter
+from mhc.backbone.model import Backbone
+from mhc.checkpoints.heads_folder import save_drafter
 from mhc.drafters import Cascade
 from mhc.engine import Engine
 from mhc.serve.app import Limits, build
-from mhc.tree import FixedTree
+from mhc.text.encoding import prompt_ids
+from mhc.trees.shapes import FixedTree
 from tests.conftest import memorise
 
 QUESTIONS = ["Hello!", "Give me three tips for good sleep.", "Write a thank-you letter.", "What is 12 + 30?"]

@@ -14,9 +14,9 @@ import httpx
 import psutil
 import pytest
 
-from mhc.chat import prompt_ids
+from mhc.corpus import dialogues
 from mhc.engine import Engine
-from mhc.lm.corpus import dialogues
+from mhc.text.encoding import prompt_ids
 
 CHAT = "/v1/chat/completions"
 BODIES = 10_000

@@ -82,7 +82,9 @@ def choose(page, group: str, name: str) -> None:
 
 
 def kept(page) -> list[dict]:
-    found = page.evaluate("Object.keys(localStorage).filter(k => k.startsWith('mhc.chat.')).map(k => localStorage[k])")
+    found = page.evaluate(
+        "Object.keys(localStorage).filter(k => k.startsWith('mhc.text.encoding.')).map(k => localStorage[k])"
+    )
     return [json.loads(chat) for chat in found]
 
 
@@ -333,7 +335,7 @@ def test_conversations_are_renamed_deleted_and_brought_back(opened, fake):
 def test_a_browser_that_is_full_or_holds_rubbish(opened, fake):
     page = opened(fake.url)
     page.evaluate(
-        "localStorage['mhc.chat.a'] = '{broken'; localStorage['mhc.chat.b'] = JSON.stringify({id: 'b', turns: 3})"
+        "localStorage['mhc.text.encoding.a'] = '{broken'; localStorage['mhc.text.encoding.b'] = JSON.stringify({id: 'b', turns: 3})"
     )
     page.evaluate(
         "localStorage['mhc.settings'] = JSON.stringify({temperature: 'hot', view: 'colours', mode: 'none such'})"

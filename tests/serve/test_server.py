@@ -14,11 +14,11 @@ import openai
 import pytest
 import torch
 
-from mhc.chat import prompt_ids
+from mhc.decoding.scheduler import Piece
 from mhc.sampling import GREEDY, Sampling
 from mhc.serve.answers import Choice
-from mhc.session import Piece
-from mhc.streaming import TextStream
+from mhc.text.detokenizer import TextStream
+from mhc.text.encoding import prompt_ids
 from tests.serve.conftest import QUESTIONS, serve
 
 CHAT = "/v1/chat/completions"

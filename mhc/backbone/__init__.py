@@ -1,0 +1,1 @@
+"""The frozen target model: any Hugging Face causal language model, its tree cache, its attention and how its weights lie."""

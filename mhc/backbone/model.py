@@ -1,0 +1,317 @@
+"""The frozen backbone: any stock Hugging Face causal language model, seen through four functions.
+
+    B rows   T time   N tree nodes   D width   V vocabulary
+
+Index convention, here and everywhere: the backbone at position t predicts token t+1.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
+from transformers.utils.logging import disable_progress_bar
+
+import mhc.backbone.attention  # noqa: F401  (registers the attention named "mhc")
+from mhc.backbone.cache import TreeCache
+from mhc.backbone.packing import Packing
+from mhc.backbone.weight_layout import Quantised, lay_out_for_few_rows, quantize_weights, unpack
+from mhc.distributed.sharding import element_count, is_split, whole_weight
+from mhc.errors import UserError
+from mhc.training.losses import capped
+
+POCKET = Path(__file__).parents[1] / "lm" / "pocket"
+
+
+class Features(NamedTuple):
+    """What a drafter may read. hidden (B,T,D): last layer after the final norm.
+    taps (B,T,n*D): the inputs of n chosen layers side by side, or None."""
+
+    hidden: Tensor
+    taps: Tensor | None = None
+
+    def at(self, row: Tensor, position: Tensor) -> "Features":
+        """The features at these places of the first two dimensions."""
+        return Features(self.hidden[row, position], None if self.taps is None else self.taps[row, position])
+
+
+def resolve(name: str) -> str:
+    """`pocket` is the model shipped with the project; anything else is a directory or a hub name."""
+    if name != "pocket":
+        local = Path(name).is_absolute() or name.startswith(".")
+        if local and not Path(name).is_dir():
+            raise UserError(f"backbone '{name}' is no directory: give one with a model, a hub name, or pocket")
+        return name
+    if not (POCKET / "config.json").exists():
+        raise UserError(f"the pocket backbone is not in {POCKET}: run `run.py fit --config configs/lm/pocket.yaml`")
+    return str(POCKET)
+
+
+def _loading(kind: str, name: str, load):
+    """Run a Hugging Face loader and turn what it complains about into one line."""
+    try:
+        if name == "pocket":
+            disable_progress_bar()  # it loads at once
+        return load(resolve(name))
+    except UserError:
+        raise
+    except Exception as error:  # the loaders raise anything from OSError to KeyError
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"cannot load the {kind} of backbone '{name}' (a directory, a hub name or 'pocket'): {reason}"
+        ) from error
+
+
+def load_config(name: str) -> PretrainedConfig:
+    """The config.json of backbone `name`; no code of its own is run."""
+    return _loading("config", name, lambda at: AutoConfig.from_pretrained(at, trust_remote_code=False))
+
+
+def load_tokenizer(name: str):
+    """The tokenizer that belongs to backbone `name`."""
+    return _loading("tokenizer", name, AutoTokenizer.from_pretrained)
+
+
+def load_model(
+    name: str, dtype: torch.dtype, sharding: Callable[[str], dict[str, Any]] | None = None
+) -> PreTrainedModel:
+    """Model `name` (pocket, a directory, a hub name). sharding: further arguments for `from_pretrained` by its path."""
+    further = sharding or (lambda at: {})
+    return _loading("weights", name, lambda at: AutoModelForCausalLM.from_pretrained(at, dtype=dtype, **further(at)))
+
+
+def vocabulary_size_of(name: str) -> int:
+    """The vocabulary size of backbone `name`, without its weights."""
+    return load_config(name).get_text_config(decoder=True).vocab_size
+
+
+class Backbone(nn.Module):
+    """A causal LM that is borrowed: frozen, in eval mode, never saved with the drafter.
+
+    `width`, `vocabulary_size`, `layers` and `parameter_count` describe it; `name` and `fingerprint` let a checkpoint
+    say which backbone it belongs to. `decode` and `features` are the two ways to run it.
+    """
+
+    def __init__(self, model: PreTrainedModel, tokenizer=None, name: str = ""):
+        super().__init__()
+        self.model = model.eval().requires_grad_(False)
+        self.tokenizer, self.name = tokenizer, name or model.config._name_or_path
+        config = model.config.get_text_config(decoder=True)
+        self.width, self.layers = config.hidden_size, config.num_hidden_layers
+        self.vocabulary_size = model.get_output_embeddings().out_features
+        # counted now: packed weights are no parameters any more
+        self.parameter_count = sum(element_count(parameter) for parameter in model.parameters())
+        self.context = getattr(config, "max_position_embeddings", None) or 1 << 30
+        self.window, self.layer_types = _windows(config)
+        self.softcap = getattr(config, "final_logit_softcapping", None)
+        if model.config._attn_implementation == "sdpa":
+            model.set_attn_implementation("mhc")
+        self._compiled: tuple = ()  # the fused forward, once it is wanted; a tuple, so that it is no second submodule
+        self._fingerprint: str | None = None
+        self.quantised: Quantised | None = None  # what `load` was asked to quantise, and what that saved
+
+    @classmethod
+    def load(
+        cls,
+        name: str,
+        dtype: torch.dtype = torch.float32,
+        device: str = "cpu",
+        decoding: bool = True,
+        quantize: str | None = None,
+        sharding: Callable[[str], dict[str, Any]] | None = None,
+    ) -> "Backbone":
+        """Load `name` ('pocket', a directory or a hub name) with its tokenizer. decoding: lay it out for that.
+        quantize: 'int8' or 'int4', the linear layers' weights (a model that is quantised on disk loads as it is).
+        sharding: a strategy's further arguments for `from_pretrained` by the model's path, with which each process is given
+        its part of every tensor.
+        """
+        try:
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:
+            raise UserError(f"device '{device}' is not to be had here ({str(error).splitlines()[0]})") from error
+        tokenizer = load_tokenizer(name)
+        model = load_model(name, dtype, sharding)
+        rows = model.get_output_embeddings().out_features
+        if len(tokenizer) > rows:
+            raise UserError(
+                f"backbone '{name}': the tokenizer has {len(tokenizer)} tokens but the model only "
+                f"{rows} rows: they do not belong together"
+            )
+        if sharding is None:
+            model = model.to(device)
+        quantised = quantize_weights(model, quantize) if quantize else None
+        backbone = cls(model, tokenizer, name)
+        backbone.quantised = quantised
+        return backbone.lay_out() if decoding else backbone
+
+    def lay_out(self) -> "Backbone":
+        """Arrange the weights for decoding on this processor (training gains nothing by it), unless they are split over
+        several."""
+        if any(map(is_split, self.model.parameters())):
+            return self
+        lay_out_for_few_rows(self.model, tied=self.model.get_input_embeddings().weight)
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.dtype
+
+    @property
+    def full_precision(self) -> bool:
+        """Whether tree and one-token forwards agree closely enough for token identity (fp32)."""
+        return self.dtype in (torch.float32, torch.float64)
+
+    def train(self, mode: bool = True) -> "Backbone":
+        """Stay in eval mode whatever Lightning asks: the backbone does not learn."""
+        return super().train(False)
+
+    def compiled(self) -> Callable:
+        """The model's forward fused by torch.compile, for rounds over fixed shapes; made at the first call."""
+        if not self._compiled:
+            unpack(self.model)
+            self._compiled = (torch.compile(self.model.base_model),)
+        return self._compiled[0]
+
+    @torch.no_grad()
+    def features(self, ids: Tensor, taps: tuple[int, ...] = (), packing: Packing | None = None) -> Features:
+        """Hidden states of whole rows (B,T), causal, right padding harmless; and the inputs of layers `taps`.
+        packing: where conversations lie in packed rows; each is read as if it were alone."""
+        options = _tapping(taps)
+        if packing is not None:
+            options |= packed_options(self.model, packing)
+        return _features(self.model.base_model(input_ids=ids, use_cache=False, **options), taps)
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Input embeddings of any shape of ids: (...) -> (...,D)."""
+        return self.model.get_input_embeddings()(ids)
+
+    def unembed(self, hidden: Tensor) -> Tensor:
+        """Logits of last-layer hidden states: (...,D) -> (...,V)."""
+        return self.cap(self.model.get_output_embeddings()(hidden))
+
+    @property
+    def unembedding(self) -> Tensor:
+        """The matrix (V,D) behind `unembed`, whole (where it is split over processes, all of them must ask)."""
+        return whole_weight(self.model.get_output_embeddings())
+
+    def cap(self, logits: Tensor) -> Tensor:
+        """Logits as the model squashes them, where it does (Gemma 2)."""
+        return capped(logits, self.softcap)
+
+    def cache(self, rows: int, capacity: int, bucket: int | None = None) -> TreeCache:
+        """Empty buffers for `rows` sequences of `capacity` positions; `bucket` as in TreeCache."""
+        return TreeCache(self.model.config, rows, capacity, self.dtype, self.device, bucket)
+
+    def decode(
+        self,
+        ids: Tensor,
+        positions: Tensor,
+        cache: TreeCache,
+        mask: dict[str, Tensor] | None,
+        at: Tensor | None = None,
+        compiled: bool = False,
+        taps: tuple[int, ...] = (),
+    ) -> tuple[Tensor, Features]:
+        """One cached forward of ids (B,N) at positions (B,N) -> logits (B,N,V), Features with the inputs of layers `taps`.
+
+        mask: one (1|B,1,N,S) bool per layer type, see `tree_mask`; None means plain causal attention.
+        at: unembed only node at[b] (B,) of each row -> logits (B,1,V). compiled: run the fused forward.
+        """
+        cache.expect(ids.shape[1])
+        run = self.compiled() if compiled else self.model.base_model
+        mixture = run(
+            input_ids=ids,
+            position_ids=positions,
+            past_key_values=cache,
+            attention_mask=self._attention_mask(mask),
+            use_cache=True,
+            **_tapping(taps),
+        )
+        hidden = mixture.last_hidden_state
+        wanted = hidden if at is None else hidden[torch.arange(len(at), device=at.device), at][:, None]
+        return self.unembed(wanted), _features(mixture, taps)
+
+    def _attention_mask(self, mask: dict[str, Tensor] | None):
+        """What the model takes: one 4-D mask, or one by layer type; additive floats for eager attention."""
+        if mask is None:
+            return None
+        return _as_taken(mask, self.model)
+
+    def fingerprint(self) -> str:
+        """Hash of the architecture and of a few weights, in whatever precision they were loaded: tells backbones apart
+        without reading all of them. Computed once, for they do not change (where they are split over processes, all of
+        them must ask the first time)."""
+        if self._fingerprint is None:
+            self._fingerprint = self._hash()
+        return self._fingerprint
+
+    def _hash(self) -> str:
+        config = self.model.config.to_diff_dict()
+        kept = {
+            key: value
+            for key, value in config.items()
+            if not key.startswith("_") and key not in ("dtype", "torch_dtype", "transformers_version")
+        }
+        digest = hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode())
+        weight = self.unembedding.detach()
+        digest.update(weight[:: max(1, len(weight) // 64)].bfloat16().float().cpu().numpy().round(3).tobytes())
+        return digest.hexdigest()[:16]
+
+
+def _tapping(taps: tuple[int, ...]) -> dict[str, list[int]]:
+    """The argument with which a model keeps the inputs of just these layers."""
+    return {"output_hidden_states": sorted(set(taps))} if taps else {}
+
+
+def packed_options(model: PreTrainedModel, packing: Packing) -> dict[str, Any]:
+    """The arguments with which a model reads packed rows: restarted positions and block-diagonal attention. Where our own
+    attention serves, no (T,T) mask is made."""
+    window, layer_types = _windows(model.config.get_text_config(decoder=True))
+    options: dict[str, Any] = {"position_ids": packing.positions}
+    if model.config._attn_implementation == "mhc" and (window is None or packing.longest <= window):
+        unread = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=packing.segments.device)  # so that none is built
+        options["packing"], mask = packing, dict.fromkeys(layer_types, unread)
+    else:
+        mask = {kind: packing.mask(window if kind == "sliding_attention" else None) for kind in layer_types}
+    return options | {"attention_mask": _as_taken(mask, model)}
+
+
+def _as_taken(mask: dict[str, Tensor], model: PreTrainedModel) -> Tensor | dict[str, Tensor]:
+    """Masks by layer type as this model takes them: one alone where all layers are alike; floats for eager attention, and
+    on a CPU, where every layer would make them anew."""
+    eager = model.config._attn_implementation == "eager"
+    if eager or model.device.type == "cpu":
+        lowest = torch.finfo(model.dtype).min if eager else float("-inf")
+        mask = {
+            kind: torch.zeros_like(seen, dtype=model.dtype).masked_fill_(~seen, lowest) for kind, seen in mask.items()
+        }
+    return mask if len(mask) > 1 else next(iter(mask.values()))
+
+
+def _features(output, taps: tuple[int, ...]) -> Features:
+    """Entry i of a model's hidden states is the input of layer i."""
+    side_by_side = torch.cat([output.hidden_states[layer] for layer in taps], dim=-1) if taps else None
+    return Features(output.last_hidden_state, side_by_side)
+
+
+def _windows(config) -> tuple[int | None, list[str]]:
+    """The sliding window, if any layer has one, and the distinct layer types of the model."""
+    window = getattr(config, "sliding_window", None)
+    types = getattr(config, "layer_types", None)
+    if not types:
+        types = ["sliding_attention" if window else "full_attention"]
+    unknown = sorted(set(types) - {"full_attention", "sliding_attention"})
+    if unknown:
+        raise UserError(
+            f"backbone layers of type {', '.join(unknown)} have no tree mask: "
+            "only full and sliding-window attention can be verified as a tree"
+        )
+    return (window if "sliding_attention" in types else None), sorted(set(types))

@@ -1,0 +1,153 @@
+"""The folder that heads live in: `drafter.json` and `drafter.safetensors`, never the backbone.
+
+drafter.json holds the drafter's class and arguments, the backbone's name and fingerprint, the tree
+to decode with and a sha256 of the weights. It is written last, so that a folder with a drafter.json
+is whole. `run.py tune` adds tree.json, the tree that is fastest on its machine, which then takes precedence.
+Loading executes nothing from a file.
+"""
+
+import hashlib
+import inspect
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+import mhc
+import mhc.drafters
+from mhc.backbone.model import Backbone
+from mhc.backbone.weight_layout import lay_out_for_few_rows
+from mhc.distributed.sharding import whole_state
+from mhc.drafters import Drafter
+from mhc.errors import UserError
+from mhc.trees.shapes import Shape, shape_of
+from mhc.util.files import write_atomically, write_json
+
+DESCRIPTION, WEIGHTS, TUNED = "drafter.json", "drafter.safetensors", "tree.json"
+
+
+def describe(drafter: Drafter) -> dict[str, Any]:
+    """What is needed to build `drafter` again, and to tell whether a backbone is the right one."""
+    backbone = drafter.backbone
+    return {
+        "mhc_version": mhc.__version__,
+        "drafter": type(drafter).__name__,
+        "arguments": drafter.arguments,
+        "backbone": backbone.name,
+        "fingerprint": backbone.fingerprint(),
+    }
+
+
+def require_match(description: dict[str, Any] | None, drafter: Drafter, where: str) -> None:
+    """Raise UserError unless heads described so can be loaded into `drafter` on its backbone."""
+    if not description:
+        raise UserError(f"{where} holds no draft heads: was it written by `run.py fit` with a DraftModule?")
+    here = describe(drafter)
+    if description["fingerprint"] != here["fingerprint"]:
+        raise UserError(
+            f"{where} belongs to backbone '{description['backbone']}' ({description['fingerprint']}), not to "
+            f"'{here['backbone']}' ({here['fingerprint']}): train heads for this backbone, or load that one"
+        )
+    before, now = (_built(one, drafter) for one in (description, here))
+    if before != now:
+        raise UserError(
+            f"{where} holds {before}, the configuration asks for {now}: use the arguments it was trained with"
+        )
+
+
+def _built(description: dict[str, Any], drafter: Drafter) -> str:
+    """The class and the arguments that decide tensor shapes; what an older version did not know has its default."""
+    known = inspect.signature(type(drafter)).parameters
+    arguments = {name: known[name].default for name in drafter.arguments} | description["arguments"]
+    shown = ", ".join(f"{key}={value}" for key, value in arguments.items() if key not in drafter.free_arguments)
+    return f"{description['drafter']}({shown})"
+
+
+def save_drafter(
+    folder: Path,
+    drafter: Drafter,
+    tree: Shape,
+    metrics: dict[str, float] | None = None,
+    state: dict[str, Tensor] | None = None,
+) -> None:
+    """Write the heads to `folder`; `metrics` are kept beside them for the reader. A tree tuned for other heads goes.
+    state: the heads' tensors, where they are split over processes and had to be gathered."""
+    (folder / TUNED).unlink(missing_ok=True)
+    weights = {
+        name: (tensor.float() if tensor.is_floating_point() else tensor).detach().cpu().contiguous()
+        for name, tensor in (drafter.state_dict() if state is None else state).items()
+    }
+    write_atomically(
+        folder / WEIGHTS, lambda at: at.write_bytes(save(weights))
+    )  # save_file: readable by the owner alone
+    digest = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
+    extra = {"tree": tree.describe(), "sha256": digest, "metrics": metrics or {}}
+    write_json(folder / DESCRIPTION, describe(drafter) | extra)
+
+
+def tuned_tree(folder: Path) -> Shape | None:
+    """The tree that `run.py tune` found for the heads in `folder`, if it was run."""
+    try:
+        return shape_of(json.loads((folder / TUNED).read_text())["tree"])
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"'{folder / TUNED}' is damaged ({error!r}): delete it or run `run.py tune` again") from error
+
+
+def load_drafter(path: str | Path, backbone: str | Backbone | None = None, **loading: Any) -> tuple[Drafter, Shape]:
+    """The heads in folder `path`, on the backbone they name or on the one given, and their tree, tuned if it was.
+    loading: how to load the backbone, as in `Backbone.load`.
+
+    Raises UserError for a folder without heads, damaged files, or a backbone that does not match.
+    """
+    folder = Path(path)
+    try:
+        description = json.loads((folder / DESCRIPTION).read_text())
+        known = {key: description[key] for key in ("drafter", "arguments", "backbone", "fingerprint", "tree", "sha256")}
+        family = getattr(mhc.drafters, known["drafter"])
+        tree = shape_of(known["tree"])
+    except FileNotFoundError as error:
+        raise UserError(
+            f"no heads in '{folder}' ({DESCRIPTION} is missing): give the folder that `run.py fit` wrote to"
+        ) from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"'{folder / DESCRIPTION}' is damaged ({error!r}): train again or restore it") from error
+    if not isinstance(backbone, Backbone):
+        backbone = Backbone.load(backbone or _from_here(folder, known["backbone"]), **loading)
+    try:
+        drafter = family(backbone, **known["arguments"])
+    except TypeError as error:
+        raise UserError(f"'{folder / DESCRIPTION}' is damaged ({error}): train again or restore it") from error
+    require_match(description, drafter, f"'{folder}'")
+    try:
+        data = (folder / WEIGHTS).read_bytes()
+        if hashlib.sha256(data).hexdigest() != known["sha256"]:
+            raise UserError(f"'{folder / WEIGHTS}' is damaged (its sha256 is not the recorded one): train again")
+        weights = load_file(folder / WEIGHTS)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot read '{folder / WEIGHTS}': {error}") from error
+    drafter.load_state_dict(weights)
+    return drafter.to(backbone.device).eval(), tuned_tree(folder) or tree
+
+
+def _from_here(folder: Path, name: str) -> str:
+    """The backbone that heads in `folder` name. A directory named relatively is looked for from here and, since heads may be
+    loaded from elsewhere than where they were trained, from the folders above them."""
+    if name == "pocket" or (Path(name) / "config.json").is_file():
+        return name
+    there = (above / name for above in folder.resolve().parents)
+    return next((str(path) for path in there if (path / "config.json").is_file()), name)
+
+
+def for_decoding(drafter: Drafter) -> Drafter:
+    """A copy of the heads as decoding wants them: on their backbone's device, in its precision, laid out for few rows."""
+    backbone = drafter.backbone
+    copy = type(drafter)(backbone, **drafter.arguments)
+    copy.load_state_dict(whole_state(drafter))
+    copy = copy.to(backbone.device, backbone.dtype).eval().requires_grad_(False)
+    lay_out_for_few_rows(copy)
+    return copy

@@ -1,0 +1,1 @@
+"""One decode round, and many prompts at once: draft, verify, accept, commit."""

@@ -1,0 +1,273 @@
+"""Conversations answered anew, turn by turn: what is asked next, who answers, what is kept.
+
+A *back end* is a function: requests in, one reply to each in any order. It takes requests as it has room for them: an
+iteration that ends may be begun again, since every reply may bring a further request, until there is none and no reply
+is due. `InProcess` is this project's engine; `mhc.distill.openai_server.Server` asks an OpenAI-compatible one. Everything else is the
+same for both.
+"""
+
+import json
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from mhc.errors import UserError
+from mhc.text.messages import Messages
+from mhc.util.files import write_json
+from mhc.util.journal import Journal, digest
+
+GIVE_UP = 50  # rejections in a row
+
+
+@dataclass(frozen=True)
+class Request:
+    """The answer wanted behind these messages. seed: hangs on the run's seed, the conversation and the turn alone."""
+
+    key: str
+    messages: Messages
+    seed: int
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An answer (text, why it ended, its tokens), or the reason why there is none; `final` if asking again is no use;
+    attempts: how often it was asked, 0 where that was of no use from the start."""
+
+    key: str
+    text: str = ""
+    finish_reason: str = ""
+    tokens: int = 0
+    reason: str | None = None
+    final: bool = False
+    attempts: int = 1
+
+
+Answerer = Callable[[Iterable[Request]], Iterable[Reply]]
+
+
+@dataclass
+class Job:
+    """A conversation on its way: `source` as it was read, `done` with the new answers so far."""
+
+    id: str
+    source: Messages
+    key: str = ""
+    done: Messages = field(default_factory=list)
+    finish_reasons: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        asked = [message for message in self.source if message["role"] != "assistant"]
+        self.key = digest([self.id, asked])
+        self._ask()
+
+    def _ask(self) -> None:
+        """Go on to the next answer."""
+        for message in self.source[len(self.done) :]:
+            if message["role"] == "assistant":
+                return
+            self.done.append(message)
+
+    @property
+    def complete(self) -> bool:
+        return not any(message["role"] == "assistant" for message in self.source[len(self.done) :])
+
+    def request(self, seed: int) -> Request:
+        """The next answer wanted."""
+        own = int(digest([seed, self.key, len(self.finish_reasons)]), 16) % 2**31
+        return Request(self.key, list(self.done), own)
+
+    def answer(self, text: str, finish_reason: str) -> None:
+        """Take the next answer."""
+        self.done.append({"role": "assistant", "content": text})
+        self.finish_reasons.append(finish_reason)
+        self._ask()
+
+    def record(self) -> dict[str, Any]:
+        """The conversation up to its last answer."""
+        last = max(at for at, message in enumerate(self.done) if message["role"] == "assistant")
+        kept = {"messages": self.done[: last + 1], "finish_reasons": self.finish_reasons}
+        return {"id": self.id, "key": self.key, **kept}
+
+
+@dataclass
+class Counts:
+    """What a run did: conversations kept and rejected, answers and their tokens; `kept_before` by earlier runs."""
+
+    kept_before: int = 0
+    kept: int = 0
+    rejected: int = 0
+    answers: int = 0
+    tokens: int = 0
+
+
+class Requests:
+    """What can be asked now: the next turns of conversations under way before the first turns of others, of which at most
+    `window` are under way."""
+
+    def __init__(self, jobs: Iterable[Job], seed: int, window: int):
+        self.fresh, self.seed, self.window = iter(jobs), seed, window
+        self.active: dict[str, Job] = {}
+        self.next_turns: deque[Job] = deque()
+
+    def __iter__(self) -> Iterator[Request]:
+        while job := self._next():
+            yield job.request(self.seed)
+
+    def _next(self) -> Job | None:
+        if self.next_turns:
+            return self.next_turns.popleft()
+        job = next(self.fresh, None) if len(self.active) < self.window else None
+        if job is not None:
+            self.active[job.key] = job
+        return job
+
+
+def partial_of(out: Path) -> Path:
+    """Where the answers of conversations stand that are not finished."""
+    return out.with_suffix(".partial.jsonl")
+
+
+def answer_all(
+    jobs: Sequence[Job],
+    answerer: Answerer,
+    out: Path,
+    seed: int,
+    window: int,
+    tell: Callable[[str], None],
+    progress: Callable[[Counts], None] = lambda counts: None,
+) -> Counts:
+    """Append a record to `out` for every job that is not in it, and keep what is not finished in <out>.partial.jsonl.
+
+    window: conversations that are under way at once.
+    What could not be answered stands in <out>.rejects.jsonl, which every run begins anew. Raises UserError where
+    GIVE_UP jobs in a row were rejected (those never asked for do not count), or all that there ever were, and what
+    Journal raises.
+    """
+    counts, in_a_row = Counts(), 0
+    partial, rejects = partial_of(out), out.with_suffix(".rejects.jsonl")
+    with ExitStack() as stack:
+        kept, pieces = (stack.enter_context(Journal(path, tell)) for path in (out, partial))
+        done = {record["key"] for record in kept.records()}
+        begun: dict[str, list[tuple[str, str]]] = {}
+        for piece in pieces.records():
+            answers = begun.setdefault(piece["key"], [])
+            if piece["turn"] == len(answers):  # else it was given to an answer that is damaged now
+                answers.append((piece["text"], piece["finish_reason"]))
+        waiting = {job.key: job for job in jobs}  # identical rows stand once
+        counts.kept_before = sum(key in done for key in waiting)
+        waiting = [job for key, job in waiting.items() if key not in done]
+        for job in waiting:
+            for text, reason in begun.get(job.key, [])[: sum(m["role"] == "assistant" for m in job.source)]:
+                job.answer(text, reason)
+        rejects.write_text("")
+        refused = stack.enter_context(Journal(rejects, tell))
+        progress(counts)
+        for job in [job for job in waiting if job.complete]:  # killed between its last answer and its line
+            kept.append(job.record())
+            counts.kept += 1
+        requests = Requests([job for job in waiting if not job.complete], seed, window)
+        for reply in answerer(requests):
+            job = requests.active[reply.key]
+            turn = len(job.finish_reasons)
+            reason = reply.reason or (None if reply.text.strip() else "an empty answer")
+            if reason is None:
+                in_a_row = 0
+                job.answer(reply.text, reply.finish_reason)
+                counts.answers, counts.tokens = counts.answers + 1, counts.tokens + reply.tokens
+                if not job.complete:
+                    piece = {"key": job.key, "turn": turn, "text": reply.text, "finish_reason": reply.finish_reason}
+                    pieces.append(piece)
+                    requests.next_turns.append(job)
+                    continue
+            else:
+                in_a_row += reply.attempts > 0
+                told = {"id": job.id, "key": job.key, "turn": turn, "reason": reason, "attempts": reply.attempts}
+                refused.append(told)
+                counts.rejected += 1
+            ended = reason is not None and (reply.final or reply.reason is None) and turn
+            if reason is None or ended:
+                kept.append(job.record())
+                counts.kept += 1
+            del requests.active[job.key]
+            progress(counts)
+            if in_a_row >= GIVE_UP:
+                raise UserError(f"{GIVE_UP} prompts in a row were rejected, the last one: {reason}")
+        if counts.rejected and not counts.kept + counts.kept_before:
+            raise UserError(f"all {counts.rejected} prompts were rejected, see {rejects}; the last one: {reason}")
+    if not counts.rejected:
+        partial.unlink()
+        rejects.unlink()
+    return counts
+
+
+class InProcess:
+    """The engine as a back end: `batch_size` answers at once, drawn with the request's own seed."""
+
+    def __init__(self, engine, sampling, max_new_tokens: int, batch_size: int):
+        self.engine, self.sampling = engine, sampling
+        self.max_new_tokens, self.batch_size = max_new_tokens, batch_size
+
+    def __call__(self, requests: Iterable[Request]) -> Iterator[Reply]:
+        from mhc.text.encoding import prompt_ids
+
+        backbone = self.engine.backbone
+        while several := list(requests):  # all that can be asked now: the batch is not drained often
+            asked = []
+            for request in several:
+                try:
+                    ids = prompt_ids(backbone.tokenizer, request.messages)
+                except UserError as problem:
+                    yield Reply(request.key, reason=str(problem), final=True, attempts=0)
+                    continue
+                if len(ids) < backbone.context - 1:
+                    asked.append((ids, request))
+                else:
+                    reason = f"{len(ids)} tokens do not fit the backbone's context of {backbone.context}"
+                    yield Reply(request.key, reason=reason, final=True, attempts=0)
+            asked.sort(
+                key=lambda pair: -len(pair[0])
+            )  # long answers often follow long prompts: they should not come last
+            prompts = [ids for ids, _ in asked]
+            samplings = [replace(self.sampling, seed=request.seed) for _, request in asked]
+            answers = self.engine.generate_ids(prompts, self.max_new_tokens, self.batch_size, sampling=samplings)
+            for number, answer in answers:
+                yield Reply(asked[number][1].key, answer.text, answer.finish_reason, len(answer.token_ids))
+
+
+def open_manifest(path: Path, out: Path, partial: Path, settings: dict[str, Any], notes: dict[str, Any]) -> None:
+    """Write the manifest of a new file, whose unfinished part stands in `partial`; refuse to go on with one that was made
+    with other settings. notes: what is told in it and may differ from run to run."""
+    try:
+        known = path.exists()
+        begun = next((one for one in (out, partial) if one.exists() and one.stat().st_size), None)
+    except OSError as problem:
+        raise UserError(f"'{out}' cannot be ({problem.strerror}): choose another --out") from problem
+    if not known:
+        if begun is not None:
+            raise UserError(
+                f"'{begun}' has no {path.name} beside it, so nobody knows how it was made: choose another --out"
+            )
+        told: dict[str, Any] = {"settings": settings}
+    else:
+        try:
+            told = json.loads(path.read_text())
+            made_with = dict(told["settings"])
+        except (ValueError, KeyError, TypeError) as problem:
+            raise UserError(f"'{path}' is none of ours or damaged: choose another --out") from problem
+        _require_same(made_with, settings, out)
+    try:
+        write_json(path, told | notes)
+    except OSError as problem:
+        raise UserError(f"cannot write '{path}' ({problem.strerror}): make room, or choose another --out") from problem
+
+
+def _require_same(made_with: dict[str, Any], settings: dict[str, Any], out: Path) -> None:
+    every = [*settings, *(name for name in made_with if name not in settings)]
+    changed = [f"{name}: {made_with.get(name)}" for name in every if made_with.get(name) != settings.get(name)]
+    if changed:
+        raise UserError(
+            f"'{out}' was made with other settings ({', '.join(changed)}): choose another --out, or delete it"
+        )

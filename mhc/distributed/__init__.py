@@ -1,0 +1,1 @@
+"""Training on several processes: strategies, split weights and whole optimizer states."""

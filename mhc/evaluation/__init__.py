@@ -1,0 +1,1 @@
+"""What heads are worth: measured decoding, predicted acceptance, comparisons and MT-Bench."""

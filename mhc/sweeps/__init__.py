@@ -1,0 +1,1 @@
+"""Trying settings: sweep files of Weights & Biases, run here without an account."""

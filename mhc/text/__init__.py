@@ -1,0 +1,1 @@
+"""Words to token ids and back: chat templates, loss masks, streamed text."""

@@ -1,0 +1,129 @@
+"""Conversations to token ids and supervision masks, under any Hugging Face chat template.
+
+Two things hold whatever the template (how, is told in `mhc.text.chat_template`):
+
+* the mask is True exactly on what the assistant says and on the end-of-turn token that closes it;
+* text in the data never becomes a control token: a user who types `<|im_end|>` has typed text.
+
+With a byte-level tokenizer the text is tokenized piece by piece, cut where the assistant starts and stops. So
+the ids of a row start with `prompt_ids` of its first turns: training sees what decoding will see.
+
+A document, [{"role": "document", "content": text}], is its text and the tokenizer's eos, all of it supervised.
+"""
+
+import secrets
+from bisect import bisect_left, bisect_right
+from functools import lru_cache
+
+from transformers import PreTrainedTokenizerBase
+
+from mhc.text.chat_template import ChatTemplate, Messages, Rendered, chat_template
+
+
+def encode(
+    tokenizer: PreTrainedTokenizerBase, messages: Messages, max_length: int | None = None
+) -> tuple[list[int], list[bool]]:
+    """Token ids of a conversation and its mask: mask[t] is True if token t is assistant text or closes it.
+
+    Cut to the first `max_length` tokens; the caller drops a row whose mask is False throughout. Raises
+    UserError, naming the template, where the template refuses the conversation or hides the answers.
+    """
+    return encode_batch(tokenizer, [messages], max_length)[0]
+
+
+def encode_batch(
+    tokenizer: PreTrainedTokenizerBase, conversations: list[Messages], max_length: int | None = None
+) -> list[tuple[list[int], list[bool]]]:
+    """`encode` for many conversations: one call of the tokenizer, the same result."""
+    template = chat_template(tokenizer)
+    encoded = _encode_rows(template, [template.render(messages) for messages in conversations])
+    return [(ids[:max_length], mask[:max_length]) for ids, mask in encoded]
+
+
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> list[int]:
+    """Token ids of a conversation with the generation prompt behind it: what decoding starts from."""
+    template = chat_template(tokenizer)
+    return _encode_rows(template, [template.prompt(messages)])[0][0]
+
+
+def end_token_ids(tokenizer: PreTrainedTokenizerBase, model_generation_config=None) -> list[int]:
+    """Ids that end an answer: the tokenizer's eos, the generation config's, and what closes a turn."""
+    configured = getattr(model_generation_config, "eos_token_id", None)
+    configured = configured if isinstance(configured, list) else [configured]
+    ids, mask = encode(tokenizer, [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}])
+    said = [token for token, supervised in zip(ids, mask) if supervised]
+    control = set(tokenizer.convert_tokens_to_ids(list(chat_template(tokenizer).control)))
+    found = [tokenizer.eos_token_id, *configured, *(token for token in said[-1:] if token in control)]
+    return list(dict.fromkeys(token for token in found if token is not None))
+
+
+def _encode_rows(template: ChatTemplate, rows: list[Rendered]) -> list[tuple[list[int], list[bool]]]:
+    """Token ids and mask of every row."""
+    tokenizer = template.tokenizer
+    together = [row.pieces() if _piecewise(tokenizer) and not row.hidden else [] for row in rows]
+    ids_of = iter(_tokenize(tokenizer, [text for pieces in together for text, _ in pieces]))
+    encoded = []
+    for row, pieces in zip(rows, together):
+        if pieces:
+            ids, mask = _joined([(next(ids_of), said) for _, said in pieces])
+        elif row.hidden:
+            ids, mask = _joined([(_ids_of_hidden(template, t, row.hidden), said) for t, said in row.pieces()])
+        else:
+            ids, mask = _encode_whole(tokenizer, row)
+        if row.document and tokenizer.eos_token_id is not None:
+            ids, mask = [*ids, tokenizer.eos_token_id], [*mask, True]
+        encoded.append((ids, mask))
+    return encoded
+
+
+def _tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str], **options) -> list[list[int]]:
+    options = {"add_special_tokens": False, "return_attention_mask": False, "verbose": False} | options
+    return tokenizer(texts, **options)["input_ids"] if texts else []
+
+
+@lru_cache(maxsize=8)
+def _piecewise(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether pieces may be tokenized one by one: not if a space is put before each, or eaten by tokens."""
+    twice = _tokenize(tokenizer, ["a"], split_special_tokens=False)[0] * 2
+    strips = any(token.lstrip or token.rstrip for token in tokenizer.added_tokens_decoder.values())
+    return not strips and tokenizer.decode(twice) == "aa"
+
+
+def _joined(pieces: list[tuple[list[int], bool]]) -> tuple[list[int], list[bool]]:
+    ids = [token for piece, _ in pieces for token in piece]
+    return ids, [said for piece, said in pieces for _ in piece]
+
+
+def _encode_whole(tokenizer: PreTrainedTokenizerBase, row: Rendered) -> tuple[list[int], list[bool]]:
+    """For tokenizers that need the text in one piece: a token is supervised if it overlaps a span."""
+    out = tokenizer(row.text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    starts, ends = [start for start, _ in out["offset_mapping"]], [end for _, end in out["offset_mapping"]]
+    mask = [False] * len(starts)
+    for start, end in row.spans:
+        first, last = bisect_right(ends, start), bisect_left(starts, end)
+        mask[first:last] = [True] * (last - first)
+    return out["input_ids"], mask
+
+
+def _ids_of_hidden(template: ChatTemplate, text: str, hidden: dict[str, str]) -> list[int]:
+    """Ids of a text with marks: control tokens the template wrote are tokens, what the marks hide is text."""
+    cut, ids = secrets.token_hex(8), []
+    for part in template.control_pattern.split(text):
+        if part in template.control:
+            ids.append(template.tokenizer.convert_tokens_to_ids(part))
+            continue
+        for mark, string in hidden.items():
+            # The tokenizer splits special tokens when told to; one not marked special is cut in two here.
+            part = part.replace(mark, string if string in template.special else string[0] + cut + string[1:])
+        for piece in filter(None, part.split(cut)):
+            ids += _plain_ids(template.tokenizer, piece)
+    return ids
+
+
+def _plain_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Ids of a text in the middle of a row: no special token, and no space put before it."""
+    if not _piecewise(tokenizer):
+        anchor, both = _tokenize(tokenizer, ["\n", "\n" + text], split_special_tokens=True)
+        if both[: len(anchor)] == anchor:
+            return both[len(anchor) :]
+    return _tokenize(tokenizer, [text], split_special_tokens=True)[0]

@@ -1,0 +1,1 @@
+"""How heads learn: the LightningModule, its losses, its optimizer and its trainer's settings."""

@@ -1,0 +1,40 @@
+"""The optimizer and the learning rate's schedule that every LightningModule here trains with."""
+
+import math
+from typing import Any
+
+from lightning import LightningModule, Trainer
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import LambdaLR
+from transformers.optimization import get_cosine_schedule_with_warmup
+
+from mhc.distributed.optimizer_state import keep_by_name
+from mhc.errors import UserError
+
+
+def optimize(module: LightningModule, learning_rate: float, weight_decay: float, warmup: float) -> dict[str, Any]:
+    """AdamW (no decay on biases and norms), linear warm-up over a share of the steps, cosine to zero."""
+    trained = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [(name, p) for name, p in trained if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [(name, p) for name, p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    optimizer = keep_by_name(AdamW(groups, lr=learning_rate, betas=(0.9, 0.95)))
+    steps = total_steps(module.trainer)
+    schedule: LambdaLR = get_cosine_schedule_with_warmup(optimizer, int(warmup * steps), steps)
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def total_steps(trainer: Trainer) -> int:
+    """Optimizer steps of the whole run. (Lightning's estimate asks for the loader, and before a resumed run's place in the
+    data is known.) Raises UserError where there is no end."""
+    if trainer.max_epochs == trainer.max_steps == -1:
+        raise UserError("the learning rate's schedule needs an end: set trainer.max_epochs or trainer.max_steps")
+    if trainer.max_epochs == -1:
+        return trainer.max_steps
+    data, limit = trainer.datamodule, trainer.limit_train_batches
+    batches = len(trainer.fit_loop._data_source.instance) if data is None else data.train_batches()
+    batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+    steps = math.ceil(batches / trainer.accumulate_grad_batches) * trainer.max_epochs
+    return steps if trainer.max_steps == -1 else min(steps, trainer.max_steps)

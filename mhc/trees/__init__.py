@@ -1,0 +1,1 @@
+"""Trees of draft tokens: their shapes, and how a drafter grows one."""

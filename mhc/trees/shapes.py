@@ -1,0 +1,320 @@
+"""Trees of guesses: their shape, how a drafter grows one, and who is whose ancestor.
+
+    B rows   N nodes, the root included   R nodes that grow   W children of each   D deepest level
+
+Node 0 is the root, the token that the backbone has already decided on; a node of depth k was
+proposed by head k-1. Nodes are stored level by level, so a parent always precedes its children.
+Growth and verification never know which drafter they serve.
+
+A worked example, the tree (0) (1) (0,0): the best and the second-best child of the root, and the
+best child of the former.
+
+    node       0     1     2     3
+    choice     root  (0)   (1)   (0,0)
+    parent     0     0     0     1
+    depth      0     1     1     2
+    ancestors  0     0,1   0,2   0,1,3
+
+A path's *probability* is what the drafter gives it: the product over its nodes, each from the softmax of
+the scores that ranked it.
+"""
+
+import json
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mhc.errors import UserError
+from mhc.sampling import Draw
+
+NAMED = Path(__file__).parent
+
+
+@dataclass
+class Tree:
+    """Guesses to verify. tokens (B,N); the rest has a leading 1 where all rows share the shape.
+
+    parents (1|B,N), depth (1|B,N), ancestors (1|B,N,N) bool with the node itself, and
+    paths (1|B,N,D+1): the nodes from the root to each node, padded by repeating the last.
+    likely (B,N): log-probability of each node's path, where growth worked it out.
+    """
+
+    tokens: Tensor
+    parents: Tensor
+    depth: Tensor
+    ancestors: Tensor
+    paths: Tensor
+    likely: Tensor | None = None
+
+
+def lineage(parents: Tensor, depth: Tensor, deepest: int) -> tuple[Tensor, Tensor]:
+    """Ancestors (B,N,N) and padded paths (B,N,D+1) of nodes with these parents and depths (B,N)."""
+    rows, nodes = parents.shape
+    up = [torch.arange(nodes, device=parents.device).expand(rows, -1)]  # the node, its parent, its parent's, ... (B,N)
+    for _ in range(deepest):
+        up.append(parents.gather(1, up[-1]))
+    chain = torch.stack(up, dim=2)  # (B,N,D+1), the root repeated at the end
+    ancestors = torch.zeros(rows, nodes, nodes, dtype=torch.bool, device=parents.device).scatter_(2, chain, True)
+    steps = torch.arange(deepest + 1, device=parents.device)
+    return ancestors, chain.gather(2, (depth[..., None] - steps).clamp(min=0))
+
+
+class Shape(ABC):
+    """How trees are grown. nodes: the most that a tree can have, root included; levels_deep: its depth;
+    width: the most children of a node; static: whether every tree has the same size, so that growth never waits
+    for the host; growing: nodes that a level of drafting asks about, on average.
+    costs, level: what verifying costs ([[nodes, plain steps], ...]) and what a drafted level does, in plain steps, as
+    `run.py tune` measures them. With both, decoding pauses speculation where it does not pay (mhc.decoding.pace).
+    """
+
+    nodes: int
+    levels_deep: int
+    width: int
+    static: bool
+    growing: float
+    costs: Sequence[Sequence[float]] | None = None
+    level: float | None = None
+
+    @abstractmethod
+    def grow(self, drafter, state, root: Tensor, draw: Draw) -> Tree:
+        """Let `drafter` propose a tree below `root` (B,), ranking tokens by `draw`."""
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """What `shape_of` builds it from again; plain JSON."""
+
+    def with_prices(self, kept: dict[str, Any]) -> dict[str, Any]:
+        """`kept`, and what was measured."""
+        measured = {"costs": self.costs, "level": self.level}
+        return kept | {name: value for name, value in measured.items() if value is not None}
+
+
+def shape_of(wanted: Any) -> Shape:
+    """The shape that a user names: choices as a list (Medusa's format), the keyword arguments of FixedTree or
+    DynamicTree as a mapping, either of them as JSON text, a JSON file, or the name of a file in mhc/trees."""
+    if isinstance(wanted, Shape):
+        return wanted
+    if isinstance(wanted, str):
+        path = Path(wanted) if wanted.endswith(".json") else NAMED / f"{wanted}.json"
+        if wanted.lstrip()[:1] not in ("[", "{") and not path.is_file():
+            names = ", ".join(sorted(known.stem for known in NAMED.glob("*.json")))
+            raise UserError(f"unknown tree '{wanted}': give {names}, a JSON file, or a list such as [[0],[1],[0,0]]")
+        try:
+            wanted = json.loads(wanted if wanted.lstrip()[:1] in ("[", "{") else path.read_text())
+        except ValueError as error:
+            raise UserError(f"tree '{wanted}' is not JSON ({error}): give a list such as [[0],[1],[0,0]]") from error
+    try:
+        if isinstance(wanted, dict):
+            wanted = {key: value for key, value in wanted.items() if key != "source"}
+            if "choices" in wanted:
+                wanted.pop("confidence", None)  # which the first version wrote for fixed trees
+                return FixedTree(**wanted)
+            return DynamicTree(**wanted)
+        return FixedTree(wanted)
+    except TypeError as error:
+        raise UserError(
+            f"tree {json.dumps(wanted)[:80]} is neither choices nor width, depth and budget: {error}"
+        ) from error
+
+
+@dataclass
+class Level:
+    """How one level hangs on the one before it: which nodes grow, and their children's ranks."""
+
+    source: Tensor  # (R,) nodes (numbered in the whole tree) that have children
+    parents: Tensor  # (1,R) rows of the previous step's state they come from
+    row: Tensor  # (M,) for each child: which of the R
+    rank: Tensor  # (M,) for each child: 0 for its parent's likeliest token, ...
+    width: int  # highest rank + 1
+
+
+class FixedTree(Shape):
+    """A tree whose shape is decided beforehand, given as Medusa's choices.
+
+    `choices` lists a path of ranks for every node but the root: `[[0], [1], [0, 0]]` is the worked
+    example above. A prefix that is missing is an error. `FixedTree.chain(5)` is one path of five.
+    """
+
+    static = True
+
+    def __init__(
+        self,
+        choices: Iterable[Iterable[int]],
+        costs: Sequence[Sequence[float]] | None = None,
+        level: float | None = None,
+    ):
+        self.costs, self.level = _checked(costs), level
+        nodes = sorted({tuple(choice) for choice in choices}, key=lambda path: (len(path), path))
+        index = {(): 0} | {path: number for number, path in enumerate(nodes, 1)}
+        for path in nodes:
+            if not path or not all(isinstance(rank, int) and rank >= 0 for rank in path):
+                raise UserError(f"tree: {list(path)} is no path of ranks 0, 1, 2, ...")
+            if path[:-1] not in index:
+                raise UserError(f"tree: {list(path)} stands in the tree but its parent {list(path[:-1])} does not")
+        self.choices = nodes
+        parents = [0, *(index[path[:-1]] for path in nodes)]
+        depths = [0, *map(len, nodes)]
+        self.nodes, self.levels_deep = len(parents), max(depths)
+        self.parents, self.depth = torch.tensor([parents]), torch.tensor([depths])
+        self.ancestors, self.paths = lineage(self.parents, self.depth, self.levels_deep)
+        self.levels: list[Level] = []
+        growing = [0]  # the previous step's rows, as node numbers
+        for deep in range(1, self.levels_deep + 1):
+            children = [path for path in nodes if len(path) == deep]
+            sources = sorted({index[path[:-1]] for path in children})
+            self.levels.append(
+                Level(
+                    source=torch.tensor(sources),
+                    parents=torch.tensor([[growing.index(parents[node]) if node else 0 for node in sources]]),
+                    row=torch.tensor([sources.index(index[path[:-1]]) for path in children]),
+                    rank=torch.tensor([path[-1] for path in children]),
+                    width=1 + max(path[-1] for path in children),
+                )
+            )
+            growing = sources
+        self.width = max((level.width for level in self.levels), default=0)
+        self.growing = sum(len(level.source) for level in self.levels) / max(1, len(self.levels))
+
+    @classmethod
+    def chain(cls, length: int) -> "FixedTree":
+        """One path of `length` guesses; `chain(0)` is plain decoding."""
+        return cls([(0,) * deep for deep in range(1, length + 1)])
+
+    def describe(self) -> dict[str, Any]:
+        return self.with_prices({"choices": [list(choice) for choice in self.choices]})
+
+    def to(self, device: torch.device) -> "FixedTree":
+        """The same shape with its index tensors on `device`."""
+        for name in ("parents", "depth", "ancestors", "paths"):
+            setattr(self, name, getattr(self, name).to(device))
+        for level in self.levels:
+            for name in ("source", "parents", "row", "rank"):
+                setattr(level, name, getattr(level, name).to(device))
+        return self
+
+    def grow(self, drafter, state, root: Tensor, draw: Draw) -> Tree:
+        if self.parents.device != root.device:
+            self.to(root.device)
+        tokens = root[:, None]  # (B,N so far)
+        for deep, level in enumerate(self.levels):
+            logits, state = drafter.step(state, tokens[:, level.source], level.parents)  # (B,R,V)
+            best = draw.proposals(logits, deep).topk(level.width, dim=-1).indices  # (B,R,W)
+            tokens = torch.cat([tokens, best[:, level.row, level.rank]], dim=1)
+        return Tree(tokens, self.parents, self.depth, self.ancestors, self.paths)
+
+
+class DynamicTree(Shape):
+    """A tree that follows the drafter's probabilities: the likeliest paths of a level grow on, `width` of them
+    with `width` children each, and of all nodes found the `budget` likeliest are verified, the root among them.
+
+    Without more, every tree has `budget` nodes: nothing waits for the host, and a GPU can capture the round.
+    On a CPU, where every node and every level costs:
+    confidence: stop growing where no path that would go on is at least this likely.
+    costs: what verifying costs, [[nodes, plain steps], ...] as `run.py tune` measures it. Then the tree is cut to
+    the N nodes for which (sum of the paths' probabilities) - price * cost(N) is largest.
+    price: tokens that one plain step of one row is worth, which is the speedup that the tree will give.
+    (Growth by path probability and a global top-N: EAGLE-2, arXiv 2406.16858.)
+    """
+
+    def __init__(
+        self,
+        width: int,
+        depth: int,
+        budget: int,
+        confidence: float = 0.0,
+        costs: Sequence[Sequence[float]] | None = None,
+        price: float = 1.0,
+        level: float | None = None,
+    ):
+        if min(width, depth) < 1 or budget < 1:
+            raise UserError(f"tree: width {width}, depth {depth} and budget {budget} must be at least 1")
+        most = 1 + width + (depth - 1) * width**2
+        if budget > most:
+            raise UserError(
+                f"tree: a budget of {budget} nodes is over the {most} that width {width} and depth {depth} find: "
+                "lower it, or widen the tree"
+            )
+        self.width, self.depth, self.nodes, self.levels_deep = width, depth, budget, depth
+        if not 0 <= confidence < 1:
+            raise UserError(f"tree: confidence is {confidence}, it must be at least 0 and below 1")
+        self.confidence, self.costs, self.price, self.level = confidence, _checked(costs), price, level
+        self.static, self.growing = not confidence and costs is None, width
+
+    def describe(self) -> dict[str, Any]:
+        kept = {"width": self.width, "depth": self.depth, "budget": self.nodes, "confidence": self.confidence}
+        return self.with_prices(kept if self.costs is None else kept | {"price": self.price})
+
+    def grow(self, drafter, state, root: Tensor, draw: Draw) -> Tree:
+        rows = len(root)
+        growing, beam = root[:, None], root.new_zeros(rows, 1, dtype=torch.float)  # (B,R) tokens; log-probabilities
+        number = sources = root.new_zeros(1, 1)  # (1|B,R) nodes that grow: their numbers, and their rows of the state
+        tokens, likely, parents = [growing], [beam], [number.expand(rows, 1)]
+        nodes = 1
+        for deep in range(self.depth):
+            logits, state = drafter.step(state, growing, sources)  # (B,R,V)
+            scores = draw.proposals(logits, deep).float()
+            best = scores.topk(self.width, dim=-1)  # (B,R,W)
+            # A child is strictly less likely than its parent, so that the likeliest nodes always form a tree.
+            share = (best.values - scores.logsumexp(dim=-1, keepdim=True)).clamp(-50.0, -1e-4)
+            tokens.append(best.indices.flatten(1))  # (B,R*W)
+            likely.append((beam[:, :, None] + share).flatten(1))
+            parents.append(number[:, :, None].expand(rows, -1, self.width).flatten(1))
+            if deep + 1 == self.depth:
+                break
+            beam, chosen = likely[-1].topk(min(self.width, likely[-1].shape[1]), dim=-1)  # (B,R)
+            if self.confidence and beam.max() < math.log(self.confidence):
+                break
+            growing, sources, number = tokens[-1].gather(1, chosen), chosen // self.width, nodes + chosen
+            nodes += likely[-1].shape[1]
+        return self._likeliest(torch.cat(tokens, 1), torch.cat(likely, 1), torch.cat(parents, 1), deep + 1)
+
+    def _likeliest(self, tokens: Tensor, likely: Tensor, parents: Tensor, deepest: int) -> Tree:
+        """The tree of the likeliest of all nodes found; all (B,C), level by level."""
+        best = likely.topk(min(self.nodes, likely.shape[1]), dim=1)
+        chosen = best.indices[:, : self._count(best.values)].sort(dim=1).values  # (B,N), parents first
+        parents = torch.searchsorted(chosen, parents.gather(1, chosen))
+        depth = self._depths(tokens.device)[chosen]
+        ancestors, paths = lineage(parents, depth, deepest)
+        return Tree(tokens.gather(1, chosen), parents, depth, ancestors, paths, likely.gather(1, chosen))
+
+    def _count(self, likely: Tensor) -> int:
+        """How many of the likeliest nodes (B,N) are worth verifying."""
+        rows, most = likely.shape
+        if self.costs is None:
+            return most
+        gain = likely.exp().cumsum(dim=1).sum(dim=0) - rows * self.price * self._cost(rows, most, likely.device)
+        return int(gain.argmax()) + 1
+
+    @lru_cache(maxsize=256)  # noqa: B019  (shapes live as long as the program)
+    def _cost(self, rows: int, most: int, device: torch.device) -> Tensor:
+        """What verifying 1, 2, ..., `most` nodes of each of `rows` rows costs, in plain steps of as many rows."""
+        plain = cost_of(self.costs, rows)
+        return torch.tensor([cost_of(self.costs, rows * (n + 1)) / plain for n in range(most)], device=device)
+
+    @lru_cache(maxsize=4)  # noqa: B019
+    def _depths(self, device: torch.device) -> Tensor:
+        """The depth of every node that could be found, in their order."""
+        widths = [1, self.width, *[self.width**2] * (self.depth - 1)]
+        return torch.tensor([deep for deep, count in enumerate(widths) for _ in range(count)], device=device)
+
+
+def cost_of(costs: Sequence[Sequence[float]], nodes: int) -> float:
+    """Plain steps that verifying `nodes` costs, between and beyond the measured [[nodes, plain steps], ...]."""
+    if len(costs) == 1:
+        return costs[0][1]
+    upper = next((at for at, (count, _) in enumerate(costs) if count >= nodes), len(costs) - 1) or 1
+    (low, cheap), (high, dear) = costs[upper - 1], costs[upper]
+    return cheap + (dear - cheap) * (nodes - low) / (high - low)
+
+
+def _checked(costs: Sequence[Sequence[float]] | None) -> Sequence[Sequence[float]] | None:
+    if costs is not None and (not costs or any(len(pair) != 2 for pair in costs)):
+        raise UserError("tree: costs must be [[nodes, plain steps], ...], or be left out")
+    return costs

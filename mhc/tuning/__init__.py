@@ -1,0 +1,1 @@
+"""Which tree is fastest on this machine: measured costs, replayed text."""

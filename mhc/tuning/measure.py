@@ -1,0 +1,223 @@
+"""Which tree is fastest here? Costs measured on this machine, and guesses recorded on real text, for the replay.
+
+    B rows   N nodes   D depth of a tree   W width   m tokens of an answer
+
+A round costs what growing its tree and what verifying it takes. Both are timed here, interleaved with plain steps.
+What trees guess is recorded by growing large ones at every position of answers to held-out prompts.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mhc.decoding.batch import Asked, Rows
+from mhc.engine import Engine
+from mhc.evaluation.decode_benchmark import wait
+from mhc.sampling import GREEDY, Sampling
+from mhc.trees.shapes import DynamicTree, FixedTree, Shape, Tree
+from mhc.tuning.replay import COUNTS, RANKS, WIDTHS, Costs, Trace, most_nodes
+
+
+class _Ready(Shape):
+    """No growth at all: a tree that stands already, for timing what comes after drafting."""
+
+    def __init__(self, shape: FixedTree, root: Tensor):
+        self.nodes, self.levels_deep, self.width = shape.nodes, shape.levels_deep, shape.width
+        self.static, self.growing = True, shape.growing
+        tokens = root[:, None].expand(-1, shape.nodes).contiguous()
+        self.tree = Tree(tokens, *(part.to(root.device) for part in (shape.parents, shape.depth)), *_moved(shape, root))
+
+    def grow(self, drafter, state, root, draw) -> Tree:
+        return self.tree
+
+    def describe(self) -> dict[str, Any]:
+        raise NotImplementedError("a tree for timing is never kept")
+
+
+def _moved(shape: FixedTree, root: Tensor) -> tuple[Tensor, Tensor]:
+    return shape.ancestors.to(root.device), shape.paths.to(root.device)
+
+
+def bush(nodes: int, depth: int) -> FixedTree:
+    """A tree of `nodes` nodes: a chain as deep as it may be, the rest below the root."""
+    chain = min(nodes - 1, depth)
+    return FixedTree([*((0,) * d for d in range(1, chain + 1)), *((rank,) for rank in range(1, nodes - chain))])
+
+
+@torch.inference_mode()
+def measure_costs(
+    engine: Engine,
+    prompt: list[int],
+    fixed: Sequence[FixedTree],
+    sampling: Sampling = GREEDY,
+    repeats: int = 15,
+    progress: Callable[[int, int], None] | None = None,
+) -> Costs:
+    """Time plain steps, rounds of 1 to 64 nodes, and growth of the fixed trees and of every width and depth,
+    interleaved; medians."""
+    drafter, depth = engine.drafter, engine.drafter.heads
+    counts = [count for count in COUNTS if count < engine.backbone.context - len(prompt)]
+    tuner = Engine(engine.backbone, drafter, FixedTree.chain(depth))
+    tuner.tree.nodes = counts[-1]  # room in the buffers
+    rows = tuner.rows([Asked(prompt, 1, sampling)], 1, speculate=True)
+    rows.join(0, tuner.prefill(rows, [0])[0])
+    rows.cache.select(0, 1)
+    length, root = rows.cache.lengths[0], rows.root.clone()
+    grown: dict[Any, Shape] = {  # prices of any kind, so that choosing by them is timed as well
+        (width, deep): DynamicTree(width, deep, most_nodes(width, deep), costs=[[1, 1.0], [64, 3.0]])
+        for width in WIDTHS
+        for deep in range(1, depth + 1)
+    } | {("fixed", shape.nodes): shape for shape in fixed}
+    ready = {count: _Ready(bush(count, depth), root) for count in counts}
+    seconds: dict[Any, list[float]] = {}
+
+    def timed(key: Any, call: Callable[[], Any]) -> None:
+        wait(root.device)
+        started = time.perf_counter()
+        call()
+        wait(root.device)
+        seconds.setdefault(key, []).append(time.perf_counter() - started)
+        rows.cache.lengths[0] = length
+        rows.root.copy_(root)
+        rows.cache.select(0, 1)
+
+    def grow(shape: Shape) -> Tree:
+        return shape.grow(drafter, drafter.begin(rows.memory, rows.active), root, rows.draw(depth))
+
+    def verify(count: int) -> None:
+        tuner.tree = ready[count]
+        tuner.round(rows, speculate=True)
+
+    for number in range(repeats + 2):
+        # plain steps and growth are timed after a verification, which has filled the caches, as when decoding
+        for at, (key, shape) in enumerate(grown.items()):
+            count = counts[at % len(counts)]
+            timed(count, lambda count=count: verify(count))
+            timed(key, lambda shape=shape: grow(shape))
+        for count in counts:
+            timed("plain", lambda: tuner.round(rows, speculate=False))
+            timed(count, lambda count=count: verify(count))
+        if number == 1:
+            seconds.clear()  # the first two warm up
+        if progress:
+            progress(number + 1, repeats + 2)
+    plain = median(seconds["plain"])
+    verify_cost, most = [], 0.0
+    for count in counts:
+        most = max(most, median(seconds[count]) / plain)  # more nodes are never cheaper: what says so is noise
+        verify_cost.append([count, round(most, 4)])
+    draft = {key: round(median(seconds[key]) / plain, 4) for key in grown}
+    return Costs(
+        plain,
+        verify_cost,
+        {key: cost for key, cost in draft.items() if key[0] != "fixed"},
+        {key[1]: cost for key, cost in draft.items() if key[0] == "fixed"},
+    )
+
+
+@torch.inference_mode()
+def record(
+    engine: Engine,
+    prompts: Sequence[list[int]],
+    max_new_tokens: int,
+    sampling: Sampling,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Trace]:
+    """Decode the prompts plainly, all at once, and note what trees of every width had guessed at every position."""
+    drafter, depth = engine.drafter, engine.drafter.heads
+    answers = dict(engine.generate_ids(prompts, max_new_tokens, len(prompts), plain=True, sampling=sampling))
+    traces = [Trace(answers[number].token_ids) for number in range(len(prompts))]
+    longest = max(len(trace.tokens) for trace in traces)
+    shapes = {width: _all_nodes(width, depth) for width in WIDTHS}
+    walker = Engine(engine.backbone, drafter, FixedTree.chain(0))  # one true token a round
+    asked = [Asked(prompt, min(longest, engine.backbone.context - len(prompt)), sampling) for prompt in prompts]
+    rows = walker.rows(asked, len(prompts), speculate=True)
+    numbers = list(range(len(prompts)))
+    for number, token in zip(numbers, walker.prefill(rows, numbers)):
+        rows.join(number, token)
+    rows.cache.select(0, len(prompts))
+    device = rows.root.device
+    truth = torch.tensor(  # (B, longest + depth), -1 beyond the end
+        [trace.tokens + [-1] * (longest + depth - len(trace.tokens)) for trace in traces], device=device
+    )
+    kept: dict[int, list[tuple[Tensor, ...]]] = {width: [] for width in WIDTHS}
+    ranks = []
+    for t in range(longest - 1):
+        ahead = truth[:, t : t + depth + 1]  # (B,D+1): the root and what follows it
+        for width, shape in shapes.items():
+            tree = shape.grow(drafter, drafter.begin(rows.memory, rows.active), rows.root, rows.draw(depth))
+            kept[width].append((tree.likely, tree.depth.expand_as(tree.tokens), _right(tree, ahead)))
+        ranks.append(_ranks(drafter, rows, ahead))
+        walker.round(rows, speculate=True)
+        rows.root.copy_(truth[:, t + 1].clamp(min=0))  # rows that are done go on with anything
+        if progress:
+            progress(t + 1, longest - 1)
+    for row, trace in enumerate(traces):
+        steps = len(trace.tokens) - 1
+        if steps:
+            for width, found in kept.items():
+                trace.trees[width] = tuple(
+                    torch.stack([part[row] for part in step]).cpu() for step in zip(*found[:steps])
+                )
+            trace.ranks = torch.stack([rank[row] for rank in ranks[:steps]]).cpu()
+    return [trace for trace in traces if trace.ranks is not None]
+
+
+def _all_nodes(width: int, depth: int) -> DynamicTree:
+    return DynamicTree(width, depth, 1 + width + (depth - 1) * width**2)
+
+
+def _right(tree: Tree, ahead: Tensor) -> Tensor:
+    """Which nodes (B,N) carry the true token of their depth and stand below nodes that do; ahead (B,D+1)."""
+    rows = len(ahead)
+    right = tree.tokens == ahead.gather(1, tree.depth.expand(rows, -1))
+    right[:, 0] = True
+    return ~(tree.ancestors & ~right[:, None]).any(dim=2)
+
+
+def _ranks(drafter, rows: Rows, ahead: Tensor) -> Tensor:
+    """Rank (B,D) of the true token in each head's list along the true path, at most RANKS; ahead (B,D+1)."""
+    state, draw, found = drafter.begin(rows.memory, rows.active), rows.draw(drafter.heads), []
+    first = torch.zeros(1, 1, dtype=torch.long, device=ahead.device)
+    for deep in range(drafter.heads):
+        known = ahead[:, deep + 1]
+        logits, state = drafter.step(state, ahead[:, deep, None].clamp(min=0), first)
+        scores = draw.proposals(logits, deep)[:, 0]
+        rank = (scores > scores.gather(1, known[:, None].clamp(min=0))).sum(dim=1).clamp(max=RANKS)
+        found.append(torch.where(known < 0, RANKS, rank))
+    return torch.stack(found, dim=1)
+
+
+@torch.inference_mode()
+def example_round(engine: Engine, prompt: list[int], sampling: Sampling, rounds: int = 16) -> dict[str, Any]:
+    """Of the first rounds of an answer the one that kept most: its tree, as `pictures.draw_tree` takes it."""
+    rows = engine.rows([Asked(prompt, rounds * (engine.tree.levels_deep + 1), sampling)], 1, speculate=True)
+    rows.join(0, engine.prefill(rows, [0])[0])
+    rows.cache.select(0, 1)
+    best: tuple[int, Tree, list[int]] | None = None
+    for _ in range(rounds):
+        if rows.cache.longest + engine.tree.nodes >= engine.backbone.context:
+            break
+        state = engine.drafter.begin(rows.memory, rows.active)
+        tree = engine.tree.grow(engine.drafter, state, rows.root, rows.draw(engine.tree.levels_deep))
+        (emitted,) = engine.round(rows, speculate=True)
+        if best is None or len(emitted) > best[0]:
+            best = len(emitted), tree, emitted
+        if engine.end_ids & set(emitted):
+            break
+    assert best is not None
+    count, tree, emitted = best
+    tokens, parents, depth = tree.tokens[0].tolist(), tree.parents[0].tolist(), tree.depth[0].tolist()
+    strong = [True] * len(tokens)
+    for node in range(1, len(tokens)):
+        strong[node] = strong[parents[node]] and depth[node] < count and tokens[node] == emitted[depth[node] - 1]
+    return {
+        "parents": parents,
+        "labels": [repr(engine.backbone.tokenizer.decode([token]))[1:-1] or "?" for token in tokens],
+        "strong": strong,
+        "title": f"one round of an answer: {len(tokens)} nodes verified, {count - 1} guesses right (green), and the bonus token",
+    }

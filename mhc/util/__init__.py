@@ -1,0 +1,1 @@
+"""What belongs to no room: whole files, journals, values from the environment."""

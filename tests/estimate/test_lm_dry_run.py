@@ -1,0 +1,198 @@
+"""The dry run of a language model: what is rehearsed is what a real step holds, and every full-size recipe is told."""
+
+import json
+import re
+
+import pytest
+import torch
+import yaml
+from transformers import AutoConfig
+
+import run
+from datamodules import ConversationData, PreferenceData
+from datamodules.survey import survey
+from mhc.backbone.model import Backbone, load_tokenizer
+from mhc.estimate.fake_step import Held
+from mhc.estimate.lm import Step, put_adapters, rehearse
+from mhc.lm.lora import LoRA, adapt
+from mhc.lm.objectives import Distillation, NextToken, Preference
+from tests.commands.test_command_line import ROOT
+from tests.conftest import ARCHITECTURES, tiny_backbone
+from tests.lm.test_models import sizes_of
+from tests.lm.test_objectives import a_module, tokenizer  # noqa: F401 (a fixture)
+
+RECIPES = {  # learning rate, rows, accumulation, length: all rates, and pretraining and tuning whole, are MiniMind's
+    "pretrain": (5e-4, 32, 8, 512),
+    "sft": (5e-5, 32, None, 512),
+    "lora": (5e-5, 32, None, 512),
+    "dpo": (4e-8, 4, None, 1024),
+    "distill": (5e-6, 32, None, 512),
+    "reason": (1e-6, 8, None, 1024),
+}
+
+
+def rehearsed(name: str, **sizes):
+    return AutoConfig.for_model(name, **(ARCHITECTURES[name] | sizes))
+
+
+# ---- what is counted
+
+
+@pytest.mark.parametrize("objective", ["next token", "adapters", "preference", "distillation"])
+def test_a_rehearsed_step_counts_what_a_real_one_holds(tokenizer, tmp_path, objective):  # noqa: F811
+    """LMModule's own step on real tensors: bytes within a quarter (the objectives also look at values)."""
+    rows, length, lora, more = 4, 60, None, {}
+    kind = NextToken()
+    if objective == "preference":
+        kind, more = Preference(), {"reference": torch.zeros(rows)}
+    if objective == "distillation":
+        a_module(tokenizer, NextToken(), width=48).save_pretrained(tmp_path / "teacher", torch.float32)
+        kind = Distillation(str(tmp_path / "teacher"))
+        kind.teacher = Backbone.load(str(tmp_path / "teacher"), decoding=False)
+    if objective == "adapters":
+        pytest.importorskip("peft")
+        lora = LoRA(rank=4)
+    module = a_module(tokenizer, kind, width=64, lora=lora)
+    teacher = kind.teacher if objective == "distillation" else None
+    batch = {"ids": torch.full((rows, length), 5), "mask": torch.ones(rows, length, dtype=torch.bool), **more}
+    there = [part for part in (module, teacher and teacher.model) if part]
+    with Held([*(p for part in there for p in (*part.parameters(), *part.buffers())), *batch.values()]) as held:
+        module.objective(module, **batch)["loss"][0].backward()
+    step = Step(rows, length, rows * (length - 1), pairs=objective == "preference")
+    found = rehearse(module.model.config, step, lora, teacher and teacher.model.config)
+    assert found.drafter.total == sum(p.numel() for p in module.parameters() if p.requires_grad)
+    assert found.backbone.total == {"adapters": module.model.num_parameters() - found.drafter.total}.get(
+        objective, teacher.parameter_count if teacher else 0
+    )
+    assert found.heads == pytest.approx(held.most, rel=0.25)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_architecture_is_rehearsed(name):
+    """Three times a forward's two operations a weight, of experts those that a token meets; packed or not."""
+    config = rehearsed(name)
+    for packed in (False, True):
+        found = rehearse(config, Step(2, 40, 78, packed=packed))
+        layers, all_of = found.drafter.parts["layers"], found.drafter.total
+        least = 0.4 * layers if "num_local_experts" in ARCHITECTURES[name] or name == "qwen3_moe" else 0.9 * layers
+        assert 6 * least * 80 < found.heads_operations < 1.6 * 6 * all_of * 80
+        assert found.heads > 4 * all_of  # the gradients alone
+
+
+@pytest.mark.parametrize("name", ["dense-26m", "moe-198m"])
+def test_operations_are_six_a_token_and_active_weight(name):
+    found = rehearse(AutoConfig.for_model(**sizes_of(name)), Step(1, 256, 255, packed=True), autocast=torch.bfloat16)
+    active = {"dense-26m": 25_829_888, "moe-198m": 63_936_768}[name]
+    assert found.heads_operations / 256 == pytest.approx(6 * active, rel=0.05)
+
+
+def test_what_waits_and_what_is_cast_is_counted():
+    """Accumulated gradients stand beside the activations; autocast halves what is kept of these."""
+    config = rehearsed("llama", hidden_size=64, intermediate_size=192)
+    plain, waiting, half = (
+        rehearse(config, Step(8, 100, 800, accumulated=accumulated), autocast=autocast)
+        for accumulated, autocast in ((False, None), (True, None), (False, torch.bfloat16))
+    )
+    assert 0 < waiting.heads - plain.heads <= 4 * plain.drafter.total
+    assert half.heads < plain.heads
+
+
+@pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "v_proj"], r".*\.0\..*_proj"])
+def test_adapters_stand_where_peft_puts_them(targets):
+    pytest.importorskip("peft")
+    found = []
+    for put in (adapt, put_adapters):
+        model = tiny_backbone("qwen3").model
+        put(model, LoRA(rank=3, targets=targets))
+        found.append(sorted(tuple(p.shape) for p in model.parameters() if p.requires_grad))
+    assert found[0] == found[1] and found[0]
+
+
+def test_targets_and_pairs_are_surveyed(tmp_path):
+    """The model learns from every supervised token but a row's first, heads from those before two; of pairs both rows."""
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text("".join(json.dumps({"text": f"document number {i} of some"}) + "\n" for i in range(30)))
+    data = ConversationData(str(texts), supervise="all", batch_size=4)
+    data.tokenizer = load_tokenizer("pocket")
+    seen, heads = survey(data, 0, heads=False), survey(data, 0)
+    assert (seen.anchors, heads.anchors) == (seen.tokens - seen.rows, seen.tokens - 2 * seen.rows)
+    pairs = tmp_path / "pairs.jsonl"
+    rows = [{"prompt": f"What is {i}?", "chosen": "A number.", "rejected": "No, no, no."} for i in range(30)]
+    pairs.write_text("".join(map(lambda row: json.dumps(row) + "\n", rows)))
+    data = PreferenceData(str(pairs), batch_size=4)
+    data.tokenizer = load_tokenizer("pocket")
+    seen, (batches, _) = survey(data, 0, heads=False), data.batches("train")
+    assert (seen.rows, seen.batches) == (len(batches), -(-len(batches) // 4))
+    assert seen.tokens == sum(len(ids) for pair in batches.pairs for ids, _ in pair)
+
+
+# ---- as a user meets it
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Data of each kind, and a model of 5 M parameters of which there is nothing but config and tokenizer."""
+    at = tmp_path_factory.mktemp("full")
+    words = "some words to learn from, "
+    rows = {
+        "pretrain": [{"text": f"Document {i}: {words * 9}"} for i in range(40)],
+        "dpo": [{"prompt": f"What is {i}?", "chosen": words, "rejected": words * 2} for i in range(40)],
+        "chats": [{"question": f"What is {i}?", "answer": words * 9} for i in range(40)],
+    }
+    for name, lines in rows.items():
+        (at / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    AutoConfig.for_model(**(sizes_of("dense-5m") | {"vocab_size": 3072})).save_pretrained(at / "model")
+    load_tokenizer("pocket").save_pretrained(at / "model")
+    return at
+
+
+def recipe(stage: str, folder) -> list[str]:
+    """The arguments of a stage at full size, as its file tells them, on this folder's model and data."""
+    parts = ["training", stage, f"full/{stage}", *(["models/qwen3-64m"] if stage == "pretrain" else [])]
+    files = [*(f"configs/lm/{part}.yaml" for part in parts), "configs/trainer/gpu.yaml"]
+    data = folder / f"{stage}.jsonl"
+    chosen = ["--data.path", str(data if data.exists() else folder / "chats.jsonl")]
+    own = (
+        ["--model.tokenizer", str(folder / "model")]
+        if stage == "pretrain"
+        else ["--model.model", str(folder / "model")]
+    )
+    if stage == "distill":
+        own += ["--model.tokenizer", "null", "--model.objective.teacher", "pocket"]
+    return ["fit", *(flag for file in files for flag in ("--config", str(ROOT / file))), *chosen, *own]
+
+
+@pytest.mark.parametrize("stage", RECIPES)
+def test_every_recipe_is_told(stage, folder, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert run.main([*recipe(stage, folder), "--trainer.default_root_dir", str(out), "--dry_run", "24"]) == 0
+    told = capsys.readouterr().out
+    sizes = sizes_of("dense-5m")
+    whole = 63_912_192 if stage == "pretrain" else 4_951_296 + (3072 - sizes["vocab_size"]) * sizes["hidden_size"]
+    assert f"{whole:,}" in told and "of 24.00" in told and not out.exists()
+    for word in ("memory", "optimizer's moments", "at its highest", "data", "steps of", "disk", "time", "a token"):
+        assert word in told
+    assert ("adapters of rank 16" in told, "the teacher" in told) == (stage == "lora", stage == "distill")
+
+
+@pytest.mark.parametrize("stage", RECIPES)
+def test_a_recipe_is_as_its_comment_says(stage):
+    chosen = yaml.safe_load((ROOT / f"configs/lm/full/{stage}.yaml").read_text())
+    data, rate = chosen["data"]["init_args"], chosen["model"]["init_args"]["learning_rate"]
+    accumulated = chosen.get("trainer", {}).get("accumulate_grad_batches")
+    assert (rate, data["batch_size"], accumulated, data["max_length"]) == RECIPES[stage]
+
+
+def test_what_does_not_fit_is_one_line_and_advice_fits(folder, tmp_path, capsys):
+    chosen = [*recipe("sft", folder), "--trainer.default_root_dir", str(tmp_path / "run")]
+    assert run.main([*chosen, "--dry_run", "2"]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: ") and told.count("\n") == 1
+    rows, accumulated = map(int, re.search(r"batch_size (\d+) fits.*grad_batches (\d+)", told).groups())
+    assert rows * accumulated == 32
+    advised = ["--data.batch_size", str(rows), "--trainer.accumulate_grad_batches", str(accumulated)]
+    assert run.main([*chosen, "--dry_run", "2", *advised]) == 0
+    assert run.main([*chosen, "--dry_run", "1.01"]) == 2
+    assert "lora.yaml" in capsys.readouterr().err
+    assert run.main([*chosen, "--dry_run", "--model.model", str(tmp_path / "none")]) == 2
+    assert str(tmp_path / "none") in capsys.readouterr().err
