@@ -37,6 +37,7 @@ from mhc.serve.writing import ChatWriter, TextWriter, Writer
 from mhc.text.encoding import prompt_ids
 
 PAGE = Path(__file__).parent / "page"
+SHOWN = (".css", ".html", ".js", ".svg")  # of its files those that a browser asks for
 KEEP_ALIVE = 15.0  # seconds without a word, after which proxies and clients grow uneasy
 EMBEDDED = 512  # tokens read at once for embeddings, or one input: answers have a round between two such batches
 NOTICE = 0.5  # seconds until a client that left is noticed
@@ -267,10 +268,12 @@ def build(engine: Engine, name: str, limits: Limits) -> FastAPI:
 
     @app.get("/", include_in_schema=False)
     async def page() -> Response:
-        return _file("index.html")
+        return _page_file("index.html")
 
-    for file in sorted(PAGE.glob("*.*")):
-        app.add_api_route(f"/{file.name}", lambda file=file: _file(file.name), include_in_schema=False)
+    for file in sorted(PAGE.rglob("*.*")):
+        if file.suffix in SHOWN:
+            name_in_page = file.relative_to(PAGE).as_posix()
+            app.add_api_route(f"/{name_in_page}", partial(_page_file, name_in_page), include_in_schema=False)
 
     _explain(app, server)
     publish(app, name, engine.backbone.width)
@@ -279,7 +282,7 @@ def build(engine: Engine, name: str, limits: Limits) -> FastAPI:
     return app
 
 
-def _file(name: str) -> Response:
+def _page_file(name: str) -> Response:
     return FileResponse(PAGE / name, headers={"Content-Security-Policy": ONLY_OWN, "Cache-Control": "no-cache"})
 
 

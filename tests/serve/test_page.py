@@ -83,7 +83,7 @@ def choose(page, group: str, name: str) -> None:
 
 def kept(page) -> list[dict]:
     found = page.evaluate(
-        "Object.keys(localStorage).filter(k => k.startsWith('mhc.text.encoding.')).map(k => localStorage[k])"
+        "Object.keys(localStorage).filter(k => k.startsWith('mhc.chat.')).map(k => localStorage[k])"
     )
     return [json.loads(chat) for chat in found]
 
@@ -300,7 +300,42 @@ def test_markdown_can_be_drawn_wherever_it_is_cut(opened, fake):
         }""",
         ODD.removesuffix("```") + "```" + more,
     )
-    assert drawn[2:] == ["https://outside.example/a_b_c", "https://b.example", "https://a.example", "https://c.example"]
+    # An address as the text of a link is no second link: HTML has no link in a link.
+    assert drawn[2:] == ["https://outside.example/a_b_c", "https://b.example", "https://c.example"]
+
+
+COLOURED = """# a **b** #
+
+x [b](http://b.example/) b \\* *x**y <http://b.example> http://b.example/b `` b ` b `` &amp; ![b](http://b/)
+
+> b
+> 1. 1 b  \r
+>    b ~~b~~
+>
+>    ```b
+>      b
+>    ```
+
+| b \\| b | `b` |
+|:-:|--:|
+| x | b | b"""
+
+
+@pytest.mark.parametrize("letter", ["b", "1", "x"])
+def test_colours_are_those_of_the_source(opened, fake, letter):
+    """One letter is green, wherever it is: in the text that is drawn all of it is and nothing else, the marks being left out."""
+    page = opened(fake.url)
+    green, text = page.evaluate(
+        """async ([source, letter]) => {
+            const { showMarkdown } = await import("/markdown.js");
+            const root = document.createElement("div");
+            showMarkdown(root, source, [...source].map((character) => character === letter));
+            for (const unflagged of root.querySelectorAll(".bar")) unflagged.remove();
+            return [[...root.querySelectorAll(".guessed")].map((run) => run.textContent).join(""), root.textContent];
+        }""",
+        [COLOURED, letter],
+    )
+    assert len(green) == text.count(letter) > 0 and set(green) == {letter}
 
 
 def test_conversations_are_renamed_deleted_and_brought_back(opened, fake):
@@ -335,7 +370,7 @@ def test_conversations_are_renamed_deleted_and_brought_back(opened, fake):
 def test_a_browser_that_is_full_or_holds_rubbish(opened, fake):
     page = opened(fake.url)
     page.evaluate(
-        "localStorage['mhc.text.encoding.a'] = '{broken'; localStorage['mhc.text.encoding.b'] = JSON.stringify({id: 'b', turns: 3})"
+        "localStorage['mhc.chat.a'] = '{broken'; localStorage['mhc.chat.b'] = JSON.stringify({id: 'b', turns: 3})"
     )
     page.evaluate(
         "localStorage['mhc.settings'] = JSON.stringify({temperature: 'hot', view: 'colours', mode: 'none such'})"

@@ -1,6 +1,9 @@
-// Markdown to elements. Text of a model is only ever text here: nothing is parsed as HTML, no picture is fetched, and a
-// link leads to http, https or mail or is no link. Every character remembers whether the heads guessed it, so that colours
-// survive: `flags[i]` belongs to `source[i]`, and a line is a run of the source, its text and where that starts.
+// Markdown to elements. markdown-it parses, and DOMPurify lets only the elements of Markdown into the page: HTML in an answer
+// is shown as text, no picture is fetched, and a link leads to http, https or mail. Every character remembers whether the
+// heads guessed it, so that colours survive the drawing: `flags[i]` belongs to `source[i]`.
+
+import "./vendor/markdown-it.min.js"; // both set a global, as they are no modules
+import "./vendor/purify.min.js";
 
 export function el(tag, properties = {}, ...children) {
   const { dataset, ...rest } = properties;
@@ -13,114 +16,15 @@ export function el(tag, properties = {}, ...children) {
 
 // Show `source` in `root`; blocks that did not change keep their elements (and what the reader has selected in them).
 export function showMarkdown(root, source, flags) {
-  let at = 0;
-  const lines = source.split("\n").map((text) => ({ text, from: (at += text.length + 1) - text.length - 1 }));
-  const found = blocks(lines);
-  found.forEach((block, index) => {
-    const key = `${block.kind} ${block.lines.map((line) => line.text).join("\n")}`;
-    const there = root.children[index];
-    if (there?.key === key) return;
-    const element = Object.assign(drawBlock(block, flags), { key });
-    if (there) there.replaceWith(element);
+  const blocks = htmlOfBlocks(source.replaceAll("\r", " "), flags); // markdown-it would drop \r, and move every flag behind it
+  blocks.forEach((html, index) => {
+    const shown = root.children[index];
+    if (shown?.html === html) return;
+    const element = Object.assign(elementOf(html), { html });
+    if (shown) shown.replaceWith(element);
     else root.append(element);
   });
-  while (root.children.length > found.length) root.lastChild.remove();
-}
-
-const FENCE = /^\s{0,3}(`{3,}|~{3,})\s*([\w+#.-]*)[^`]*$/;
-const HEADING = /^\s{0,3}(#{1,6})\s+/;
-const RULE = /^\s{0,3}([-*_])(\s*\1){2,}\s*$/;
-const QUOTE = /^\s{0,3}>\s?/;
-const ITEM = /^(\s*)([-*+]|\d{1,9}[.)])\s+(?=\S)/;
-const DIVIDER = /^\s*\|?\s*:?-+:?\s*(\|\s*:?-+:?\s*)*\|?\s*$/;
-
-const cut = (line, count) => ({ text: line.text.slice(count), from: line.from + Math.min(count, line.text.length) });
-const isTable = (line, next) => line.text.includes("|") && next?.text.includes("|") && DIVIDER.test(next.text);
-const startsBlock = (line, next) =>
-  [FENCE, HEADING, RULE, QUOTE, ITEM].some((start) => start.test(line.text)) || isTable(line, next);
-
-function blocks(lines) {
-  const found = [];
-  for (let i = 0; i < lines.length; ) {
-    const first = lines[i];
-    const take = (kind, more, extra) => {
-      const start = i++;
-      while (i < lines.length && more(lines[i], lines[i + 1])) i++;
-      found.push({ kind, lines: lines.slice(start, i), ...extra });
-    };
-    const fence = first.text.match(FENCE);
-    if (!first.text.trim()) i++;
-    else if (fence) {
-      take("code", (line) => !(line.text.trim().startsWith(fence[1]) && /^[`~]+$/.test(line.text.trim())));
-      i++; // the closing fence
-    } else if (HEADING.test(first.text)) take("heading", () => false);
-    else if (RULE.test(first.text)) take("rule", () => false);
-    else if (QUOTE.test(first.text)) take("quote", (line) => QUOTE.test(line.text));
-    else if (ITEM.test(first.text)) {
-      const ordered = /^\s*\d/.test(first.text);
-      const indent = first.text.match(ITEM)[1].length;
-      take(ordered ? "ol" : "ul", (line, next) => {
-        const item = line.text.match(ITEM);
-        if (item && item[1].length <= indent + 1) return /\d/.test(item[2]) === ordered;
-        if (!line.text.trim()) return next && (/^\s{2,}\S/.test(next.text) || ITEM.test(next.text));
-        return item || /^\s{2,}/.test(line.text) || !startsBlock(line, next);
-      });
-    } else if (isTable(first, lines[i + 1])) take("table", (line) => line.text.includes("|"));
-    else take("paragraph", (line, next) => line.text.trim() && !startsBlock(line, next));
-  }
-  return found;
-}
-
-function drawBlock({ kind, lines }, flags) {
-  const first = lines[0].text;
-  if (kind === "code") return drawCode(lines.slice(1), first.match(FENCE)[2], flags);
-  if (kind === "rule") return el("hr");
-  if (kind === "heading") {
-    const mark = first.match(HEADING);
-    return inline(el(`h${Math.min(6, mark[1].length + 2)}`), [cut(lines[0], mark[0].length)], flags);
-  }
-  if (kind === "quote") {
-    const inner = blocks(lines.map((line) => cut(line, line.text.match(QUOTE)[0].length)));
-    return el("blockquote", {}, ...inner.map((block) => drawBlock(block, flags)));
-  }
-  if (kind === "ol" || kind === "ul") return drawList(kind, lines, flags);
-  if (kind === "table") return drawTable(lines, flags);
-  return inline(el("p"), lines, flags);
-}
-
-function drawList(kind, lines, flags) {
-  const list = el(kind, kind === "ol" ? { start: parseInt(lines[0].text, 10) } : {});
-  const indent = lines[0].text.match(ITEM)[1].length;
-  const items = [];
-  let width = 0;
-  for (const line of lines) {
-    const mark = line.text.match(ITEM);
-    if (mark && mark[1].length <= indent + 1) items.push([cut(line, (width = mark[0].length))]);
-    else items.at(-1).push(cut(line, Math.min(width, line.text.match(/^\s*/)[0].length)));
-  }
-  for (const item of items) {
-    const inner = blocks(item);
-    const tight = inner[0]?.kind === "paragraph" ? inline(el("span"), inner.shift().lines, flags) : "";
-    list.append(el("li", {}, tight, ...inner.map((block) => drawBlock(block, flags))));
-  }
-  return list;
-}
-
-function drawTable(lines, flags) {
-  const row = (tag) => (line) => {
-    const cells = [...line.text.matchAll(/(?:\\.|`[^`]*`|[^|])+/g)].filter((cell, i, all) => cell[0].trim() || (i && i < all.length - 1));
-    return el("tr", {}, ...cells.map((cell) => inline(el(tag), [{ text: cell[0].trimEnd(), from: line.from + cell.index }], flags)));
-  };
-  const body = lines.slice(2).map(row("td"));
-  return el("div", { className: "scroll", tabIndex: 0 }, el("table", {}, el("thead", {}, row("th")(lines[0])), el("tbody", {}, ...body)));
-}
-
-function drawCode(lines, language, flags) {
-  const code = el("code");
-  lines.forEach((line) => put(code, `${line.text}\n`, (i) => flags[line.from + i]));
-  const copy = el("button", { type: "button", className: "copy", textContent: "Copy" });
-  copy.addEventListener("click", () => copyText(code.textContent, copy));
-  return el("div", { className: "code" }, el("div", { className: "bar" }, el("span", {}, language || "code"), copy), el("pre", { tabIndex: 0 }, code));
+  while (root.children.length > blocks.length) root.lastChild.remove();
 }
 
 export async function copyText(text, button) {
@@ -134,55 +38,116 @@ export async function copyText(text, button) {
   setTimeout(() => (button.textContent = label), 1500);
 }
 
+// Underlined headings and indented code are off, as a half-streamed list or an indented line would look like them; entities
+// are shown as written. The other rules join texts, which would lose where each came from.
+const parser = markdownit({ linkify: true, maxNesting: 40 }).disable(["lheading", "code", "entity"]);
+parser.core.ruler.disable(["linkify", "text_join"]);
+parser.inline.ruler2.disable("fragments_join");
+parser.validateLink = (address) => /^(https?:\/\/|mailto:)/i.test(address);
+parser.normalizeLinkText = (text) => text;
+
+const ALLOWED = {
+  ALLOWED_TAGS: "a blockquote code del div em h3 h4 h5 h6 hr li ol p pre s span strong table tbody td th thead tr ul #text".split(" "),
+  ALLOWED_ATTR: ["class", "href", "start", "tabindex"],
+  ADD_URI_SAFE_ATTR: ["start", "tabindex"], // are not tested as addresses
+  ALLOWED_URI_REGEXP: /^(https?:\/\/|mailto:)/i,
+  RETURN_DOM_FRAGMENT: true,
+};
+
+function elementOf(html) {
+  const element = DOMPurify.sanitize(html, ALLOWED).firstElementChild;
+  for (const link of element.querySelectorAll("a")) Object.assign(link, { target: "_blank", rel: "noopener noreferrer" });
+  for (const bar of [element, ...element.querySelectorAll("*")].filter((each) => each.className === "bar")) {
+    const copy = el("button", { type: "button", className: "copy", textContent: "Copy" });
+    copy.addEventListener("click", () => copyText(bar.nextElementSibling.textContent, copy));
+    bar.append(copy);
+  }
+  return element;
+}
+
+function htmlOfBlocks(source, flags) {
+  const env = { flags };
+  const blocks = [];
+  let open = [];
+  for (const token of parser.parse(source, env)) {
+    open.push(token);
+    if (token.level > 0 || token.nesting === 1) continue;
+    blocks.push(parser.renderer.render(open, parser.options, env));
+    open = [];
+  }
+  return blocks;
+}
+
+// Where tokens come from. markdown-it knows the lines of a block, but not the place of a text in its line: so before any other
+// rule this one notes the place that parsing has reached, for the token that will be the next (a text may be pending before it).
+parser.inline.ruler.before("text", "places", (state, silent) => {
+  if (!silent) (state.tokens.places ??= [])[state.tokens.length + (state.pending ? 1 : 0)] = state.pos;
+  return false;
+});
+
+// Give every token that shows text its flags, one a character, as token.meta.
+parser.core.ruler.after("inline", "flags", ({ src, tokens, env }) => {
+  const lines = [];
+  for (const text of src.split("\n")) lines.push({ text, start: lines.length ? lines.at(-1).start + lines.at(-1).text.length + 1 : 0 });
+  // A block's content is the end of each of its lines, behind marks and indents.
+  const flagsOfLines = (content, first) =>
+    content.split("\n").flatMap((text, i) => {
+      const line = lines[first + i] ?? lines.at(-1);
+      const start = line.start + Math.max(0, line.text.lastIndexOf(text));
+      return Array.from({ length: text.length + 1 }, (_, place) => env.flags[start + place]);
+    });
+  let row; // of a table
+  let column;
+  for (const token of tokens) {
+    if (token.tag[0] === "h" && token.markup[0] === "#") token.tag = `h${Math.min(6, token.markup.length + 2)}`;
+    else if (token.type === "fence") token.meta = flagsOfLines(token.content, token.map[0] + 1);
+    else if (token.type === "tr_open") [row, column] = [lines[token.map[0]], 0];
+    else if (["th_open", "td_open"].includes(token.type)) token.attrs = null; // a style, which the policy of the page forbids
+    else if (token.type === "inline" && token.map) flagChildren(token, flagsOfLines(token.content, token.map[0]));
+    else if (token.type === "inline") {
+      const next = (letter) => (column = row.text.indexOf(letter, column) + 1); // one by one, as \| has become |
+      flagChildren(token, token.content.split("").map((letter) => env.flags[row.start + next(letter) - 1]));
+    }
+  }
+});
+
+function flagChildren({ content, children }, flags) {
+  const line = content.replaceAll("\n", " "); // as code has it
+  let place = 0;
+  children.forEach((child, i) => {
+    if (!child.content) return;
+    place = Math.max(place, children.places?.[i] ?? 0);
+    place = Math.max(place, line.indexOf(child.content.replaceAll("\n", " "), place));
+    child.meta = flags.slice(place, (place += child.content.length));
+  });
+}
+
 // Text as runs of one colour.
-function put(parent, text, flag) {
-  for (let start = 0, i = 1; i <= text.length; i++) {
-    if (i < text.length && !flag(i) === !flag(start)) continue;
-    const run = text.slice(start, i);
-    parent.append(flag(start) ? el("span", { className: "guessed" }, run) : run);
-    start = i;
+function coloured({ content, meta }) {
+  let html = "";
+  for (let start = 0, end = 1; end <= content.length; end++) {
+    if (end < content.length && !meta?.[end] === !meta?.[start]) continue;
+    const run = parser.utils.escapeHtml(content.slice(start, end));
+    html += meta?.[start] ? `<span class="guessed">${run}</span>` : run;
+    start = end;
   }
+  return html;
 }
 
-const INLINE = new RegExp(
-  [
-    /\\(?<escaped>[\\`*_{}[\]()#+.!|~>-])/,
-    /(?<ticks>`+)(?<code>[^`]|[^`].*?[^`])\k<ticks>(?!`)/,
-    /!?\[(?<label>[^[\]]*)\]\((?<address>[^\s()]+)[^()\n]*\)/,
-    /(?<bare>https?:\/\/[^\s<>"'`*)\]]*[^\s<>"'`*)\].,:;!?])/,
-    /(?<two>\*\*|__|~~)(?=\S)(?<loud>.+?)(?<=\S)\k<two>/,
-    /(?<![\w*])(?<one>[*_])(?![\s*_])(?<soft>[^*_]+?)(?<=\S)\k<one>(?![\w*])/,
-  ].map((part) => part.source).join("|"),
-  "dgs",
-);
-
-function inline(parent, lines, flags) {
-  const text = lines.map((line) => line.text).join("\n");
-  const places = lines.flatMap((line) => Array.from({ length: line.text.length + 1 }, (_, i) => line.from + i));
-  span(parent, text, (i) => flags[places[i]]);
-  return parent;
-}
-
-function span(parent, text, flag) {
-  let done = 0;
-  for (const found of text.matchAll(INLINE)) {
-    const { groups } = found;
-    const inner = (name, tag, properties) => {
-      const [start, end] = found.indices.groups[name];
-      const element = el(tag, properties);
-      (name === "code" || name === "bare" ? put : span)(element, text.slice(start, end), (i) => flag(start + i));
-      return element;
-    };
-    const before = done;
-    put(parent, text.slice(done, found.index), (i) => flag(before + i));
-    done = found.index + found[0].length;
-    if (groups.escaped) put(parent, groups.escaped, () => flag(found.index + 1));
-    else if (groups.code) parent.append(inner("code", "code"));
-    else if (groups.loud) parent.append(inner("loud", groups.two === "~~" ? "del" : "strong"));
-    else if (groups.soft) parent.append(inner("soft", "em"));
-    else if (groups.bare || /^(https?:\/\/|mailto:)/i.test(groups.address))
-      parent.append(inner(groups.bare ? "bare" : "label", "a", { href: groups.bare ?? groups.address, target: "_blank", rel: "noopener noreferrer" }));
-    else put(parent, found[0], (i) => flag(found.index + i));
-  }
-  put(parent, text.slice(done), (i) => flag(done + i));
-}
+const rule = (draw) => (tokens, i) => draw(tokens[i]);
+Object.assign(parser.renderer.rules, {
+  text: rule(coloured),
+  text_special: rule(coloured),
+  softbreak: () => "\n",
+  hardbreak: () => "\n",
+  code_inline: rule((token) => `<code>${coloured(token)}</code>`),
+  image: rule((token) => `<a href="${parser.utils.escapeHtml(token.attrGet("src"))}">${coloured(token)}</a>`),
+  paragraph_open: rule((token) => (token.hidden ? "<span>" : "<p>")), // hidden: in a list without blank lines
+  paragraph_close: rule((token) => (token.hidden ? "</span>" : "</p>")),
+  table_open: () => '<div class="scroll" tabindex="0"><table>',
+  table_close: () => "</table></div>",
+  fence: rule((token) => {
+    const language = parser.utils.escapeHtml(token.info.trim().split(/\s+/)[0] || "code");
+    return `<div class="code"><div class="bar"><span>${language}</span></div><pre tabindex="0"><code>${coloured(token)}</code></pre></div>`;
+  }),
+});

@@ -1,7 +1,7 @@
 // What this browser remembers: every conversation under a key of its own, so that two tabs do not overwrite each other's,
 // and the settings. Where the browser keeps nothing (private windows, storage full) the page works on without.
 
-const CHAT = "mhc.text.encoding.";
+const CHAT = "mhc.chat.";
 const SETTINGS = "mhc.settings";
 
 // A conversation: {id, title, changed, turns: [{question, answers: [answer, ...]}]}, two answers where both ways were asked.
