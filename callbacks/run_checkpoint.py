@@ -13,8 +13,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -26,12 +24,6 @@ from mhc.reports.run_logs import whole_rows
 from mhc.util.files import write_atomically
 
 LAST = "last.ckpt"
-
-
-def reseed(trainer: Trainer, seed: int, index: int) -> None:
-    """Dice for a batch that hang on the run's seed, the process, the epoch and the batch's number in it alone."""
-    source = np.random.SeedSequence([seed, trainer.global_rank, trainer.current_epoch, index])
-    torch.manual_seed(int(source.generate_state(1, np.uint64)[0]))
 
 
 class RunCheckpoint(Callback):

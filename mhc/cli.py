@@ -13,7 +13,7 @@ from typing import Any
 
 import jsonargparse
 import yaml
-from jsonargparse import ArgumentError
+from jsonargparse import ArgumentError, Namespace
 from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.warnings import PossibleUserWarning
@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from callbacks.run_checkpoint import RunCheckpoint
 from mhc.checkpoints.training_file import CheckpointFiles, newest_whole, previous, require_whole
 from mhc.errors import UserError
-from mhc.estimate.dry_run import choose_batch_size, dry_run
+from mhc.estimate.choose import choose_batch_size, dry_run
 from mhc.training.trainer_settings import require_trainer
 from mhc.util.env_values import Parser, hidden
 
@@ -36,8 +36,8 @@ TRIED = re.compile(
 )
 
 
-class Told(Exception):
-    """A dry run is over: nothing is to be instantiated."""
+class DryRunFinished(Exception):
+    """Raised after a dry run: nothing is to be instantiated."""
 
 
 class CLI(LightningCLI):
@@ -61,12 +61,12 @@ class CLI(LightningCLI):
         require_trainer(chosen.trainer, (chosen.model.get("init_args") or {}).get("dtype", "float32"), chosen.dry_run)
         folder = Path(chosen.trainer.default_root_dir or ".")
         if chosen.auto_batch_size and self.subcommand == "fit":
-            choose_batch_size(chosen, folder)
+            choose_batch_size(chosen, self.instantiate, folder)
         if chosen.dry_run is not None:
             if self.subcommand != "fit":
                 raise UserError(f"--dry_run tells what `fit` would take: `{self.subcommand}` has none")
-            dry_run(chosen, chosen.dry_run).tell()
-            raise Told
+            dry_run(chosen, self.instantiate, chosen.dry_run).print()
+            raise DryRunFinished
         named = chosen.get("ckpt_path")
         if named is None and self.subcommand != "fit":
             if kept(folder / "best.ckpt"):
@@ -84,6 +84,10 @@ class CLI(LightningCLI):
                     logger.init_args.mode = "offline"
         if self.subcommand == "test":
             chosen["verbose"] = False  # the decode benchmark prints one table, with what matters
+
+    def instantiate(self, part: Namespace) -> Namespace:
+        """The objects of a part of the settings (its model, its data), as the run would make them."""
+        return self._parser(self.subcommand).instantiate_classes(part)
 
     def found(self, named: str, folder: Path) -> str | None:
         """The whole checkpoint that is meant by `last`, `best` or a path; None where a run was stopped before its first."""
@@ -124,7 +128,7 @@ def main(arguments: list[str]) -> int:
             parser_class=Parser,
             parser_kwargs={"parser_mode": "omegaconf+", "exit_on_error": False},
         )
-    except Told:
+    except DryRunFinished:
         return 0
     except ArgumentError as error:
         raise UserError(shorten(str(error))) from error

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from callbacks.run_checkpoint import reseed
 from mhc.backbone.model import load_model, load_tokenizer, packed_options
 from mhc.backbone.packing import Packing, real_positions
 from mhc.distributed.sharding import averaged, shares_of
@@ -22,7 +21,7 @@ from mhc.errors import UserError
 from mhc.lm.experts import FIGURES, balance, routed_config, usage
 from mhc.lm.lora import LoRA, adapt
 from mhc.lm.objectives import Figures, NextToken, Objective
-from mhc.training.optimization import optimize
+from mhc.training.optimization import optimize, reseed
 
 
 class LMModule(LightningModule):

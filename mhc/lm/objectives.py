@@ -9,19 +9,18 @@ at position t predicts token t+1.
 
 import re
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
+from lightning import Trainer
 from torch import Tensor
 from torch.nn.functional import logsigmoid
+from transformers import PreTrainedTokenizerBase
 
 from mhc.backbone.model import Backbone
 from mhc.backbone.packing import Packing
 from mhc.errors import UserError
 from mhc.training.losses import Teacher, chunked_loss, log_probabilities
-
-if TYPE_CHECKING:
-    from mhc.lm.module import LMModule
 
 Figures = dict[str, tuple[Tensor, int]]
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
@@ -33,16 +32,31 @@ def predicted(mask: Tensor, segments: Tensor | None = None) -> Tensor:
     return valid if segments is None else valid & (segments[:, 1:] == segments[:, :-1])
 
 
+class Learner(Protocol):
+    """What objectives use of the module that learns."""
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase: ...
+
+    @property
+    def trainer(self) -> Trainer: ...
+
+    @property
+    def unembedding(self) -> Tensor: ...
+
+    def hidden(self, ids: Tensor, segments: Tensor | None = None) -> Tensor: ...
+
+
 class Objective(ABC):
     """What is learned, with the names of its `figures`."""
 
     figures: tuple[str, ...]
 
-    def begin(self, module: "LMModule") -> None:  # noqa: B027  (most need nothing)
+    def begin(self, module: Learner) -> None:  # noqa: B027  (most need nothing)
         """Called once, when the trainer and its data stand and the model is as it was at the start."""
 
     @abstractmethod
-    def __call__(self, module: "LMModule", ids: Tensor, mask: Tensor, **more: Tensor) -> Figures: ...
+    def __call__(self, module: Learner, ids: Tensor, mask: Tensor, **more: Tensor) -> Figures: ...
 
 
 class NextToken(Objective):
@@ -51,7 +65,7 @@ class NextToken(Objective):
 
     figures = ("loss", "top1")
 
-    def __call__(self, module: "LMModule", ids: Tensor, mask: Tensor, segments: Tensor | None = None) -> Figures:
+    def __call__(self, module: Learner, ids: Tensor, mask: Tensor, segments: Tensor | None = None) -> Figures:
         valid = predicted(mask, segments)
         hidden = module.hidden(ids, segments)[:, :-1][valid]  # (N,D)
         loss, rank, _ = chunked_loss(hidden, (module.unembedding,), ids[:, 1:][valid])
@@ -75,14 +89,14 @@ class Distillation(Objective):
         self.name, self.alpha, self.temperature = teacher, alpha, temperature
         self.teacher: Backbone | None = None
 
-    def begin(self, module: "LMModule") -> None:
+    def begin(self, module: Learner) -> None:
         if self.teacher is None:
             teacher = Backbone.load(self.name, decoding=False)
             if teacher.tokenizer.get_vocab() != module.tokenizer.get_vocab():
                 raise UserError(f"teacher '{self.name}' has other tokens than the student: give both one tokenizer")
             self.teacher = teacher.to(module.trainer.strategy.root_device)
 
-    def __call__(self, module: "LMModule", ids: Tensor, mask: Tensor, segments: Tensor | None = None) -> Figures:
+    def __call__(self, module: Learner, ids: Tensor, mask: Tensor, segments: Tensor | None = None) -> Figures:
         teacher, valid = self.teacher, predicted(mask, segments)
         told = teacher.features(ids, packing=None if segments is None else Packing(segments)).hidden[:, :-1][valid]
         hidden, labels = module.hidden(ids, segments)[:, :-1][valid], ids[:, 1:][valid]  # (N,D), (N,)
@@ -108,7 +122,7 @@ class Reasoning(Objective):
         self.tag_weight = tag_weight
         self._pieces: list[str] = []
 
-    def __call__(self, module: "LMModule", ids: Tensor, mask: Tensor, segments: Tensor | None = None) -> Figures:
+    def __call__(self, module: Learner, ids: Tensor, mask: Tensor, segments: Tensor | None = None) -> Figures:
         if not self._pieces:
             self._pieces = module.tokenizer.batch_decode([[token] for token in range(len(module.tokenizer))])
         valid = predicted(mask, segments)
@@ -145,14 +159,14 @@ class Preference(Objective):
             raise UserError(f"Preference's beta is {beta}: it must be above 0")
         self.beta, self.length_averaged = beta, length_averaged
 
-    def begin(self, module: "LMModule") -> None:
+    def begin(self, module: Learner) -> None:
         data = module.trainer.datamodule
         if not hasattr(data, "refer"):
             raise UserError("preferences are learned from pairs: set data.class_path to datamodules.PreferenceData")
         kind = "mean" if self.length_averaged else "sum"
         data.refer(module, lambda batch: self.answers(module, batch["ids"], batch["mask"]), kind)
 
-    def answers(self, module: "LMModule", ids: Tensor, mask: Tensor) -> Tensor:
+    def answers(self, module: Learner, ids: Tensor, mask: Tensor) -> Tensor:
         """log p (B,) of each row's supervised tokens."""
         valid = predicted(mask)
         hidden = module.hidden(ids)[:, :-1][valid]
@@ -160,7 +174,7 @@ class Preference(Objective):
         sums = each.new_zeros(len(ids)).index_add(0, valid.nonzero()[:, 0], each)
         return sums / valid.sum(dim=1).clamp(min=1) if self.length_averaged else sums
 
-    def __call__(self, module: "LMModule", ids: Tensor, mask: Tensor, reference: Tensor) -> Figures:
+    def __call__(self, module: Learner, ids: Tensor, mask: Tensor, reference: Tensor) -> Figures:
         reward = self.beta * (self.answers(module, ids, mask) - reference)
         chosen, rejected = reward[0::2], reward[1::2]  # (P,)
         real = mask[0::2, 1:].any(dim=1) & mask[1::2, 1:].any(dim=1)  # a process without rows is given a dummy

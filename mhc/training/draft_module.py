@@ -15,14 +15,13 @@ from lightning import LightningModule
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
-from callbacks.run_checkpoint import reseed
 from mhc.backbone.model import Backbone, Features, load_tokenizer, vocabulary_size_of
 from mhc.backbone.packing import Packing
 from mhc.distributed.sharding import averaged, shares_of
 from mhc.drafters import Drafter
 from mhc.errors import UserError
 from mhc.training.losses import OBJECTIVES, Teacher, chunked_loss
-from mhc.training.optimization import optimize, total_steps
+from mhc.training.optimization import optimize, reseed, total_steps
 
 
 def find_anchors(mask: Tensor, counted: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -95,18 +94,19 @@ class DraftModule(LightningModule):
         self.learning_rate, self.weight_decay, self.warmup = learning_rate, weight_decay, warmup
         self.objective, self.distillation_temperature = objective, distillation_temperature
         self.head_weight = head_weight
+        self._make_drafter = drafter
         load = partial(Backbone.load, backbone, dtype=getattr(torch, dtype), decoding=False, quantize=quantize)
         if sharded:
-            self.backbone = None
-            self._tokenizer, self._vocabulary_size = load_tokenizer(backbone), vocabulary_size_of(backbone)
-            self._load, self._drafter = load, drafter
+            self.tokenizer, self.vocabulary_size = load_tokenizer(backbone), vocabulary_size_of(backbone)
+            self._load = load
         else:
-            self._build(load(), drafter)
+            self.build(load())
 
-    def _build(self, backbone: Backbone, drafter: Callable[[Backbone], Drafter]) -> None:
+    def build(self, backbone: Backbone) -> None:
+        """Put the heads on their backbone."""
         self.backbone = backbone
-        self._tokenizer, self._vocabulary_size = backbone.tokenizer, backbone.vocabulary_size
-        self.drafter = drafter(backbone)
+        self.tokenizer, self.vocabulary_size = backbone.tokenizer, backbone.vocabulary_size
+        self.drafter = self._make_drafter(backbone)
         kinds = ("loss", "top1", "top5", "acceptance")
         names = [f"head{head}_{kind}" for head in range(self.drafter.heads) for kind in kinds]
         names += ["expected_tokens_per_step"]
@@ -116,22 +116,14 @@ class DraftModule(LightningModule):
     def configure_model(self) -> None:
         """Called once the strategy's processes stand and the data are there: load what waited for that, and show the
         drafter how often each token is learned from (a run that goes on then takes its answer from the checkpoint)."""
-        if self.backbone is None:
-            self._build(self._load(sharding=getattr(self.trainer.strategy, "sharding", lambda path: {})), self._drafter)
+        if not hasattr(self, "backbone"):
+            self.build(self._load(sharding=getattr(self.trainer.strategy, "sharding", lambda path: {})))
         data = self.trainer.datamodule
         if data is not None and self.trainer.state.fn == "fit":
             learned = np.concatenate([ids[mask] for ids, mask in data.rows("train")])
             frequencies = torch.bincount(torch.from_numpy(learned), minlength=self.vocabulary_size)
             if told := self.drafter.prepare(frequencies):
                 self.print(told)
-
-    @property
-    def tokenizer(self):
-        return self._tokenizer
-
-    @property
-    def vocabulary_size(self) -> int:
-        return self._vocabulary_size
 
     def on_fit_start(self) -> None:
         self.seed = torch.initial_seed()

@@ -21,6 +21,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
+from mhc.backbone.softcap import capped
+
 CHUNK = 512  # C: small enough for a CPU's cache (5x the speed of one piece), 64 MB at V = 32k
 OBJECTIVES = ("ce", "kl", "lk")
 
@@ -42,11 +44,6 @@ class Teacher:
     hidden: Tensor
     weight: Tensor
     temperature: float = 1.0
-
-
-def capped(logits: Tensor, softcap: float | None) -> Tensor:
-    """softcap * tanh(logits / softcap), as Gemma 2 squashes its logits; None leaves them alone."""
-    return logits if softcap is None else softcap * torch.tanh(logits / softcap)
 
 
 class _ChunkedLoss(torch.autograd.Function):

@@ -1,8 +1,10 @@
-"""The optimizer and the learning rate's schedule that every LightningModule here trains with."""
+"""The optimizer, the learning rate's schedule and the random numbers that every LightningModule here trains with."""
 
 import math
 from typing import Any
 
+import numpy as np
+import torch
 from lightning import LightningModule, Trainer
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
@@ -38,3 +40,10 @@ def total_steps(trainer: Trainer) -> int:
     batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
     steps = math.ceil(batches / trainer.accumulate_grad_batches) * trainer.max_epochs
     return steps if trainer.max_steps == -1 else min(steps, trainer.max_steps)
+
+
+def reseed(trainer: Trainer, seed: int, index: int) -> None:
+    """Seed the random numbers of a batch from the run's seed, the process, the epoch and the batch's number in it alone, so
+    that a resumed run draws the same."""
+    source = np.random.SeedSequence([seed, trainer.global_rank, trainer.current_epoch, index])
+    torch.manual_seed(int(source.generate_state(1, np.uint64)[0]))

@@ -9,7 +9,7 @@ from torch import nn
 from mhc.drafters import Cascade, Diffusion, Eagle3, eagle3, schedules
 from mhc.drafters.cascade import SpeculatorCell, speculator_scale
 from mhc.drafters.eagle3 import default_taps
-from mhc.estimate.fake_step import Held
+from mhc.estimate.fake_step import AllocationTracker
 from mhc.training.losses import Teacher, chunked_loss
 
 # ---- masked diffusion: MDLM (arXiv 2406.07524), discrete flow matching (2407.15595)
@@ -285,9 +285,9 @@ def test_eagle3_never_holds_all_weights_of_attention_and_less_with_checkpointing
     for checkpointing in (False, True):
         drafter = Eagle3(backbone, 4, checkpointing=checkpointing)
         features = backbone.features(ids, drafter.taps)
-        with Held([*backbone.parameters(), *drafter.parameters(), *features, ids]) as held:
+        with AllocationTracker([*backbone.parameters(), *drafter.parameters(), *features, ids]) as held:
             eagle3_step(drafter, features, ids)
-        most.append(held.most)
+        most.append(held.peak)
     assert 0.85 * most[0] > most[1] and most[0] < 32 << 20
 
 
