@@ -19,9 +19,7 @@ from mhc.util.files import write_json
 BATCH_SIZE = "batch_size.json"
 
 
-def dry_run(
-    settings: Namespace, instantiate: Callable[[Namespace], Namespace], gib: float | None = None
-) -> DryRun:
+def dry_run(settings: Namespace, instantiate: Callable[[Namespace], Namespace], gib: float | None = None) -> DryRun:
     """The dry run of the module that the settings train; see DryRun. Raises UserError for another project's module."""
     module = class_of(settings.model.class_path)
     if issubclass(module, DraftModule):

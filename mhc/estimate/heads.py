@@ -73,9 +73,7 @@ def run_heads(
 class HeadsDryRun(DryRun):
     """A run that trains draft heads on a frozen backbone."""
 
-    def __init__(
-        self, settings: Namespace, instantiate: Callable[[Namespace], Namespace], gib: float | None = None
-    ):
+    def __init__(self, settings: Namespace, instantiate: Callable[[Namespace], Namespace], gib: float | None = None):
         model = settings.model.init_args
         self.config = load_config(model.backbone)
         waiting = settings.model.clone()

@@ -83,16 +83,16 @@ def run_model(module: LMModule, batch: Batch, autocast: torch.dtype | None = Non
     trained = weigh(module.model, lambda parameter: parameter.requires_grad)
     if module.adapter is not None:
         trained = replace(trained, parts={"adapters": trained.total})
-    frozen = weigh(module.model, lambda parameter: not parameter.requires_grad) if teacher is None else weigh(teacher.model)
+    frozen = (
+        weigh(module.model, lambda parameter: not parameter.requires_grad) if teacher is None else weigh(teacher.model)
+    )
     return StepEstimate(0, tracker.peak, 0, sum(operations), frozen, trained)
 
 
 class LMDryRun(DryRun):
     """A run of LMModule: a new model or a trained one, whole or by adapters, with the teacher that it may have."""
 
-    def __init__(
-        self, settings: Namespace, instantiate: Callable[[Namespace], Namespace], gib: float | None = None
-    ):
+    def __init__(self, settings: Namespace, instantiate: Callable[[Namespace], Namespace], gib: float | None = None):
         unloaded = settings.model.clone()
         model = unloaded.init_args
         model.compile = False

@@ -5,6 +5,7 @@ validations.
 """
 
 from dataclasses import dataclass
+
 import torch
 from jsonargparse import Namespace
 from transformers import PretrainedConfig
