@@ -225,7 +225,7 @@ class Backbone(nn.Module):
         mask: one (1|B,1,N,S) bool per layer type, see `tree_mask`; None means plain causal attention.
         at: unembed only node at[b] (B,) of each row -> logits (B,1,V). compiled: run the fused forward.
         """
-        cache.expect(ids.shape[1])
+        cache.plan_forward(ids.shape[1])
         run = self.compiled() if compiled else self.model.base_model
         mixture = run(
             input_ids=ids,

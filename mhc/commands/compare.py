@@ -164,14 +164,14 @@ def _tuned(folder: Path, drafter, prompts: list[list[int]], max_new_tokens: int,
     from mhc.commands.tune import tune
     from mhc.engine import Engine
     from mhc.evaluation.comparison import SAMPLINGS
-    from mhc.trees.shapes import shape_of
+    from mhc.trees.shapes import parse_tree
 
     trees = {}
     for label, sampling in SAMPLINGS.items():
         path = folder / (TUNED if label == "T=0" else f"tree.{label}.json")
         if not path.exists():
             write_json(path, tune(Engine(drafter.backbone, drafter), prompts, max_new_tokens, sampling, progress))
-        trees[label] = shape_of(json.loads(path.read_text())["tree"])
+        trees[label] = parse_tree(json.loads(path.read_text())["tree"])
     return trees
 
 

@@ -53,7 +53,7 @@ def tune(engine, prompts: list[list[int]], max_new_tokens: int, sampling, progre
     """Record, time, search and measure; the winner and everything it was chosen from, as tree.json keeps it."""
     from mhc.engine import Engine
     from mhc.evaluation.decode_benchmark import compare, machine, versions
-    from mhc.trees.shapes import FixedTree, shape_of
+    from mhc.trees.shapes import FixedTree, parse_tree
     from mhc.tuning.measure import example_round, measure_costs, record
     from mhc.tuning.replay import COUNTS, fixed_trees, search
 
@@ -95,7 +95,7 @@ def tune(engine, prompts: list[list[int]], max_new_tokens: int, sampling, progre
     tree = best["tree"] if best["measured"] > 1 else FixedTree.chain(0).describe()
     return {
         "tree": tree,
-        "example": example_round(Engine(engine.backbone, engine.drafter, shape_of(tree)), prompts[0], sampling),
+        "example": example_round(Engine(engine.backbone, engine.drafter, parse_tree(tree)), prompts[0], sampling),
         "speedup": max(1.0, best["measured"]),
         "tokens_per_step": best["tokens_per_step"] if best["measured"] > 1 else 1.0,
         "prompts": len(prompts),

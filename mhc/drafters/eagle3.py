@@ -147,7 +147,7 @@ class Eagle3(Drafter):
             return None
         return self.d2t + torch.arange(len(self.d2t), device=self.d2t.device)
 
-    def prepare(self, frequencies: Tensor) -> str | None:
+    def choose_vocabulary(self, frequencies: Tensor) -> str | None:
         """Take the most frequent tokens as the draft vocabulary and report how much of the text they cover."""
         if self.vocabulary is None:
             return None
@@ -188,8 +188,8 @@ class Eagle3(Drafter):
         state = self.fc(features.taps.to(dtype))  # (B,T,D)
         keys, values = [], []
         for head in range(self.heads):
-            following = ids[:, (place + 1 + head).clamp(max=length - 1)]
-            arguments = following, (place + head).expand(rows, -1), state, keys, values
+            next_ids = ids[:, (place + 1 + head).clamp(max=length - 1)]
+            arguments = next_ids, (place + head).expand(rows, -1), state, keys, values
             if self.checkpointing and torch.is_grad_enabled():
                 state, key, value = checkpoint(self.unroll, *arguments, **RECOMPUTED)
             else:
@@ -198,12 +198,12 @@ class Eagle3(Drafter):
             yield Guess(self.norm(state[anchors]))
 
     def unroll(
-        self, following: Tensor, positions: Tensor, state: Tensor, keys: list[Tensor], values: list[Tensor]
+        self, next_ids: Tensor, positions: Tensor, state: Tensor, keys: list[Tensor], values: list[Tensor]
     ) -> tuple[Tensor, Tensor, Tensor]:
         """One step over whole rows: tokens and positions (B,T), the state before (B,T,D), keys and values of the
         steps before (B,H,T,E) each -> the state and this step's key and value."""
         layer = self.midlayer
-        joined = layer.join(self.backbone.embed(following), state)
+        joined = layer.join(self.backbone.embed(next_ids), state)
         by = layer.turns(positions)
         query, (key, value) = layer.queries(joined, by), layer.keys_values(joined, by)
         return layer.finish(self.unrolled_attention(query, [*keys, key], [*values, value]), state), key, value
@@ -248,16 +248,16 @@ class Eagle3(Drafter):
         length = torch.zeros(rows, dtype=torch.long, device=self.backbone.device)
         return Memory(keys, values, length, torch.zeros(rows, self.backbone.width, **make))
 
-    def read(
-        self, memory: Memory, rows: slice, accepted: Features, following: Tensor, start: int | Tensor, counts: Tensor
+    def observe(
+        self, memory: Memory, rows: slice, accepted: Features, next_ids: Tensor, start: int | Tensor, counts: Tensor
     ) -> None:
         """Keys and values of all new positions, and the layer's output at the last: what the root's children hang
         on."""
         layer, here = self.midlayer, _rows_of(memory, rows)
         state = self.fc(accepted.taps)  # (B,P,D)
-        joined = layer.join(self.backbone.embed(following), state)
+        joined = layer.join(self.backbone.embed(next_ids), state)
         first = start if isinstance(start, Tensor) else torch.full_like(counts, start)
-        positions = first[:, None] + torch.arange(following.shape[1], device=counts.device)  # (B,P)
+        positions = first[:, None] + torch.arange(next_ids.shape[1], device=counts.device)  # (B,P)
         slots = positions.clamp(max=here.keys.shape[2] - 1)  # beyond it only what does not hold
         every, heads = (torch.arange(size, device=counts.device) for size in here.keys.shape[:2])
         place = every[:, None, None], heads[None, :, None], slots[:, None]
@@ -285,11 +285,11 @@ class Eagle3(Drafter):
         for part in (memory.keys, memory.values, memory.length, memory.last):
             part[target] = part[source]
 
-    def begin(self, memory: Memory, rows: slice) -> Growth:
+    def start_tree(self, memory: Memory, rows: slice) -> Growth:
         here = _rows_of(memory, rows)
         return Growth(0, here.last[:, None], here)
 
-    def step(self, state: Growth, tokens: Tensor, parents: Tensor) -> tuple[Tensor, Growth]:
+    def draft_level(self, state: Growth, tokens: Tensor, parents: Tensor) -> tuple[Tensor, Growth]:
         """The root was read with its position; deeper nodes run the layer on their parents' outputs."""
         level, output, memory = state.level, state.output, state.memory
         if level == 0:

@@ -22,7 +22,7 @@ from mhc.engine import Engine
 from mhc.evaluation.decode_benchmark import race, round_parts
 from mhc.evaluation.teacher_forced import Foretold, accuracy_by_head, foretell_all, simulated_tokens_per_step
 from mhc.sampling import GREEDY, Sampling
-from mhc.trees.shapes import FixedTree, Shape
+from mhc.trees.shapes import FixedTree, TreeShape
 
 SAMPLINGS = {"T=0": GREEDY, "T=1": Sampling(temperature=1.0, seed=0)}
 TIMED = 3  # prompts at which the parts of a round are timed
@@ -30,7 +30,7 @@ TIMED = 3  # prompts at which the parts of a round are timed
 
 def measure(
     drafters: dict[str, Drafter],
-    tuned: dict[str, dict[str, Shape]],
+    tuned: dict[str, dict[str, TreeShape]],
     prompts: Sequence[list[int]],
     max_new_tokens: int,
     progress: Callable[[str, int, int], None],

@@ -192,7 +192,7 @@ def converse(engine, question: Question, index: int, plain: bool, wanted: Wanted
     finish_reasons: 'stop', 'length', 'context' where the answer ran to the end of the backbone's context, 'no room' where the
     conversation did not leave a token of it: that turn is an empty text, and so are those behind it.
     """
-    from mhc.engine import Generation
+    from mhc.decoding.request import Generation
     from mhc.sampling import Sampling
     from mhc.text.encoding import prompt_ids
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from mhc.trees.shapes import DynamicTree, FixedTree, Shape, cost_of
+from mhc.trees.shapes import DynamicTree, FixedTree, TreeShape, cost_of
 
 COUNTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)  # nodes whose verification is timed
 WIDTHS = (1, 2, 3, 4)
@@ -53,7 +53,7 @@ class Candidate:
     """A tree, and the speed over plain decoding and tokens per step that the replay promises."""
 
     kind: str  # 'fixed' or 'dynamic'
-    shape: Shape
+    shape: TreeShape
     speedup: float
     tokens_per_step: float
 
@@ -87,10 +87,10 @@ def replay_dynamic(traces: Sequence[Trace], costs: Costs, shape: DynamicTree) ->
     for trace in traces:
         likely, depth, right = trace.trees[shape.width]  # (m-1,N)
         level = torch.stack(  # (m-1,D) log-probability of the likeliest path of each level
-            [likely.masked_fill(depth != deep, -math.inf).max(dim=1).values for deep in range(1, shape.depth + 1)],
+            [likely.masked_fill(depth != deep, -math.inf).max(dim=1).values for deep in range(1, shape.max_depth + 1)],
             dim=1,
         )
-        grown = torch.full((len(likely),), shape.depth)
+        grown = torch.full((len(likely),), shape.max_depth)
         if shape.confidence:
             unsure = level < math.log(shape.confidence)
             grown = torch.where(unsure.any(dim=1), unsure.int().argmax(dim=1) + 1, grown)
@@ -101,7 +101,7 @@ def replay_dynamic(traces: Sequence[Trace], costs: Costs, shape: DynamicTree) ->
             count = (best.exp().cumsum(dim=1) - shape.price * each[: best.shape[1]]).argmax(dim=1) + 1
         inside = (torch.arange(best.shape[1]) < count[:, None]) & best.isfinite()
         accepted.append((depth.gather(1, order) * (right.gather(1, order) & inside)).max(dim=1).values)
-        drafted = torch.tensor([costs.draft[shape.width, deep] for deep in range(1, shape.depth + 1)])
+        drafted = torch.tensor([costs.draft[shape.width, deep] for deep in range(1, shape.max_depth + 1)])
         spent.append(each[inside.sum(dim=1) - 1] + drafted[grown - 1])
     return replay(traces, accepted, spent)
 
@@ -143,7 +143,7 @@ def search(traces: Sequence[Trace], costs: Costs, fixed: Sequence[FixedTree]) ->
     candidates = []
     for plain_shape in fixed:
         drafting = costs.fixed[plain_shape.nodes]
-        shape = FixedTree(plain_shape.choices, costs.verify, round(drafting / plain_shape.levels_deep, 4))
+        shape = FixedTree(plain_shape.choices, costs.verify, round(drafting / plain_shape.max_depth, 4))
         cost = cost_of(costs.verify, shape.nodes) + drafting
         candidates.append(Candidate("fixed", shape, *replay_fixed(traces, shape, cost)))
     deepest = max(deep for _, deep in costs.draft)
@@ -160,6 +160,6 @@ def search(traces: Sequence[Trace], costs: Costs, fixed: Sequence[FixedTree]) ->
     best = max((c for c in candidates if c.kind == "dynamic"), key=lambda candidate: candidate.speedup).shape
     for budget in COUNTS:  # how much of it a smaller budget would do
         if 1 < budget < best.nodes:
-            shape = DynamicTree(best.width, deepest, budget, best.confidence, costs.verify, best.price, best.level)
+            shape = DynamicTree(best.width, deepest, budget, best.confidence, costs.verify, best.price, best.draft_cost)
             candidates.append(Candidate("dynamic", shape, *replay_dynamic(traces, costs, shape)))
     return sorted(candidates, key=lambda candidate: -candidate.speedup)

@@ -14,7 +14,7 @@ import openai
 import pytest
 import torch
 
-from mhc.decoding.scheduler import Piece
+from mhc.decoding.request import StepOutput
 from mhc.sampling import GREEDY, Sampling
 from mhc.serve.answers import Choice
 from mhc.text.detokenizer import TextStream
@@ -231,7 +231,7 @@ def test_what_comes_after_a_stop_string_counts_no_more(live):
     ids = tokenizer("one two three", add_special_tokens=False)["input_ids"]
     choice = Choice(tokenizer, set(), ["two"])
     run = SimpleNamespace(open={0}, stop=lambda index: None, close=lambda: None, pieces=queue.SimpleQueue())
-    waiting = [(0, Piece(0, ids, None)), (0, Piece(0, ids, None)), (0, Piece(0, ids, "length"))]
+    waiting = [(0, StepOutput(0, ids, None)), (0, StepOutput(0, ids, None)), (0, StepOutput(0, ids, "length"))]
 
     async def following(patience):
         if len(waiting) == 1:
