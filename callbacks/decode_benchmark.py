@@ -13,10 +13,11 @@ from callbacks.drafter_checkpoint import DrafterCheckpoint
 from mhc.checkpoints.heads_folder import for_decoding, tuned_tree, write_json
 from mhc.engine import Engine
 from mhc.errors import UserError
-from mhc.evaluation.decode_benchmark import machine, race, versions
+from mhc.evaluation.decode_benchmark import race
 from mhc.evaluation.teacher_forced import foretell_all, save_guesses
 from mhc.sampling import GREEDY
 from mhc.tuning.measure import example_round
+from mhc.util.provenance import machine, versions
 
 RESULT, GUESSES = "decode_benchmark.json", "guesses.csv"
 

@@ -67,8 +67,8 @@ def compare(
     from callbacks.training_cost import RESULT as COST
     from mhc.checkpoints.heads_folder import for_decoding, load_drafter
     from mhc.evaluation.comparison import measure
-    from mhc.evaluation.decode_benchmark import machine, versions
     from mhc.evaluation.teacher_forced import save_guesses
+    from mhc.util.provenance import machine, versions
 
     drafters, tuned, parameters, backbone = {}, {}, {}, None
     for family in families:

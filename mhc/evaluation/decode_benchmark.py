@@ -5,24 +5,20 @@ order, and the speedup is the median of the paired ratios.
 """
 
 import copy
-import os
-import platform
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
 import torch
-import transformers
 from torch import Tensor
 
-import mhc
 from mhc.backbone.model import Features
 from mhc.decoding.request import DecodeRequest, Generation
 from mhc.engine import Engine
 from mhc.sampling import GREEDY, Sampling
 from mhc.trees.shapes import Tree
+from mhc.util.provenance import wait
 
 
 def compare(
@@ -145,39 +141,3 @@ def round_parts(engine: Engine, prompt: list[int], repeats: int = 30) -> dict[st
     whole = [r / (d + v) for r, d, v in zip(*(parts[name] for name in ("round_ms", "draft_ms", "verify_ms")))]
     nodes = float(tree.tokens.shape[1])
     return {**{name: median(values) for name, values in parts.items()}, "round_vs_parts": median(whole), "nodes": nodes}
-
-
-def wait(device: torch.device) -> None:
-    """Wait until a GPU has finished its queue."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def machine() -> dict[str, Any]:
-    """Processor, cores and GPU."""
-    names = [line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {
-        "processor": names[0] if names else platform.processor(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "capability": torch.backends.cpu.get_cpu_capability(),
-        "gpu": gpu,
-    }
-
-
-def versions() -> dict[str, str]:
-    """What was measured."""
-    return {
-        "mhc": mhc.__version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }
-
-
-def _lines(path: str) -> list[str]:
-    try:
-        return Path(path).read_text().splitlines()
-    except OSError:
-        return []

@@ -19,10 +19,10 @@ from mhc.decoding.request import DecodeRequest
 from mhc.decoding.verify import right_nodes
 from mhc.drafters import Drafter
 from mhc.engine import Engine
-from mhc.evaluation.decode_benchmark import wait
 from mhc.sampling import GREEDY, Sampling
 from mhc.trees.shapes import DynamicTree, FixedTree, Tree, TreeShape
 from mhc.tuning.replay import COUNTS, RANKS, WIDTHS, Costs, Trace, most_nodes
+from mhc.util.provenance import wait
 
 
 class _Ready(TreeShape):
