@@ -19,6 +19,8 @@ from mhc.errors import UserError
 class TreeLayer(CacheLayerMixin):
     """One layer's view of the shared buffers; `update` is what the model's attention calls."""
 
+    keys: torch.Tensor
+    values: torch.Tensor
     is_sliding = False  # windows are expressed in the mask, the buffers always hold every position
 
     def __init__(self, cache: "TreeCache", keys: torch.Tensor, values: torch.Tensor):

@@ -142,14 +142,14 @@ def show(families: dict[str, Any]) -> None:
 
     table = Table(title="the same held-out prompts; tokens per step, and speedup", box=SIMPLE_HEAD, padding=(0, 1))
     table.add_column("drafter", no_wrap=True)
-    for heading in ("head 0", "chain", "foretold", "draft", "tuned", "speedup", "T=1"):
+    for heading in ("head 0", "chain", "predicted", "draft", "tuned", "speedup", "T=1"):
         table.add_column(heading, justify="right", no_wrap=True)
     for name, found in families.items():
         table.add_row(
             name,
             f"{found['head_accuracy'][0]['top1']:.0%}",
             f"{found['chain/T=0']['tokens_per_step']:.2f}",
-            f"{found['simulated']:.2f}",
+            f"{found['predicted']:.2f}",
             f"{found['chain_ms']['draft_ms']:.1f} ms",
             f"{found['tuned/T=0']['tokens_per_step']:.2f}",
             f"{found['tuned/T=0']['speedup']:.2f}x",

@@ -55,7 +55,7 @@ def tune(engine, prompts: list[list[int]], max_new_tokens: int, sampling, progre
     from mhc.evaluation.decode_benchmark import compare
     from mhc.trees.shapes import FixedTree, parse_tree
     from mhc.tuning.measure import example_round, measure_costs, record
-    from mhc.tuning.replay import COUNTS, fixed_trees, search
+    from mhc.tuning.search import COUNTS, fixed_trees, search
     from mhc.util.provenance import machine, versions
 
     def bar(title: str):

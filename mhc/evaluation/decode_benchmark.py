@@ -6,9 +6,9 @@ order, and the speedup is the median of the paired ratios.
 
 import copy
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from statistics import median, quantiles
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,6 +19,8 @@ from mhc.engine import Engine
 from mhc.sampling import GREEDY, Sampling
 from mhc.trees.shapes import Tree
 from mhc.util.provenance import wait
+
+Name = TypeVar("Name", bound=Hashable)
 
 
 def compare(
@@ -33,12 +35,12 @@ def compare(
 
 
 def race(
-    engines: dict[str, Engine],
+    engines: dict[Name, Engine],
     prompts: Sequence[list[int]],
     max_new_tokens: int,
     progress: Callable[[int, int], None] | None = None,
     sampling: Sampling = GREEDY,
-) -> tuple[dict[str, dict[str, Any]], list[Generation]]:
+) -> tuple[dict[Name, dict[str, Any]], list[Generation]]:
     """Decode every prompt (token ids) plainly and with each engine, all on one backbone. Returns the plain answers and,
     for each engine, in the names of `decode_benchmark.json`:
 
@@ -46,23 +48,24 @@ def race(
     plain_tokens_per_second, tokens_per_second, speedup (median of the paired ratios) with its quartiles speedup_q1 and
     speedup_q3 and extremes speedup_min and speedup_max, prompts, identical (outputs that are token for token the same).
     """
-    runners = {None: Engine(next(iter(engines.values())).backbone)} | engines
-    names = list(runners)
+    plain_answers: list[Generation] = []
+    answers: dict[Name, list[Generation]] = {name: [] for name in engines}
+    plain_engine = Engine(next(iter(engines.values())).backbone)
+    runners = [(plain_engine, plain_answers), *((engine, answers[name]) for name, engine in engines.items())]
 
-    def answer(name: str | None, prompt: list[int]) -> Generation:
-        return next(found for _, found in runners[name].generate_ids([prompt], max_new_tokens, sampling=sampling))
+    def answer(engine: Engine, prompt: list[int]) -> Generation:
+        return next(answer for _, answer in engine.generate_ids([prompt], max_new_tokens, sampling=sampling))
 
-    for name in names:
-        answer(name, prompts[0])  # warm up
-    found: dict[str | None, list[Generation]] = {name: [] for name in names}
+    for engine, _ in runners:
+        answer(engine, prompts[0])  # warm up
     for number, prompt in enumerate(prompts):
-        turn = number % len(names)  # another one is first each time
-        for name in names[turn:] + names[:turn]:
-            found[name].append(answer(name, prompt))
+        turn = number % len(runners)  # another one is first each time
+        for engine, finished in runners[turn:] + runners[:turn]:
+            finished.append(answer(engine, prompt))
         if progress:
             progress(number + 1, len(prompts))
-    plain = found.pop(None)
-    return {name: _figures(engines[name], plain, found[name], max_new_tokens) for name in engines}, plain
+    figures = {name: _figures(engines[name], plain_answers, answers[name], max_new_tokens) for name in engines}
+    return figures, plain_answers
 
 
 def _figures(engine: Engine, plain: list[Generation], drafted: list[Generation], max_new_tokens: int) -> dict[str, Any]:

@@ -294,8 +294,9 @@ class DynamicTree(TreeShape):
     @lru_cache(maxsize=256)  # noqa: B019  (shapes live as long as the program)
     def _cost(self, rows: int, most: int, device: torch.device) -> Tensor:
         """What verifying 1, 2, ..., `most` nodes of each of `rows` rows costs, in plain steps of as many rows."""
+        assert self.costs is not None
         plain = cost_of(self.costs, rows)
-        return torch.tensor([cost_of(self.costs, rows * (n + 1)) / plain for n in range(most)], device=device)
+        return torch.tensor([cost_of(self.costs, rows * n) / plain for n in range(1, most + 1)], device=device)
 
     @lru_cache(maxsize=4)  # noqa: B019
     def _depths(self, device: torch.device) -> Tensor:
@@ -304,7 +305,7 @@ class DynamicTree(TreeShape):
         return torch.tensor([deep for deep, count in enumerate(widths) for _ in range(count)], device=device)
 
 
-def cost_of(costs: Sequence[Sequence[float]], nodes: int) -> float:
+def cost_of(costs: Sequence[Sequence[float]], nodes: float) -> float:
     """Plain steps that verifying `nodes` costs, between and beyond the measured [[nodes, plain steps], ...]."""
     if len(costs) == 1:
         return costs[0][1]

@@ -8,6 +8,7 @@ What trees guess is recorded by growing large ones at every position of answers 
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -20,8 +21,9 @@ from mhc.decoding.verify import right_nodes
 from mhc.drafters import Drafter
 from mhc.engine import Engine
 from mhc.sampling import GREEDY, Sampling
+from mhc.trees.replay import RANKS, Costs, Trace
 from mhc.trees.shapes import DynamicTree, FixedTree, Tree, TreeShape
-from mhc.tuning.replay import COUNTS, RANKS, WIDTHS, Costs, Trace, most_nodes
+from mhc.tuning.search import COUNTS, WIDTHS, most_nodes
 from mhc.util.provenance import wait
 
 
@@ -32,17 +34,14 @@ class _Ready(TreeShape):
         self.nodes, self.max_depth, self.width = shape.nodes, shape.max_depth, shape.width
         self.static, self.expanded_per_level = True, shape.expanded_per_level
         tokens = root[:, None].expand(-1, shape.nodes).contiguous()
-        self.tree = Tree(tokens, *(part.to(root.device) for part in (shape.parents, shape.depth)), *_moved(shape, root))
+        on_device = shape.to(root.device)
+        self.tree = Tree(tokens, on_device.parents, on_device.depth, on_device.ancestors, on_device.paths)
 
     def grow(self, drafter, state, root, noise) -> Tree:
         return self.tree
 
     def describe(self) -> dict[str, Any]:
         raise NotImplementedError("a tree for timing is never kept")
-
-
-def _moved(shape: FixedTree, root: Tensor) -> tuple[Tensor, Tensor]:
-    return shape.ancestors.to(root.device), shape.paths.to(root.device)
 
 
 def bush(nodes: int, depth: int) -> FixedTree:
@@ -97,11 +96,11 @@ def measure_costs(
         # plain steps and growth are timed after a verification, which has filled the caches, as when decoding
         for at, (key, shape) in enumerate(grown.items()):
             count = counts[at % len(counts)]
-            timed(count, lambda count=count: verify(count))
-            timed(key, lambda shape=shape: grow(shape))
+            timed(count, partial(verify, count))
+            timed(key, partial(grow, shape))
         for count in counts:
             timed("plain", lambda: decoder.run(decoder.plain_step))
-            timed(count, lambda count=count: verify(count))
+            timed(count, partial(verify, count))
         if number == 1:
             seconds.clear()  # the first two warm up
         if progress:
@@ -132,19 +131,18 @@ def record(
     drafter = engine.require_drafter()
     depth = drafter.heads
     answers = dict(engine.generate_ids(prompts, max_new_tokens, len(prompts), plain=True, sampling=sampling))
-    traces = [Trace(answers[number].token_ids) for number in range(len(prompts))]
-    longest = max(len(trace.tokens) for trace in traces)
+    texts = [answers[number].token_ids for number in range(len(prompts))]
+    longest = max(map(len, texts))
     shapes = {width: _all_nodes(width, depth) for width in WIDTHS}
     context = min(max(map(len, prompts)) + longest, engine.backbone.context)
-    walker = SpeculativeDecoder(
-        engine.backbone, drafter, FixedTree.chain(0), len(prompts), context
-    )  # one true token a round
+    one_token = FixedTree.chain(0)  # a round: the true one
+    walker = SpeculativeDecoder(engine.backbone, drafter, one_token, len(prompts), context)
     walker.begin([DecodeRequest(prompt, longest, sampling).within(context) for prompt in prompts])
     batch, device = walker.batch, engine.backbone.device
     truth = torch.tensor(  # (B, longest + depth), -1 beyond the end
-        [trace.tokens + [-1] * (longest + depth - len(trace.tokens)) for trace in traces], device=device
+        [text + [-1] * (longest + depth - len(text)) for text in texts], device=device
     )
-    recorded: dict[int, list[tuple[Tensor | None, ...]]] = {width: [] for width in WIDTHS}
+    recorded: dict[int, list[tuple[Tensor, Tensor, Tensor]]] = {width: [] for width in WIDTHS}
     ranks = []
     for t in range(longest - 1):
         ahead = truth[:, t : t + depth + 1]  # (B,D+1): the root and what follows it
@@ -152,6 +150,7 @@ def record(
             state = drafter.start_tree(walker.memory, batch.active)
             tree = shape.grow(drafter, state, batch.root, batch.round_noise(depth))
             expected = ahead.gather(1, tree.depth.expand(len(ahead), -1))  # the true token of each node's depth
+            assert tree.likely is not None  # dynamic trees know it
             recorded[width].append((tree.likely, tree.depth.expand_as(tree.tokens), right_nodes(tree, expected)))
         ranks.append(_ranks(drafter, walker, ahead))
         walker.run(walker.speculative_step)
@@ -159,15 +158,18 @@ def record(
         batch.activate()
         if progress:
             progress(t + 1, longest - 1)
-    for row, trace in enumerate(traces):
-        steps = len(trace.tokens) - 1
+    traces = []
+    for row, text in enumerate(texts):
+        steps = len(text) - 1
         if steps:
-            for width, found in recorded.items():
-                trace.trees[width] = tuple(
-                    torch.stack([part[row] for part in step]).cpu() for step in zip(*found[:steps])
+            trace = Trace(text, torch.stack([rank[row] for rank in ranks[:steps]]).cpu())
+            for width, levels in recorded.items():
+                likely, depths, right = (
+                    torch.stack([part[row] for part in parts]).cpu() for parts in zip(*levels[:steps])
                 )
-            trace.ranks = torch.stack([rank[row] for rank in ranks[:steps]]).cpu()
-    return [trace for trace in traces if trace.ranks is not None]
+                trace.trees[width] = likely, depths, right
+            traces.append(trace)
+    return traces
 
 
 def _all_nodes(width: int, depth: int) -> DynamicTree:
