@@ -50,7 +50,7 @@ def settle(live) -> None:
     """Wait until nothing is being decoded."""
     worker = live.app.state.server.worker
     for _ in range(500):
-        if not worker.jobs and not worker.session.busy:
+        if not worker.jobs and not worker.scheduler.busy:
             return
         time.sleep(0.02)
     raise AssertionError("answers are still being made")
@@ -494,7 +494,7 @@ def test_a_dead_engine_is_told(engine, monkeypatch, caplog):
         def fail():
             raise RuntimeError("a broken card")
 
-        monkeypatch.setattr(live.app.state.server.worker.session, "step", fail)
+        monkeypatch.setattr(live.app.state.server.worker.scheduler, "step", fail)
         body = {"messages": user("x"), "max_tokens": 5}
         assert http.post(CHAT, json=body).status_code == 503
         assert http.get("/health").status_code == 503
