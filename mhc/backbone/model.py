@@ -34,6 +34,12 @@ class Features(NamedTuple):
     hidden: Tensor
     taps: Tensor | None = None
 
+    @property
+    def tapped(self) -> Tensor:
+        """The taps of a forward that was asked for some."""
+        assert self.taps is not None
+        return self.taps
+
     def at(self, row: Tensor, position: Tensor) -> "Features":
         """The features at these places of the first two dimensions."""
         return Features(self.hidden[row, position], None if self.taps is None else self.taps[row, position])
@@ -44,7 +50,7 @@ def resolve(name: str) -> str:
     if name != "pocket":
         local = Path(name).is_absolute() or name.startswith(".")
         if local and not Path(name).is_dir():
-            raise UserError(f"backbone '{name}' is no directory: give one with a model, a hub name, or pocket")
+            raise UserError(f"backbone '{name}' is not a directory: give one with a model, a hub name, or pocket")
         return name
     if not (POCKET / "config.json").exists():
         raise UserError(f"the pocket backbone is not in {POCKET}: run `run.py fit --config configs/lm/pocket.yaml`")
@@ -110,7 +116,7 @@ class Backbone(nn.Module):
         self.softcap = getattr(config, "final_logit_softcapping", None)
         if model.config._attn_implementation == "sdpa":
             model.set_attn_implementation("mhc")
-        self._compiled: tuple = ()  # the fused forward, once it is wanted; a tuple, so that it is no second submodule
+        self._compiled: tuple = ()  # the fused forward, once it is wanted; a tuple, so that it does not become a second submodule
         self._fingerprint: str | None = None
         self.quantised: Quantised | None = None  # what `load` was asked to quantise, and what that saved
 
@@ -132,7 +138,7 @@ class Backbone(nn.Module):
         try:
             torch.empty(0, device=device)
         except (RuntimeError, AssertionError) as error:
-            raise UserError(f"device '{device}' is not to be had here ({str(error).splitlines()[0]})") from error
+            raise UserError(f"device '{device}' is not available ({str(error).splitlines()[0]})") from error
         tokenizer = load_tokenizer(name)
         model = load_model(name, dtype, sharding)
         rows = model.get_output_embeddings().out_features
@@ -142,7 +148,7 @@ class Backbone(nn.Module):
                 f"{rows} rows: they do not belong together"
             )
         if sharding is None:
-            model = model.to(device)
+            model.to(device)  # type: ignore[arg-type]  # transformers wraps `to` without its types
         quantised = quantize_weights(model, quantize) if quantize else None
         backbone = cls(model, tokenizer, name)
         backbone.quantised = quantised
@@ -225,9 +231,9 @@ class Backbone(nn.Module):
         mask: one (1|B,1,N,S) bool per layer type, see `tree_mask`; None means plain causal attention.
         at: unembed only node at[b] (B,) of each row -> logits (B,1,V). compiled: run the fused forward.
         """
-        cache.expect(ids.shape[1])
+        cache.plan_forward(ids.shape[1])
         run = self.compiled() if compiled else self.model.base_model
-        mixture = run(
+        output = run(
             input_ids=ids,
             position_ids=positions,
             past_key_values=cache,
@@ -235,9 +241,9 @@ class Backbone(nn.Module):
             use_cache=True,
             **_tapping(taps),
         )
-        hidden = mixture.last_hidden_state
+        hidden = output.last_hidden_state
         wanted = hidden if at is None else hidden[torch.arange(len(at), device=at.device), at][:, None]
-        return self.unembed(wanted), _features(mixture, taps)
+        return self.unembed(wanted), _features(output, taps)
 
     def _attention_mask(self, mask: dict[str, Tensor] | None):
         """What the model takes: one 4-D mask, or one by layer type; additive floats for eager attention."""

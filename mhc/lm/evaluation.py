@@ -1,4 +1,4 @@
-"""How well a model foretells a text: loss per token, perplexity, bits per byte.
+"""How well a model predicts a text: loss per token, perplexity, bits per byte.
 
     B windows read together   T time   N counted tokens   D width   V vocabulary
 

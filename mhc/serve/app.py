@@ -21,8 +21,7 @@ from fastapi.responses import FileResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 from torch.nn.utils.rnn import pad_sequence
 
-import mhc
-from mhc.decoding.batch import Asked
+from mhc.decoding.request import DecodeRequest
 from mhc.distill.feature_pass import batches
 from mhc.engine import Engine
 from mhc.errors import UserError
@@ -35,6 +34,7 @@ from mhc.serve.requests import ChatRequest, CompletionRequest, Drawing, Embeddin
 from mhc.serve.worker import Busy, Gone, Run, Worker
 from mhc.serve.writing import ChatWriter, TextWriter, Writer
 from mhc.text.encoding import prompt_ids
+from mhc.version import __version__
 
 PAGE = Path(__file__).parent / "page"
 KEEP_ALIVE = 15.0  # seconds without a word, after which proxies and clients grow uneasy
@@ -67,7 +67,7 @@ class Server:
         heads = engine.drafter.heads if engine.drafter else 0
         self.metrics = Metrics(heads, name)
         self.worker = Worker(engine, self.metrics, limits.rows, limits.waiting, limits.context, limits.timeout)
-        self.fingerprint = f"mhc-{mhc.__version__}-{engine.backbone.fingerprint()}"
+        self.fingerprint = f"mhc-{__version__}-{engine.backbone.fingerprint()}"
 
     def close(self) -> None:
         self._encoding.shutdown(cancel_futures=True)
@@ -100,11 +100,13 @@ class Server:
                 raise Refused(400, told, param, "context_length_exceeded")
         return prompts
 
-    def ask(self, body: Drawing, prompts: list[list[int]], likelihoods: bool) -> Run:
+    def ask(self, body: Drawing, prompts: list[list[int]], logprobs: bool) -> Run:
         """Queue what the request wants: each prompt `n` times."""
         most = body.most_tokens or self.worker.context  # the session keeps to the room that there is
         asked = [
-            Asked(prompt, most, each, bool(body.plain), likelihoods) for prompt in prompts for each in body.samplings()
+            DecodeRequest(prompt, most, each, bool(body.plain), logprobs)
+            for prompt in prompts
+            for each in body.samplings()
         ]
         if len(asked) > self.worker.most:
             raise Refused(
@@ -208,7 +210,7 @@ def build(engine: Engine, name: str, limits: Limits) -> FastAPI:
         await server.worker.close()
         server.close()
 
-    app = FastAPI(title="mhc", version=mhc.__version__, lifespan=life, docs_url=None, redoc_url=None)
+    app = FastAPI(title="mhc", version=__version__, lifespan=life, docs_url=None, redoc_url=None)
     app.state.server = server
 
     @app.post("/v1/chat/completions", responses=RESPONSES["chat"])
