@@ -49,7 +49,7 @@ class Acceptance(Callback):
     def measure(self, trainer: Trainer, module: LightningModule) -> dict[str, float]:
         """Decode, and predict the same; the answers themselves are made once, for the backbone does not change."""
         drafter = for_decoding(module.drafter)
-        engine = Engine(module.backbone, drafter, FixedTree.chain(drafter.heads))
+        engine = Engine(module.backbone, drafter, FixedTree.chain(drafter.draft_length))
         if not self._answers:
             prompts = [prompt.ids for prompt in trainer.datamodule.prompts("validation", self.prompts)]
             plain = self._decode(engine, prompts, plain=True)
@@ -58,7 +58,7 @@ class Acceptance(Callback):
         if not told:
             raise UserError("the data has no validation prompt whose answer is longer than a token: give it more")
         found = self._decode(engine, [prompt for prompt, _ in told], plain=False)
-        predicted = predicted_tokens_per_step(predict_all(drafter, *zip(*told)), drafter.heads)
+        predicted = predicted_tokens_per_step(predict_all(drafter, *zip(*told)), drafter.draft_length)
         tokens, steps = (sum(column) for column in zip(*((len(a.token_ids) - 1, a.steps - 1) for a in found)))
         return {"tokens_per_step": tokens / steps, "predicted_tokens_per_step": predicted}
 

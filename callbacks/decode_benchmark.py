@@ -56,7 +56,7 @@ class DecodeBenchmark(Callback):
         measured = trainer.callback_metrics
         accuracy = [
             {kind: round(float(measured[f"test/head{head}_{kind}"]), 4) for kind in ("top1", "top5")}
-            for head in range(module.drafter.heads)
+            for head in range(module.drafter.draft_length)
         ]
         figures = {"drafter": type(module.drafter).__name__.lower(), **figures, "head_accuracy": accuracy}
         if trainer.is_global_zero:

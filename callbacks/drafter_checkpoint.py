@@ -48,7 +48,7 @@ class DrafterCheckpoint(Callback):
 
     def shape(self, drafter: Drafter) -> TreeShape:
         """The tree that these heads shall decode with."""
-        return FixedTree.chain(drafter.heads) if self.tree is None else parse_tree(self.tree)
+        return FixedTree.chain(drafter.draft_length) if self.tree is None else parse_tree(self.tree)
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best}

@@ -109,7 +109,7 @@ def memorise(drafter: Drafter, prompts: list[list[int]], length: int, steps: int
         ids = torch.tensor([texts[number]])
         with torch.no_grad():
             features = backbone.features(ids, drafter.taps)
-        at = torch.arange(len(prompts[number]) - 1, ids.shape[1] - drafter.heads - 1)
+        at = torch.arange(len(prompts[number]) - 1, ids.shape[1] - drafter.draft_length - 1)
         guesses = drafter(features, ids, (torch.zeros_like(at), at))
         losses = [cross_entropy(drafter.unembed(k, g.hidden), ids[0, at + 2 + k]) for k, g in enumerate(guesses)]
         optimizer.zero_grad()

@@ -62,7 +62,7 @@ def mlp_speculator(drafter: Drafter, folder: Path) -> str:
             f"{NEAREST[kind]}"
         )
     require_plain_unembedding(drafter, "TGI")
-    backbone, heads = drafter.backbone, drafter.heads
+    backbone, heads = drafter.backbone, drafter.draft_length
     tied = heads == 1 or (drafter.tied and not drafter.unembeddings.own)  # IBM's ties what unembeds, too
     inner, state_share, token_share = _shares(heads, backbone.width)
     tensors: dict[str, Tensor] = {}

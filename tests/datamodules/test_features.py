@@ -28,7 +28,7 @@ def module_on(backbone, family, monkeypatch, **arguments) -> DraftModule:
     """A DraftModule whose heads are not at their start, where most families are the identity."""
     monkeypatch.setattr(Backbone, "load", classmethod(lambda cls, name, **_: backbone))
     torch.manual_seed(0)
-    module = DraftModule(lambda backbone: family(backbone, heads=HEADS), "tiny", **arguments)
+    module = DraftModule(lambda backbone: family(backbone, HEADS), "tiny", **arguments)
     with torch.no_grad():
         for parameter in module.drafter.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))

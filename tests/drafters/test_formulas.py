@@ -130,7 +130,7 @@ def straightforward_eagle3(drafter: Eagle3, features, ids, row: int, t: int) -> 
     for position in range(t + 1):
         output = run(ids[row, position + 1], drafter.fc(features.taps[row, position]), position, keys, values)
     logits = [drafter.unembed(0, drafter.norm(output))]
-    for step in range(1, drafter.heads):
+    for step in range(1, drafter.draft_length):
         output = run(ids[row, t + 1 + step], output, t + step, keys, values)
         logits.append(drafter.unembed(step, drafter.norm(output)))
     return logits
@@ -336,7 +336,7 @@ def test_losses_are_their_definitions():
         for objective, value in expected.items():
             found = chunked_loss(hidden, (weight,), labels, objective, teacher=taught)
             assert found.loss.item() == pytest.approx(value.item(), abs=1e-5), objective
-            torch.testing.assert_close(found.acceptance, kept.detach())
+            torch.testing.assert_close(found.overlap, kept.detach())
 
 
 def test_soft_targets_over_a_draft_vocabulary():

@@ -75,9 +75,9 @@ def test_a_fake_step_counts_what_a_real_one_holds(family, monkeypatch):
     apart)."""
     backbone = tiny_backbone("llama", hidden_size=64, num_attention_heads=4, head_dim=16)
     objective = "kl" if family is Eagle3 else "ce"
-    expected = estimate(backbone.model.config, lambda b: family(b, heads=3), 4, 48, 150, objective)
+    expected = estimate(backbone.model.config, lambda b: family(b, 3), 4, 48, 150, objective)
     monkeypatch.setattr(Backbone, "load", classmethod(lambda cls, name, **_: backbone))
-    real = run_heads(DraftModule(lambda b: family(b, heads=3), objective=objective), 4, 48, 150)
+    real = run_heads(DraftModule(lambda b: family(b, 3), objective=objective), 4, 48, 150)
     assert (real.trained, real.frozen.total) == (expected.trained, backbone.parameter_count)
     assert real.forward_bytes == pytest.approx(expected.forward_bytes, rel=0.2)
     assert real.step_bytes == pytest.approx(expected.step_bytes, rel=0.2)

@@ -36,7 +36,7 @@ def memorise(drafter, texts: list[list[int]], prompts: list[list[int]], steps: i
         loss = torch.zeros(())
         for prompt, answer in zip(prompts, texts):
             ids = torch.tensor([prompt + answer])
-            position = torch.arange(len(prompt) - 1, ids.shape[1] - 1 - drafter.heads)
+            position = torch.arange(len(prompt) - 1, ids.shape[1] - 1 - drafter.draft_length)
             anchors = torch.zeros_like(position), position
             features = drafter.backbone.features(ids, drafter.taps)
             for head, (hidden, weight) in enumerate(drafter(features, ids, anchors)):

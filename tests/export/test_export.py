@@ -29,7 +29,7 @@ def shaken(drafter: Drafter, amount: float = 0.2) -> Drafter:
 
 def checkpoint(folder, drafter: Drafter):
     """`drafter`, shaken, as a folder."""
-    save_drafter(folder / "heads", shaken(drafter), FixedTree.chain(drafter.heads))
+    save_drafter(folder / "heads", shaken(drafter), FixedTree.chain(drafter.draft_length))
     return folder / "heads"
 
 
@@ -84,7 +84,7 @@ def biased(backbone):
 
 @pytest.mark.parametrize(
     "family",
-    [Medusa, Cascade, lambda b: Diffusion(b, heads=3), lambda b: Eagle3(b, heads=2)],
+    [Medusa, Cascade, lambda b: Diffusion(b, draft_length=3), lambda b: Eagle3(b, draft_length=2)],
     ids=["medusa", "cascade", "diffusion", "eagle3"],
 )
 def test_hf_takes_every_family(tiny, tmp_path, family):
@@ -165,7 +165,7 @@ def test_a_config_that_misleads_the_engine_is_an_error(backbones, tmp_path, form
     "format, family, told",
     [
         ("vllm-medusa", Cascade, "do not see each other|see the hidden state alone.*run.py serve"),
-        ("tgi-medusa", lambda b: Eagle3(b, heads=2), "export eagle3-vllm"),
+        ("tgi-medusa", lambda b: Eagle3(b, draft_length=2), "export eagle3-vllm"),
         ("mlp-speculator", Medusa, "export vllm-medusa"),
         ("mlp-speculator", Cascade, "cell: residual.*train a cascade with cell: speculator"),
     ],
