@@ -9,6 +9,7 @@ Loading executes nothing from a file.
 import hashlib
 import inspect
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -159,7 +160,8 @@ def _from_here(folder: Path, name: str) -> str:
 def for_decoding(drafter: Drafter) -> Drafter:
     """A copy of the heads as decoding wants them: on their backbone's device, in its precision, laid out for few rows."""
     backbone = drafter.backbone
-    copy = type(drafter)(backbone, **drafter.arguments)
+    family: Callable[..., Drafter] = type(drafter)
+    copy = family(backbone, **drafter.arguments)
     copy.load_state_dict(whole_state(drafter))
     copy = copy.to(backbone.device, backbone.dtype).eval().requires_grad_(False)
     lay_out_for_few_rows(copy)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import PretrainedConfig
+from transformers import PretrainedConfig, PreTrainedModel
 
 aten = torch.ops.aten
 
@@ -144,7 +144,7 @@ def has_experts(config: PretrainedConfig) -> bool:
 def weigh(module: nn.Module, wanted: Callable[[nn.Parameter], bool] = lambda parameter: True) -> Weights:
     """The wanted parameters of a model or of a drafter, those that are shared counted once."""
     counts = {name: parameter.numel() for name, parameter in module.named_parameters() if wanted(parameter)}
-    unembedding = module.get_output_embeddings() if hasattr(module, "get_output_embeddings") else None
+    unembedding = module.get_output_embeddings() if isinstance(module, PreTrainedModel) else None
     linears = [part for part in module.modules() if isinstance(part, nn.Linear) and part is not unembedding]
     parts: dict[str, int] = {}
     layers: dict[str, int] = {}

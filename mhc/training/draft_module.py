@@ -13,8 +13,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 from lightning import LightningModule
-from torch import Tensor, nn
-from torchmetrics import MeanMetric
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor
 
 from mhc.backbone.model import Backbone, Features, load_tokenizer, vocabulary_size_of
 from mhc.backbone.packing import Packing
@@ -22,10 +22,11 @@ from mhc.checkpoints.heads_folder import describe, require_match
 from mhc.distributed.sharding import averaged, shares_of
 from mhc.drafters import Drafter
 from mhc.errors import UserError
+from mhc.training.data import data_of
 from mhc.training.losses import OBJECTIVES, Teacher, chunked_loss
+from mhc.training.means import Figures, Means
 from mhc.training.optimization import optimize, reseed, total_steps
 
-Figures = dict[str, tuple[Tensor, int]]  # each a mean, and the number of things that it is a mean over
 ROWS_AT_ONCE = 4096  # whose tokens are counted together
 
 
@@ -122,9 +123,7 @@ class DraftModule(LightningModule):
         self.drafter = self._make_drafter(backbone)
         kinds = ("loss", "top1", "top5", "overlap")
         names = [f"head{head}_{kind}" for head in range(self.drafter.draft_length) for kind in kinds]
-        names += ["expected_tokens_per_step"]
-        # NaN stays NaN (torchmetrics' "disable" would leave the weights out)
-        self.means = nn.ModuleDict({name: MeanMetric(nan_strategy=float("nan")) for name in names})
+        self.means = Means([*names, "expected_tokens_per_step"])
 
     def configure_model(self) -> None:
         """Called once the strategy's processes and the data are ready: load what waited for that, and give a drafter with a
@@ -132,9 +131,8 @@ class DraftModule(LightningModule):
         checkpoint)."""
         if not hasattr(self, "backbone"):
             self.build(self._load(sharding=getattr(self.trainer.strategy, "sharding", lambda path: {})))
-        data = self.trainer.datamodule
-        if self.drafter.vocabulary is not None and data is not None and self.trainer.state.fn == "fit":
-            frequencies = token_frequencies(data.rows("train"), self.vocabulary_size)
+        if self.drafter.vocabulary is not None and self.trainer.state.fn == "fit":
+            frequencies = token_frequencies(data_of(self.trainer).rows("train"), self.vocabulary_size)
             if message := self.drafter.choose_vocabulary(frequencies):
                 self.print(message)
 
@@ -256,9 +254,7 @@ class DraftModule(LightningModule):
         return loss
 
     def validation_step(self, batch: dict[str, Tensor], index: int) -> None:
-        _, figures = self.losses(**batch)
-        for name, (value, count) in figures.items():
-            self.means[name].update(value, count)
+        self.means.update(self.losses(**batch)[1])
 
     def on_validation_epoch_end(self) -> None:
         self.log_dict({f"val/{name}": value for name, value in self._means().items()}, prog_bar=False)
@@ -271,19 +267,13 @@ class DraftModule(LightningModule):
 
     def _means(self) -> dict[str, Tensor]:
         """The epoch's figures by name, computed over all its anchors, and a fresh start."""
-        figures = {name: mean.compute() for name, mean in self.means.items() if mean.update_called}
-        guessed = {
-            name for name, mean in self.means.items() if mean.weight
-        }  # by the others there was no token to guess
-        for mean in self.means.values():
-            mean.reset()
-        figures = {name: value for name, value in figures.items() if name in guessed or not value.isnan()}
-        return figures | {"loss": self._total(figures)}
+        means = {name: value for name, (value, guessed) in self.means.compute().items() if guessed or not value.isnan()}
+        return means | {"loss": self._total(means)}
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         return optimize(self, self.learning_rate, self.weight_decay, self.warmup)
 
-    def state_dict(self, *args, **kwargs) -> dict[str, Any]:
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]  # torch overloads it
         """The heads alone: the backbone is borrowed."""
         state = super().state_dict(*args, **kwargs)
         return {name: value for name, value in state.items() if name.startswith("drafter.")}

@@ -77,6 +77,7 @@ class _ChunkedLoss(torch.autograd.Function):
                     overlap[part] = torch.minimum(p, q).sum(dim=1)
                 d_logits = q.scatter_add_(1, label.clamp(min=0), torch.full_like(at_label, -1.0))
             else:
+                assert p is not None and best is not None
                 log_q = logits.sub_(log_sum)
                 q = log_q.exp()
                 shared = torch.minimum(p, q).sum(dim=1, keepdim=True)
