@@ -12,7 +12,7 @@ from mhc.backbone.model import Backbone
 from mhc.checkpoints.heads_folder import save_drafter
 from mhc.drafters import Cascade, Eagle3, Medusa
 from mhc.trees.shapes import FixedTree
-from tests.conftest import memorise
+from tests.helpers.drafters import memorise
 
 PYTHON = os.environ.get("MHC_VLLM_PYTHON", "")
 

@@ -11,7 +11,8 @@ from mhc.sampling import GREEDY, Sampling
 from mhc.trees.shapes import DynamicTree, FixedTree
 from mhc.tuning.measure import example_round, measure_costs, record
 from mhc.tuning.replay import Costs, Trace, fixed_trees, replay_dynamic, replay_fixed, search
-from tests.test_engine import PROMPTS, randomised
+from tests.helpers.drafters import randomised
+from tests.helpers.engines import PROMPTS
 
 COSTS = Costs(
     plain=0.002,
