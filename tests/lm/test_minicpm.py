@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from mhc.errors import UserError
 from mhc.lm.minicpm import convert
-from tests.conftest import SIZES
+from tests.helpers.backbones import SIZES
 
 
 @pytest.mark.parametrize("tied", [False, True])

@@ -22,7 +22,7 @@ from mhc.errors import UserError
 from mhc.sweeps.parallel_coordinates import FAILED_AT, RED, parallel_figure, spread
 from mhc.sweeps.schema import Parameter, read_sweep, short_names
 from mhc.sweeps.trials import only_runner, read_logged, run_trial
-from tests.commands.test_command_line import sums
+from tests.helpers.runs import sums
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "configs/sweeps").glob("*.yaml"))
