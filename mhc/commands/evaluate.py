@@ -6,11 +6,14 @@ is measured again is replaced, and the file of another model (or of other weight
 
 import argparse
 import difflib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from mhc.commands import Parser, add_loading, loading_of
 from mhc.errors import UserError
+from mhc.util.progress import say
 
 RESULT = "evaluation.json"
 POCKET_COUNT = 20_000  # dialogues generated where the source is pocket
@@ -47,7 +50,7 @@ def main(argv: list[str]) -> int:
     del backbone
     if options.harness:
         results.add(_by_harness(options, loaded["dtype"]))
-    _tell(f"-> {results.path}")
+    say(f"-> {results.path}")
     return 0
 
 
@@ -95,7 +98,7 @@ def _conversations(source: str, options: argparse.Namespace) -> list[list[dict[s
     splits = SPLITS if options.split == "all" else (options.split,)
     found = [conversation.messages for split in splits for conversation in data.conversations(split)]
     if data.report.bad or data.report.dropped:
-        _tell("\n".join(data.report.lines()), markup=True)
+        say("\n".join(data.report.lines()), markup=True)
     if not found:
         raise UserError(f"'{source}' has no row in its {options.split} split: choose --split all")
     return found[: options.limit] if source == "pocket" else found
@@ -156,28 +159,13 @@ def _place(options: argparse.Namespace) -> Path:
     return Path("runs/evaluate") / options.model.replace("/", "--") / RESULT
 
 
-def _bar(title: str):
+@contextmanager
+def _bar(title: str) -> Iterator[Callable[[int, int], None]]:
     """A bar on standard error whose `progress(done, total)` moves it."""
-    from contextlib import contextmanager
+    from mhc.util.progress import add_task, counting_bar
 
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-
-    from mhc.distill.features import bar
-
-    @contextmanager
-    def shown():
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with bar(*columns) as progress:
-            task = progress.add_task(title, total=None)
-            yield lambda done, total: progress.update(task, completed=done, total=total)
-
-    return shown()
-
-
-def _tell(text: str, markup: bool = False) -> None:
-    from rich.console import Console
-
-    Console(stderr=True, highlight=False).print(text, markup=markup, soft_wrap=True)
+    with counting_bar() as progress:
+        yield add_task(progress, title)
 
 
 def _parser() -> Parser:

@@ -57,19 +57,17 @@ def main(argv: list[str]) -> int:
 
 def _run(console, sweep, trials: list, number: int, settings: dict, out: Path, lock: Any, done: dict) -> dict[str, Any]:
     """Run one trial and say how it went; its record."""
-    from rich.console import Console
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 
     from mhc.sweeps.trials import LOG, NeverLogged, judge, run_trial
+    from mhc.util.progress import bar
 
     folder = out / f"trial-{number:03d}"
     console.rule(f"trial {number} of {len(trials)}", align="left")
     console.print(_spelled(sweep, settings), soft_wrap=True, markup=False)
     console.print(f"{_outlook(sweep, done, len(trials))} (it writes {folder / LOG})", style="dim", soft_wrap=True)
     started = time.monotonic()
-    columns = SpinnerColumn(), TextColumn("running"), TimeElapsedColumn()
-    errors = Console(stderr=True)
-    with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as progress:
+    with bar(SpinnerColumn(), TextColumn("running"), TimeElapsedColumn()) as progress:
         progress.add_task("")
         status = run_trial(sweep.arguments(settings, folder), folder, lock)
     try:

@@ -14,6 +14,7 @@ from typing import Any
 from mhc.commands import Parser
 from mhc.errors import UserError
 from mhc.util.files import write_json
+from mhc.util.progress import say
 
 SMALLEST, LARGEST = 259, 1_000_000  # tokens; 256 bytes and three control tokens are the least
 REPORT = "report.json"
@@ -32,9 +33,9 @@ def main(argv: list[str]) -> int:
         told = _previous(out, settings)
     if told is None:
         told = _made(out, settings)
-        _say(f"tokenizer -> {options.out}")
+        say(f"tokenizer -> {options.out}")
     else:
-        _say(f"{options.out} is complete")
+        say(f"{options.out} is complete")
     _show(told)
     return 0
 
@@ -108,16 +109,13 @@ def _writing(out: Path) -> Iterator[None]:
 
 def _trained(data: list[str], size: int) -> tuple[Any, dict[str, Any]]:
     """The tokenizer, and what is told about it."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
     from mhc.backbone.model import load_tokenizer
     from mhc.lm.compression import compression
     from mhc.lm.tokenizer import train_tokenizer
     from mhc.text.splits import split_conversations
+    from mhc.util.progress import counting_bar
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    with counting_bar() as progress:
         task = progress.add_task("reading", total=None)
         texts, numbers = [], []
         for said, number in _read(data):
@@ -174,7 +172,7 @@ def _read(data: list[str]) -> Iterator[tuple[list[str], int]]:
         for conversation in iterate(path, report, answered=False):  # a question alone is text as well
             said = [message["content"] for message in conversation.messages if message["content"]]
             yield said, prompt_number(conversation.prompt)
-        _say("\n".join(report.lines()), markup=True)
+        say("\n".join(report.lines()), markup=True)
 
 
 # -- what is told ----------------------------------------------------------------------------------
@@ -204,12 +202,6 @@ def _show(told: dict[str, Any]) -> None:
         table.add_row(script, f"{size['documents']:,}", *both)
     console.print(table)
     console.print(f"{held_out['exact_round_trips']:,} of {held_out['documents']:,} come back unchanged", soft_wrap=True)
-
-
-def _say(line: str, markup: bool = False) -> None:
-    from rich.console import Console
-
-    Console(stderr=True, highlight=False).print(line, markup=markup, soft_wrap=True)
 
 
 def _parser() -> Parser:
