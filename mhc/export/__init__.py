@@ -28,7 +28,7 @@ class Format(NamedTuple):
 
     write: Callable[[Drafter, Path], str]
     read: Callable[[Path, Backbone], Any]
-    difference: Callable[[Drafter, Any], float] = folders.difference
+    difference: Callable[[Any, Any], float] = folders.difference
     copied: tuple[str, ...] = ()
 
 

@@ -11,7 +11,7 @@ exactly, once folded:
 - E e(token) is a table of V rows, U H one matrix;
 - the mean that a layer norm takes off is taken off P and E, whose rows' mean is subtracted;
 - its epsilon, 1e-5 where theirs is 1e-6, is a matter of scale: P and E shrink by the root of their ratio;
-- the constant U c + d hangs on a further inner unit that P and E leave at 0 and w and b at GELU(1). Eight of those, seven
+- the constant U c + d depends on a further inner unit that P and E leave at 0 and w and b at GELU(1). Eight of those, seven
   of them empty, so that sizes stay multiples of eight; the root mean square, now over I units, shrinks by root (D / I).
 
 Read in TGI 2.2.0 and 3.3.7 (layers/mlp.py, models/__init__.py). From 2.3.0 on TGI loads heads with tied weights alone: its
@@ -36,6 +36,7 @@ from mhc.export.folders import (
     WEIGHTS,
     Engine,
     read_config,
+    read_counts,
     read_tensors,
     require,
     require_plain_unembedding,
@@ -67,9 +68,10 @@ def mlp_speculator(drafter: Drafter, folder: Path) -> str:
     inner, state_share, token_share = _shares(heads, backbone.width)
     tensors: dict[str, Tensor] = {}
     for head in range(1 if tied else heads):
-        cell = drafter.cells[0 if drafter.tied else head]
-        table, proj, norm, bias, unembedding = _folded(cell, drafter, head)
-        tensors[f"speculator.emb.{head}.weight"] = table * (cell.ratio / token_share)
+        speculator = drafter.cells[0 if drafter.tied else head]
+        assert isinstance(speculator, SpeculatorCell)
+        table, proj, norm, bias, unembedding = _folded(speculator, drafter, head)
+        tensors[f"speculator.emb.{head}.weight"] = table * (speculator.ratio / token_share)
         tensors[f"speculator.proj.{head}.weight"] = (proj if head else proj[:, : backbone.width]) / state_share
         tensors[f"speculator.ln.{head}.weight"], tensors[f"speculator.ln.{head}.bias"] = norm, bias
         tensors[f"speculator.head.{head}.weight"] = unembedding
@@ -148,9 +150,8 @@ def read_mlp_speculator(folder: Path, backbone: Backbone) -> Engine:
         "scale_input": False,  # TGI knows no other
     }
     require(config, wanted, where)
-    steps, inner, tied = config.get("n_predict"), config.get("inner_dim"), bool(config.get("tie_weights", False))
-    if not all(type(count) is int and count >= 1 for count in (steps, inner)):
-        raise UserError(f"{where}: config.json says n_predict {steps!r} and inner_dim {inner!r}: it takes counts")
+    steps, inner = read_counts(config, "n_predict", "inner_dim", where)
+    tied = bool(config.get("tie_weights", False))
     if len(config.get("top_k_tokens_per_head") or ()) != steps:
         raise UserError(f"{where}: top_k_tokens_per_head in config.json needs n_predict, {steps}, numbers")
     shapes: dict[str, tuple[int, ...]] = {}

@@ -146,7 +146,7 @@ def read_vllm_cascade(folder: Path, backbone: Backbone) -> Engine:
     about = _about(config, ("heads", "blocks"), flags, where)
     heads = about["heads"]
     require(config, {"num_heads": heads}, where)
-    shapes = {"lm_head": (vocabulary, width)}
+    shapes: dict[str, tuple[int, ...]] = {"lm_head": (vocabulary, width)}
     if about["own_embedding"]:
         shapes["embedding"] = (vocabulary, width)
     if about["bias"]:
