@@ -27,11 +27,14 @@ The stages' students and adapters are trained here, by `run.py fit` as a user wo
 import argparse
 import json
 import math
+import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 import yaml
 
@@ -42,7 +45,7 @@ from mhc.commands.lm import lm_training
 from mhc.commands.stages import best_trainer
 from mhc.corpus.stages import reasoning
 from mhc.lm.experts import routed_config
-from mhc.lm.measures import answers, paired_gain
+from mhc.lm.measures import Answers, answers
 from mhc.lm.module import new_model
 from mhc.reports.run_logs import read_logs
 from mhc.text.encoding import prompt_ids
@@ -59,6 +62,8 @@ ADAPTING = 40  # steps
 REASONING = 150  # steps; with 100 the weight harms, with 200 nearly all answers have the form whatever it is
 SEEDS = range(1, 9)  # the setting was chosen by seed 0
 PROBLEMS = 400  # held out
+FORM = re.compile(r"\s*<think>\s*\S.*?\s*</think>\s*<answer>\s*(\S.*?)\s*</answer>\s*", re.DOTALL)
+TAG = re.compile(r"</?(?:think|answer)>")
 
 
 def main() -> None:
@@ -236,9 +241,9 @@ def reason(road: Path, folder: Path, _: int) -> list[dict]:
             more = ["--model.model", base, "--model.objective.init_args.tag_weight", str(weight), *SMALL]
             more += ["--data.path", str(mixed), "--data.seed", str(seed), "--seed_everything", str(seed)]
             at = fit("reason", road, "reasoning", folder / f"weight-{weight}-seed-{seed}", REASONING, *more)
-            said = answers(str(at / "model"), prompts, 128)
-            formed[weight].append(said.reasons)
-            right[weight].append(said.right(expected))
+            given = answers(str(at / "model"), prompts, 128)
+            formed[weight].append(reasoned(given))
+            right[weight].append(right_share(given, expected))
     shares = {weight: [sum(answer) / len(answer) for answer in rows] for weight, rows in formed.items()}
     gain, by_seed, by_prompt = paired_gain(formed[10], formed[1])
     pairs = list(zip(shares[10], shares[1]))
@@ -253,6 +258,31 @@ def reason(road: Path, folder: Path, _: int) -> list[dict]:
         result("reason", "right_share", right[10]),
         result("reason", "right_share_unweighted", right[1]),
     ]
+
+
+def reasoned(given: Answers) -> list[bool]:
+    """Of each answer whether it ends and is a thought and an answer, in their tags and nothing besides."""
+    return [
+        bool(ended and FORM.fullmatch(text) and len(TAG.findall(text)) == 4)
+        for text, ended in zip(given.texts, given.ended)
+    ]
+
+
+def right_share(given: Answers, expected: Sequence[str]) -> float:
+    """The share of answers whose <answer> is that of the expected text."""
+    pairs = ((FORM.fullmatch(text), FORM.fullmatch(wanted)) for text, wanted in zip(given.texts, expected))
+    return sum(bool(one and two and one[1] == two[1]) for one, two in pairs) / len(given.texts)
+
+
+def paired_gain(better: Sequence[Sequence[bool]], worse: Sequence[Sequence[bool]]) -> tuple[float, float, float]:
+    """How much larger the share of True is in `better` than in `worse`, each a row of answers to the same prompts for each
+    of two or more seeds; the standard error of this by seeds, and by prompts. Each sees chance that the other does not:
+    together, as if they were independent, they make the error larger rather than smaller."""
+    gains = np.asarray(better, float) - np.asarray(worse, float)
+    by_seed, by_prompt = (
+        float(means.std(ddof=1)) / math.sqrt(len(means)) for means in (gains.mean(axis=1), gains.mean(axis=0))
+    )
+    return float(gains.mean()), by_seed, by_prompt
 
 
 def lora(road: Path, folder: Path, _: int) -> list[dict]:

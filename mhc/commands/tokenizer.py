@@ -15,12 +15,14 @@ from mhc.commands import Parser
 from mhc.errors import UserError
 from mhc.util.files import write_json
 
-SMALLEST, LARGEST = 259, 1_000_000  # tokens; 256 bytes and three control tokens are the least
+LARGEST = 1_000_000  # tokens
 REPORT = "report.json"
 
 
 def main(argv: list[str]) -> int:
     """Train a tokenizer on --data into --out; returns the exit status."""
+    from mhc.lm.tokenizer import SMALLEST
+
     options = _parser().parse_args(argv)
     if not SMALLEST <= options.size <= LARGEST:
         raise UserError(

@@ -71,7 +71,7 @@ def train_tokenizer(texts: Iterable[str], vocabulary_size: int) -> PreTrainedTok
     ValueError below `SMALLEST`.
     """
     if vocabulary_size < SMALLEST:
-        raise ValueError("vocabulary_size must be at least 259: 256 bytes and three control tokens")
+        raise ValueError(f"vocabulary_size must be at least {SMALLEST}: 256 bytes and three control tokens")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [

@@ -23,7 +23,6 @@ from torch.nn.utils.rnn import pad_sequence
 
 import mhc
 from mhc.decoding.batch import Asked
-from mhc.distill.feature_pass import batches
 from mhc.engine import Engine
 from mhc.errors import UserError
 from mhc.serve.answers import Choice, Delta
@@ -35,6 +34,7 @@ from mhc.serve.requests import ChatRequest, CompletionRequest, Drawing, Embeddin
 from mhc.serve.worker import Busy, Gone, Run, Worker
 from mhc.serve.writing import ChatWriter, TextWriter, Writer
 from mhc.text.encoding import prompt_ids
+from mhc.util.batches import batches
 
 PAGE = Path(__file__).parent / "page"
 KEEP_ALIVE = 15.0  # seconds without a word, after which proxies and clients grow uneasy

@@ -46,6 +46,17 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> list[i
     return _encode_rows(template, [template.prompt(messages)])[0][0]
 
 
+def text_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
+    """Token ids of each text as in the middle of a row, after a line's end: no special tokens, and no space put before it."""
+    if not _piecewise(tokenizer):
+        (anchor,), whole = (
+            _tokenize(tokenizer, some, split_special_tokens=True) for some in (["\n"], [f"\n{text}" for text in texts])
+        )
+        if all(ids[: len(anchor)] == anchor for ids in whole):
+            return [ids[len(anchor) :] for ids in whole]
+    return _tokenize(tokenizer, texts, split_special_tokens=True)
+
+
 def end_token_ids(tokenizer: PreTrainedTokenizerBase, model_generation_config=None) -> list[int]:
     """Ids that end an answer: the tokenizer's eos, the generation config's, and what closes a turn."""
     configured = getattr(model_generation_config, "eos_token_id", None)
@@ -67,7 +78,7 @@ def _encode_rows(template: ChatTemplate, rows: list[Rendered]) -> list[tuple[lis
         if pieces:
             ids, mask = _joined([(next(ids_of), said) for _, said in pieces])
         elif row.hidden:
-            ids, mask = _joined([(_ids_of_hidden(template, t, row.hidden), said) for t, said in row.pieces()])
+            ids, mask = _joined([(_hidden_ids(template, text, row.hidden), said) for text, said in row.pieces()])
         else:
             ids, mask = _encode_whole(tokenizer, row)
         if row.document and tokenizer.eos_token_id is not None:
@@ -105,7 +116,7 @@ def _encode_whole(tokenizer: PreTrainedTokenizerBase, row: Rendered) -> tuple[li
     return out["input_ids"], mask
 
 
-def _ids_of_hidden(template: ChatTemplate, text: str, hidden: dict[str, str]) -> list[int]:
+def _hidden_ids(template: ChatTemplate, text: str, hidden: dict[str, str]) -> list[int]:
     """Ids of a text with marks: control tokens the template wrote are tokens, what the marks hide is text."""
     cut, ids = secrets.token_hex(8), []
     for part in template.control_pattern.split(text):
@@ -116,14 +127,5 @@ def _ids_of_hidden(template: ChatTemplate, text: str, hidden: dict[str, str]) ->
             # The tokenizer splits special tokens when told to; one not marked special is cut in two here.
             part = part.replace(mark, string if string in template.special else string[0] + cut + string[1:])
         for piece in filter(None, part.split(cut)):
-            ids += _plain_ids(template.tokenizer, piece)
+            ids += text_ids(template.tokenizer, [piece])[0]
     return ids
-
-
-def _plain_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Ids of a text in the middle of a row: no special token, and no space put before it."""
-    if not _piecewise(tokenizer):
-        anchor, both = _tokenize(tokenizer, ["\n", "\n" + text], split_special_tokens=True)
-        if both[: len(anchor)] == anchor:
-            return both[len(anchor) :]
-    return _tokenize(tokenizer, [text], split_special_tokens=True)[0]
