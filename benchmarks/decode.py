@@ -33,11 +33,12 @@ from datamodules import ConversationData
 from mhc.backbone.attention import tree_attention
 from mhc.backbone.model import resolve
 from mhc.checkpoints.heads_folder import DESCRIPTION, TUNED, for_decoding, load_drafter, tuned_tree
-from mhc.decoding.batch import Asked
+from mhc.decoding.decoder import PlainDecoder
+from mhc.decoding.request import DecodeRequest
 from mhc.engine import Engine
 from mhc.evaluation.decode_benchmark import round_parts
 from mhc.sampling import GREEDY, Sampling
-from mhc.trees.shapes import DynamicTree, shape_of
+from mhc.trees.shapes import DynamicTree, parse_tree
 
 NEW = 128
 BATCHES = (4, 16)
@@ -81,7 +82,7 @@ def load_engines(runs: Path) -> tuple[dict[str, Engine], object]:
         backbone, tuned = drafter.backbone, tuned_tree(folder)
         if tuned is None:
             raise SystemExit(f"{folder / TUNED} is missing: run `python run.py tune --checkpoint {folder}` first")
-        trained_with = shape_of(json.loads((folder / DESCRIPTION).read_text())["tree"])
+        trained_with = parse_tree(json.loads((folder / DESCRIPTION).read_text())["tree"])
         shapes = {"fixed": trained_with, "dynamic": DynamicTree(3, drafter.heads, 16), "tuned": tuned}
         engines |= {f"{folder.name}/{name}": Engine(backbone, drafter, shape) for name, shape in shapes.items()}
     if backbone is None:
@@ -178,22 +179,22 @@ def transformers_generate(model, prompt: list[int], **options) -> list[int]:
 def contexts(backbone, repeats: int = 40) -> list[dict]:
     """What a plain step costs as the context grows, and what of it is attention, which has to grow. (The pocket is
     asked for positions it was not trained on: the text is nonsense, the work is the same.)"""
-    engine, limit = Engine(backbone), backbone.context
+    limit = backbone.context
     backbone.context = max(CONTEXTS) + 8
-    rows = engine.rows([Asked([1] * max(CONTEXTS), 1)], 1, speculate=False)
-    rows.join(0, engine.prefill(rows, [0])[0])
+    decoder = PlainDecoder(backbone, 1, max(CONTEXTS) + 1)
+    decoder.begin([DecodeRequest([1] * max(CONTEXTS), 1)])
+    cache = decoder.batch.cache
     text = backbone.model.config.get_text_config(decoder=True)
-    heads, width = text.num_attention_heads, rows.cache.buffer.shape[-1]
+    heads, width = text.num_attention_heads, cache.buffer.shape[-1]
     query, attention = torch.randn(1, heads, 1, width), backbone.model.base_model.layers[0].self_attn
     found = {}
     for _ in range(repeats):
         for length in CONTEXTS:
-            rows.cache.lengths[0] = length
-            rows.cache.select(0, 1)
-            found.setdefault((length, "step_ms"), []).append(1000 * timed(lambda: engine.round(rows, False))[0])
+            cache.lengths[0] = length
+            found.setdefault((length, "step_ms"), []).append(1000 * timed(decoder.decode_round)[0])
 
             def attend(length=length) -> None:
-                for layer in rows.cache.buffer:
+                for layer in cache.buffer:
                     tree_attention(
                         attention, query, layer[0, :, :, :length], layer[1, :, :, :length], None, scaling=0.1
                     )

@@ -52,7 +52,7 @@ def main() -> None:
             engines[f"plain/{kind}"] = Engine(Backbone.load(options.backbone), compile=True)
         if options.checkpoint:
             engine = Engine.from_checkpoint(options.checkpoint, options.backbone, compile=kind == "compiled")
-            engines[f"{Path(options.checkpoint).name}/{kind}"] = engine.for_many(options.batch_size)
+            engines[f"{Path(options.checkpoint).name}/{kind}"] = engine.with_large_batch_tree()
     stock = AutoModelForCausalLM.from_pretrained(resolve(options.backbone), dtype=torch.float32).eval()
     data = ConversationData(options.data, limit=20_000 if options.data == "pocket" else None)
     data.tokenizer = backbone.tokenizer

@@ -9,7 +9,7 @@ Writes benchmarks/results/drafters.json. A case is a family; on a second, third 
 
     tokens_per_step            a chain of all heads at T=0, bonus counted
     tokens_per_step_vs_medusa  over Medusa's
-    simulated_vs_real          what the training forward foretells over what decoding gave, on the same prompts
+    predicted_vs_real          what is predicted from the training forward over what decoding gave, on the same prompts
     draft_ms                   growing the chain and reading what was accepted
     speedup_vs_plain           the tuned tree at T=0: median over prompts of paired ratios, low and high their quartiles
     tokens_per_step_T1, speedup_vs_plain_T1, training_seconds, parameters
@@ -67,7 +67,7 @@ def lines(families: dict[str, Any], suffix: str) -> list[dict[str, Any]]:
         chain, tuned, drawn = found["chain/T=0"], found["tuned/T=0"], found["tuned/T=1"]
         values = {
             "tokens_per_step": chain["tokens_per_step"],
-            "simulated_vs_real": found["simulated"] / chain["tokens_per_step"],
+            "predicted_vs_real": found["predicted"] / chain["tokens_per_step"],
             "draft_ms": found["chain_ms"]["draft_ms"],
             "tokens_per_step_T1": found["chain/T=1"]["tokens_per_step"],
             "training_seconds": found["training_seconds"],

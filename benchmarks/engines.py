@@ -30,8 +30,9 @@ from typing import Any
 from common import ROOT, result, write
 from datamodules import ConversationData
 from mhc.checkpoints.heads_folder import for_decoding, load_drafter
+from mhc.decoding.request import Generation
 from mhc.drafters import Cascade, Drafter, Eagle3, Medusa
-from mhc.engine import Engine, Generation
+from mhc.engine import Engine
 from mhc.export import export
 from mhc.sampling import Sampling
 from mhc.trees.shapes import FixedTree

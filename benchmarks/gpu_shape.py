@@ -3,7 +3,6 @@ rounds do the same as eager ones."""
 
 import copy
 import resource
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
@@ -16,87 +15,96 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from common import timed
 from gpu_common import FAMILIES, HEADS, Report, Size
 from mhc.backbone.model import Backbone
-from mhc.decoding.batch import BUCKET, Asked, Rows
+from mhc.decoding.batch import BUCKET
+from mhc.decoding.decoder import Decoder, SpeculativeDecoder, Step
+from mhc.decoding.request import DecodeRequest
 from mhc.drafters import Drafter
 from mhc.engine import Engine
 from mhc.sampling import GREEDY, Sampling
 from mhc.training.losses import chunked_loss
-from mhc.trees.shapes import DynamicTree, Shape, Tree, shape_of
+from mhc.trees.shapes import DynamicTree, Tree, TreeShape, parse_tree
 from mhc.tuning.measure import bush
 
 CONTEXT, NEW = 512, 64
 COUNTS = (1, 2, 4, 8, 16, 32, 64, 128)  # nodes verified
 WARM = 2  # times through that are not counted
 DATA_SHEET = {"H200": 4.8e12}  # bytes a second
-TREES = {"64": lambda: shape_of("mc_sim_7b_63"), "dynamic64": lambda: DynamicTree(width=8, depth=4, budget=64)}
+TREES = {"64": lambda: parse_tree("mc_sim_7b_63"), "dynamic64": lambda: DynamicTree(width=8, depth=4, budget=64)}
 
 
 @dataclass
 class Place:
-    """An engine whose one row has read the prompt; every timed round starts from there."""
+    """A decoder whose one row has read the prompt; every timed round starts from there."""
 
     engine: Engine
-    rows: Rows
-    length: int
-    root: Tensor
+    decoder: Decoder
+    steps: list[Step]  # a round's, and those captured besides
+    start: tuple[list[int], Tensor]
 
     def back(self) -> None:
         """Forget the rounds since."""
-        self.rows.cache.lengths[0] = self.length
-        self.rows.cache.select(0, 1)
-        self.rows.root.copy_(self.root)
+        self.decoder.batch.restore(self.start)
 
     def round(self) -> None:
         """A whole round as when decoding, up to the new tokens on the host."""
-        self.engine.round(self.rows, self.rows.speculate)
+        self.decoder.run(self.steps[0])
 
     def draft(self) -> None:
         """The growing of a tree alone."""
-        self.rows.run(drafting)
+        self.decoder.launch(self.steps[1])
 
 
 Calls = dict[tuple[str, str], tuple[Callable[[], Any], Place]]  # by case and metric: what is timed, and where
 
 
 @torch.inference_mode()
-def place_after(prompt: list[int], engine: Engine, *also: Callable[[Rows], Tensor]) -> Place:
-    """Compile and capture the engine's round, and the rounds `also`; read the prompt; make one round."""
-    speculate = engine.drafter is not None
-    rows = engine.rows([Asked(prompt, NEW)], 1, speculate)
-    rounds = (engine._speculate if speculate else engine._plain, *also)
-    for round in rounds:
-        deque(rows.warm_up(round), maxlen=0)
-    rows.join(0, engine.prefill(rows, [0])[0])
-    rows.cache.select(0, 1)
-    assert rows.graphs is None or all(rows._key(round) in rows.graphs for round in rounds), "a round was not captured"
-    place = Place(engine, rows, rows.cache.lengths[0], rows.root.clone())
+def place_after(prompt: list[int], engine: Engine, *also: Callable[[SpeculativeDecoder], Step]) -> Place:
+    """Compile and capture the engine's round, and the steps `also` of its decoder; read the prompt; make one round."""
+    requests = [DecodeRequest(prompt, NEW)]
+    decoder: Decoder
+    steps: list[Step]
+    if engine.drafter is None:
+        decoder = engine.decoder(1, len(prompt) + NEW)
+        steps = [decoder.plain_step]
+    else:
+        decoder = engine.speculative_decoder(1, len(prompt) + NEW)
+        steps = [decoder.speculative_step, *(make(decoder) for make in also)]
+    decoder.start(requests)
+    decoder.warm_up(also=steps[1:])
+    decoder.begin(requests)
+    assert decoder.graphs is None or all(map(decoder.captured, steps)), "a round was not captured"
+    place = Place(engine, decoder, steps, decoder.batch.snapshot())
     place.round()
     place.back()
     return place
 
 
-def grown(rows: Rows) -> Tree:
-    """The tree that the rows' engine grows now."""
-    engine = rows.engine
-    state = engine.drafter.begin(rows.memory, rows.active)
-    return engine.tree.grow(engine.drafter, state, rows.root, rows.draw(engine.tree.levels_deep))
+def grown(decoder: SpeculativeDecoder) -> Tree:
+    """The tree that the decoder grows now."""
+    batch = decoder.batch
+    state, noise = decoder.drafter.start_tree(decoder.memory, batch.active), batch.round_noise(decoder.tree.max_depth)
+    return decoder.tree.grow(decoder.drafter, state, batch.root, noise)
 
 
-def drafting(rows: Rows) -> Tensor:
-    """A round of nothing but drafting, captured like any other."""
-    return grown(rows).tokens
+def drafting(decoder: SpeculativeDecoder) -> Step:
+    """A step of nothing but drafting, captured like any other."""
+
+    def draft() -> Tensor:
+        return grown(decoder).tokens
+
+    return draft
 
 
-class Standing(Shape):
+class Standing(TreeShape):
     """A tree grown once and kept: rounds of it are rounds without drafting."""
 
-    def __init__(self, shape: Shape):
-        self.nodes, self.levels_deep, self.width, self.static = shape.nodes, shape.levels_deep, shape.width, True
+    def __init__(self, shape: TreeShape):
+        self.nodes, self.max_depth, self.width, self.static = shape.nodes, shape.max_depth, shape.width, True
         self.shape, self.tree = shape, None
 
-    def grow(self, drafter, state, root, draw) -> Tree:
+    def grow(self, drafter, state, root, noise) -> Tree:
         if self.tree is None:
-            self.tree = self.shape.grow(drafter, state, root, draw)
+            self.tree = self.shape.grow(drafter, state, root, noise)
         return self.tree
 
     def describe(self) -> dict[str, Any]:
@@ -307,16 +315,19 @@ def memorise(drafter: Drafter, text: list[int], start: int, steps: int = 40) -> 
 @torch.inference_mode()
 def logit_tolerance(captured: Place, one: Place) -> float:
     """Largest difference between the logits of a tree's forward and of one-token forwards along its deepest path."""
-    engine, rows = captured.engine, captured.rows
-    tree = grown(rows)
-    logits, _ = engine.backbone.decode(tree.tokens, *rows.places(tree.ancestors, tree.depth))  # (1,N,V)
+    decoder, batch = captured.decoder, one.decoder.batch
+    assert isinstance(decoder, SpeculativeDecoder)
+    tree = grown(decoder)
+    inputs = decoder.batch.forward_inputs(tree.ancestors, tree.depth)
+    logits, _ = decoder.backbone.decode(tree.tokens, *inputs)  # (1,N,V)
     path = tree.paths[0, tree.depth[0].argmax()].tolist()
     differences = []
     for node in path:
-        one.rows.root.copy_(tree.tokens[:, node])
-        alone, _ = one.engine.backbone.decode(one.rows.root[:, None], *one.rows.places(*one.rows.alone))  # (1,1,V)
+        alone, _ = decoder.backbone.decode(
+            tree.tokens[:, node, None], *batch.forward_inputs(*batch.root_only)
+        )  # (1,1,V)
         differences.append((alone[0, 0].float() - logits[0, node].float()).abs().max().item())
-        one.rows.cache.extend([1])
+        batch.cache.advance([1])
     captured.back()
     one.back()
     return max(differences)

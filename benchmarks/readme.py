@@ -189,13 +189,13 @@ def short_drafters_table(found: dict) -> str:
     families = comparison["families"]
     lines = [
         "| | tokens per step, chain of "
-        f"{comparison['heads']} | foretold | over Medusa | drafting | speedup, tuned tree | at T = 1 |",
+        f"{comparison['heads']} | predicted | over Medusa | drafting | speedup, tuned tree | at T = 1 |",
         "|---|---|---|---|---|---|---|",
     ]
     for family, here in families.items():
         chain, tuned, drawn = here["chain/T=0"], here["tuned/T=0"], here["tuned/T=1"]
         lines.append(
-            f"| {TITLES[family]} | {chain['tokens_per_step']:.2f} | {here['simulated']:.2f} "
+            f"| {TITLES[family]} | {chain['tokens_per_step']:.2f} | {here['predicted']:.2f} "
             f"| {chain['tokens_per_step'] / families['medusa']['chain/T=0']['tokens_per_step']:.2f}x "
             f"| {here['chain_ms']['draft_ms']:.1f} ms "
             f"| {tuned['speedup']:.2f}x ({tuned['speedup_q1']:.2f} - {tuned['speedup_q3']:.2f}) "

@@ -48,10 +48,10 @@ from datamodules import ConversationData
 from datamodules.batching import PackedRows, batch_order, collate
 from mhc.backbone.model import Backbone
 from mhc.drafters import Cascade
-from mhc.evaluation.decode_benchmark import machine, versions
 from mhc.training.draft_module import DraftModule
 from mhc.training.losses import Teacher, chunked_loss
 from mhc.util.files import write_json
+from mhc.util.provenance import machine, versions
 from train_step import scaling, step_costs, worker
 
 K, B, T, D, V = 5, 8, 1024, 512, 32_000

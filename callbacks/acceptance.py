@@ -7,7 +7,7 @@ from lightning import Callback, LightningModule, Trainer
 from mhc.checkpoints.heads_folder import for_decoding
 from mhc.engine import Engine
 from mhc.errors import UserError
-from mhc.evaluation.teacher_forced import foretell_all, simulated_tokens_per_step
+from mhc.evaluation.teacher_forced import predict_all, predicted_tokens_per_step
 from mhc.trees.shapes import FixedTree
 
 
@@ -16,7 +16,7 @@ class Acceptance(Callback):
     `prompts` validation prompts with a chain of all heads, and logs
 
         val/tokens_per_step            as decoded: draft, verify, accept (bonus counted); best.ckpt is chosen by it
-        val/simulated_tokens_per_step  as the training forward foretells it for the same text
+        val/predicted_tokens_per_step  as predicted from the training forward for the same text
         val/expected_tokens_per_step   (the module's own) as teacher-forced accuracies let expect at any position
 
     The first two are equal unless training and decoding see different functions; the third differs because rounds do
@@ -39,15 +39,15 @@ class Acceptance(Callback):
         """The three side by side, so that a gap shows."""
         seen = trainer.callback_metrics
         if not trainer.sanity_checking and trainer.state.fn == "fit":
-            names = ("tokens_per_step", "simulated_tokens_per_step", "expected_tokens_per_step")
-            real, simulated, expected = (float(seen.get(f"val/{name}", float("nan"))) for name in names)
+            names = ("tokens_per_step", "predicted_tokens_per_step", "expected_tokens_per_step")
+            real, predicted, expected = (float(seen.get(f"val/{name}", float("nan"))) for name in names)
             trainer.print(
-                f"step {trainer.global_step}: {real:.2f} tokens per step (foretold {simulated:.2f}; {expected:.2f} from any "
+                f"step {trainer.global_step}: {real:.2f} tokens per step (predicted {predicted:.2f}; {expected:.2f} from any "
                 f"position; head 0 right {float(seen.get('val/head0_top1', float('nan'))):.0%})"
             )
 
     def measure(self, trainer: Trainer, module: LightningModule) -> dict[str, float]:
-        """Decode, and foretell the same; the answers themselves are made once, for the backbone does not change."""
+        """Decode, and predict the same; the answers themselves are made once, for the backbone does not change."""
         drafter = for_decoding(module.drafter)
         engine = Engine(module.backbone, drafter, FixedTree.chain(drafter.heads))
         if not self._answers:
@@ -58,9 +58,9 @@ class Acceptance(Callback):
         if not told:
             raise UserError("the data has no validation prompt whose answer is longer than a token: give it more")
         found = self._decode(engine, [prompt for prompt, _ in told], plain=False)
-        simulated = simulated_tokens_per_step(foretell_all(drafter, *zip(*told)), drafter.heads)
+        predicted = predicted_tokens_per_step(predict_all(drafter, *zip(*told)), drafter.heads)
         tokens, steps = (sum(column) for column in zip(*((len(a.token_ids) - 1, a.steps - 1) for a in found)))
-        return {"tokens_per_step": tokens / steps, "simulated_tokens_per_step": simulated}
+        return {"tokens_per_step": tokens / steps, "predicted_tokens_per_step": predicted}
 
     def _decode(self, engine: Engine, prompts: list[list[int]], plain: bool) -> list[Any]:
         found = dict(engine.generate_ids(prompts, self.max_new_tokens, self.prompts, plain))

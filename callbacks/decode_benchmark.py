@@ -13,10 +13,11 @@ from callbacks.drafter_checkpoint import DrafterCheckpoint
 from mhc.checkpoints.heads_folder import for_decoding, tuned_tree, write_json
 from mhc.engine import Engine
 from mhc.errors import UserError
-from mhc.evaluation.decode_benchmark import machine, race, versions
-from mhc.evaluation.teacher_forced import foretell_all, save_guesses
+from mhc.evaluation.decode_benchmark import race
+from mhc.evaluation.teacher_forced import predict_all, save_guesses
 from mhc.sampling import GREEDY
 from mhc.tuning.measure import example_round
+from mhc.util.provenance import machine, versions
 
 RESULT, GUESSES = "decode_benchmark.json", "guesses.csv"
 
@@ -43,7 +44,7 @@ class DecodeBenchmark(Callback):
             figures, plain = race(
                 {"": engine}, prompts, self.max_new_tokens, lambda done, _: progress.update(task, completed=done)
             )
-        guesses = foretell_all(engine.drafter, prompts, [answer.token_ids for answer in plain])  # by all processes
+        guesses = predict_all(engine.drafter, prompts, [answer.token_ids for answer in plain])  # by all processes
         if trainer.is_global_zero:
             save_guesses(Path(trainer.default_root_dir) / GUESSES, guesses, module.tokenizer)
         example = example_round(engine, prompts[0], GREEDY) if engine.tree.nodes > 1 else None

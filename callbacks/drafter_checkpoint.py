@@ -8,7 +8,7 @@ from lightning import Callback, LightningModule, Trainer
 from mhc.checkpoints.heads_folder import save_drafter
 from mhc.drafters import Drafter
 from mhc.errors import UserError
-from mhc.trees.shapes import FixedTree, Shape, shape_of
+from mhc.trees.shapes import FixedTree, TreeShape, parse_tree
 
 
 class DrafterCheckpoint(Callback):
@@ -46,9 +46,9 @@ class DrafterCheckpoint(Callback):
             heads = {name.removeprefix("drafter."): tensor for name, tensor in state.items()}
             save_drafter(folder, drafter, self.shape(drafter), kept, heads)
 
-    def shape(self, drafter: Drafter) -> Shape:
+    def shape(self, drafter: Drafter) -> TreeShape:
         """The tree that these heads shall decode with."""
-        return FixedTree.chain(drafter.heads) if self.tree is None else shape_of(self.tree)
+        return FixedTree.chain(drafter.heads) if self.tree is None else parse_tree(self.tree)
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best}

@@ -16,7 +16,7 @@ from torch import Tensor
 from mhc.backbone.packing import PADDING
 from mhc.checkpoints.heads_folder import write_json
 from mhc.distributed.sharding import element_count, summed
-from mhc.evaluation.decode_benchmark import machine, versions, wait
+from mhc.util.provenance import machine, versions, wait
 
 RESULT = "training.json"
 

@@ -8,7 +8,7 @@ same noise: what is drawn at a position hangs on the text before it and on the s
 decoding by the same code. Adding T * g to the logits, rather than g to logits / T, keeps scores in units of
 the logits: their softmax says at every temperature how sure a drafter is that its guess is the backbone's.
 
-A drafter sees the noise as well, and is right to trust it only in part: it knows g, but not the logits that
+A drafter sees the noise as well, and is right to noise_weight it only in part: it knows g, but not the logits that
 g is added to. Where g is large for an unlikely token, the backbone's logit is mostly lower than the drafter's
 and the token not drawn. Proposals weigh the noise min(1, T / 2), which was near the best of six weights for
 every drafter, tree and temperature tried (docs/log.md); it decides how much is accepted, never what is said.
@@ -132,7 +132,7 @@ class Sampler:
         self._numbers[:, : len(rows)].copy_(torch.tensor(numbers))
         self._integers[:, : len(rows)].copy_(torch.tensor(integers))
         columns = self._numbers[:, : len(rows), None, None]  # each (B,1,1)
-        self.temperature, self.divisor, self.top_p, self.threshold, self.alpha, self.trust = columns
+        self.temperature, self.divisor, self.top_p, self.threshold, self.alpha, self.noise_weight = columns
         self.seeds, self.top_k = self._integers[0, : len(rows)], self._integers[1, : len(rows), None, None]
 
     @property
@@ -140,9 +140,9 @@ class Sampler:
         """What changes the program itself: a round captured under another one must not be replayed."""
         return self.greedy, self.lossy, self.restricted, self.keep
 
-    def round(self, start: int | Tensor, depth: int) -> "Draw":
+    def for_round(self, start: int | Tensor, depth: int) -> "RoundNoise":
         """How tokens are drawn in one round whose roots stand at positions `start` (or (B,1)), trees `depth` deep."""
-        return Draw(self, start, depth)
+        return RoundNoise(self, start, depth)
 
     def restrict(self, logits: Tensor) -> Tensor:
         """(B,N,V) with tokens outside top-k and top-p at -inf; ties at the border stay."""
@@ -155,7 +155,7 @@ class Sampler:
         return logits.masked_fill(logits < lowest, float("-inf"))
 
 
-class Draw:
+class RoundNoise:
     """The noise of one round, for the drafter's proposals and for the backbone's choices."""
 
     def __init__(self, sampler: Sampler, start: int | Tensor, depth: int):
@@ -165,15 +165,15 @@ class Draw:
             positions = (start + ahead).expand(len(sampler.seeds), -1)
             self.noise = gumbel(sampler.seeds, positions, sampler.vocabulary) * sampler.temperature  # (B,depth+1,V)
 
-    def scores(self, logits: Tensor, depth: int | Tensor) -> Tensor:
+    def target_scores(self, logits: Tensor, depth: int | Tensor) -> Tensor:
         """The backbone's logits (B,N,V) at nodes of one depth, or of depths (1|B,N) -> scores (B,N,V): their argmax is drawn."""
         return logits if self.sampler.greedy else self._restricted(logits) + self._noise(depth)
 
-    def proposals(self, logits: Tensor, depth: int | Tensor) -> Tensor:
+    def draft_scores(self, logits: Tensor, depth: int | Tensor) -> Tensor:
         """As `scores`, of a drafter's logits: the more a token has, the likelier it is the one that will be drawn."""
         if self.sampler.greedy:
             return logits
-        return self._restricted(logits).addcmul(self._noise(depth), self.sampler.trust)
+        return self._restricted(logits).addcmul(self._noise(depth), self.sampler.noise_weight)
 
     def _restricted(self, logits: Tensor) -> Tensor:
         logits = logits.float()

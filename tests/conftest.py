@@ -141,7 +141,7 @@ class Scripted(Drafter):
     def allocate(self, rows, capacity):
         return [(0, 0)] * rows  # (length of the prompt, positions read) of each row
 
-    def read(self, memory, rows, accepted, following, start, counts):
+    def observe(self, memory, rows, accepted, next_ids, start, counts):
         starts = start.tolist() if isinstance(start, torch.Tensor) else [start] * len(counts)
         for row, first, count in zip(range(rows.start, rows.stop), starts, counts.tolist()):
             memory[row] = (memory[row][0] if first else count, first + count)
@@ -149,10 +149,10 @@ class Scripted(Drafter):
     def move(self, memory, source, target):
         memory[target] = memory[source]
 
-    def begin(self, memory, rows):
+    def start_tree(self, memory, rows):
         return 0, memory[rows]
 
-    def step(self, state, tokens, parents):
+    def draft_level(self, state, tokens, parents):
         head, rows = state
         logits = torch.zeros(*tokens.shape, self.backbone.vocabulary_size)
         for row, (prompt, done) in enumerate(rows):

@@ -8,7 +8,7 @@ import mhc.decoding.batch
 import mhc.engine
 from mhc.backbone.cache import TreeCache
 from mhc.backbone.model import Backbone
-from mhc.decoding.batch import Asked
+from mhc.decoding.request import DecodeRequest
 from mhc.drafters import Cascade, Diffusion, Eagle3, Medusa
 from mhc.engine import Engine
 from mhc.errors import UserError
@@ -22,7 +22,7 @@ TREES = {
     "dynamic": DynamicTree(width=3, depth=4, budget=14),
     "dynamic_cut": DynamicTree(width=2, depth=4, budget=9, confidence=0.2, costs=[[1, 1.0], [8, 1.2]], price=2.0),
     "cut": DynamicTree(width=3, depth=4, budget=12, confidence=0.3),
-    "paced": FixedTree([[0], [1], [0, 0], [0, 0, 0]], costs=[[1, 1.0], [8, 1.4]], level=0.3),
+    "paced": FixedTree([[0], [1], [0, 0], [0, 0, 0]], costs=[[1, 1.0], [8, 1.4]], draft_cost=0.3),
 }
 FAMILIES = [Medusa, Cascade, Diffusion, Eagle3]
 PROMPTS = [[5, 9, 3, 8, 4, 4], [7] * 11, [1, 2, 3, 4, 5, 6, 7], [60, 0, 59, 1, 58, 2, 57, 3]]  # all of other lengths
@@ -171,7 +171,14 @@ def test_a_row_that_ended_beyond_its_limit_is_forgotten(backbones, references, m
     order = sorted(range(len(PROMPTS)), key=lambda number: len(PROMPTS[number]))
     short, long = PROMPTS[order[0]], PROMPTS[order[-1]]
     drafter = Scripted(backbone, texts, [len(prompt) for prompt in PROMPTS])
-    monkeypatch.setattr(mhc.engine, "room_of", lambda number, prompt, most, context: 2 if prompt == long else most)
+    within = DecodeRequest.within
+    monkeypatch.setattr(
+        DecodeRequest,
+        "within",
+        lambda request, *limits: within(request, *limits)._replace(
+            max_new_tokens=2 if request.prompt == long else request.max_new_tokens
+        ),
+    )
     found = {}
     for compile in (False, True):
         engine = Engine(backbone, drafter, FixedTree.chain(4), compile=compile)
@@ -186,7 +193,8 @@ def test_a_compiled_round_gives_the_same_text():
     expected = answers(Engine(backbone), 1)
     engine = Engine(backbone, randomised(Cascade(backbone, heads=4)), TREES["tree"], compile=True)
     warmed = []
-    pieces = list(engine.stream(PROMPTS, NEW, warming=lambda *done: warmed.append(done)))
+    requests = [DecodeRequest(prompt, NEW) for prompt in PROMPTS]
+    pieces = list(engine.stream(requests, warming=lambda *done: warmed.append(done)))
     assert warmed and warmed[-1][0] == warmed[-1][1]
     text = [[t for number, tokens, *_ in pieces if number == prompt for t in tokens] for prompt in range(len(PROMPTS))]
     assert text == expected == answers(engine, 1, plain=True)
@@ -259,7 +267,7 @@ def test_in_bf16_texts_part_only_at_near_ties(name):
             single = []
             for at in range(ids.shape[1]):
                 logits, _ = backbone.decode(ids[:, at : at + 1], places[:, at : at + 1], cache, None)
-                cache.extend([1])
+                cache.advance([1])
                 single.append(logits[0, 0].float())
         tolerance = (whole - torch.stack(single)).abs().max()
         likeliest = whole[-1].topk(2)
@@ -304,15 +312,14 @@ def test_memory_is_what_the_formula_says(backbones, name):
     heads = getattr(config, "num_key_value_heads", config.num_attention_heads)
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     engine = Engine(backbone, Cascade(backbone, heads=4), TREES["tree"])
-    rows = engine.rows([Asked(prompt, NEW) for prompt in PROMPTS], 3, speculate=True)
-    capacity = max(map(len, PROMPTS)) + NEW + engine.tree.nodes
-    assert rows.cache.buffer.nbytes == 2 * config.num_hidden_layers * 3 * heads * capacity * width * 4
-    place = rows.cache.buffer.data_ptr()
-    rows.join(0, engine.prefill(rows, [0])[0])
-    rows.cache.select(0, 1)
-    engine.round(rows, speculate=True)
-    assert rows.cache.buffer.data_ptr() == place
-    assert all(layer.keys.untyped_storage().data_ptr() == place for layer in rows.cache.layers)
+    decoder = engine.speculative_decoder(3, max(map(len, PROMPTS)) + NEW)
+    cache, capacity = decoder.batch.cache, max(map(len, PROMPTS)) + NEW + engine.tree.nodes
+    assert cache.buffer.nbytes == 2 * config.num_hidden_layers * 3 * heads * capacity * width * 4
+    place = cache.buffer.data_ptr()
+    decoder.begin([DecodeRequest(PROMPTS[0], NEW)])
+    decoder.run(decoder.speculative_step)
+    assert cache.buffer.data_ptr() == place
+    assert all(layer.keys.untyped_storage().data_ptr() == place for layer in cache.layers)
 
 
 def test_pieces_stream_in_order(backbones, references):
@@ -320,7 +327,7 @@ def test_pieces_stream_in_order(backbones, references):
     engine = Engine(backbones("llama"), Cascade(backbones("llama"), heads=4), TREES["tree"])
     streamed = [[] for _ in PROMPTS]
     finished = []
-    for number, tokens, reason, *_ in engine.stream(PROMPTS, NEW, batch_size=2):
+    for number, tokens, reason, *_ in engine.stream([DecodeRequest(prompt, NEW) for prompt in PROMPTS], batch_size=2):
         assert number not in finished
         streamed[number] += tokens
         finished += [number] if reason else []

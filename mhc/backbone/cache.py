@@ -19,6 +19,8 @@ from mhc.errors import UserError
 class TreeLayer(CacheLayerMixin):
     """One layer's view of the shared buffers; `update` is what the model's attention calls."""
 
+    keys: torch.Tensor
+    values: torch.Tensor
     is_sliding = False  # windows are expressed in the mask, the buffers always hold every position
 
     def __init__(self, cache: "TreeCache", keys: torch.Tensor, values: torch.Tensor):
@@ -36,7 +38,7 @@ class TreeLayer(CacheLayerMixin):
         )
 
     def get_seq_length(self) -> int:
-        return self.cache.longest
+        return self.cache.max_length
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.cache.extent(query_length), 0
@@ -48,7 +50,7 @@ class TreeLayer(CacheLayerMixin):
 class TreeCache(Cache):
     """Buffers for `rows` sequences of at most `capacity` slots each.
 
-    `lengths` (list of int, one a row) counts committed positions. `select` narrows the rows that
+    `lengths` (list of int, one a row) counts committed positions. `set_active` narrows the rows that
     the next forward serves (prefill works on the newest rows; a finished row leaves by `move`).
     bucket: attention then reads a multiple of `bucket` slots and lengths are read from the device, so that
     one compiled program or CUDA graph serves many lengths; without, it reads just what is there.
@@ -75,53 +77,57 @@ class TreeCache(Cache):
         super().__init__(layers=[TreeLayer(self, layer[0], layer[1]) for layer in self.buffer])
         self.lengths = [0] * rows
         self.capacity, self.bucket = capacity, bucket
+        self._active: tuple[int, int, list[int]] | None = None  # what `set_active` has prepared
         self._starts = torch.zeros(rows, dtype=torch.long, device=device)
-        self.select(0, rows)
+        self.set_active(0, rows)
 
-    def select(self, first: int, last: int) -> None:
+    def set_active(self, first: int, last: int) -> None:
         """Serve rows first..last-1 in the following forwards."""
-        self.first, self.last = first, last
         active = self.lengths[first:last]
-        self.longest = max(active)
-        self.even = min(active) == self.longest and (self.bucket is None or not self.longest)
-        if not self.even:
+        if (first, last, active) == self._active:
+            return
+        self._active = first, last, active
+        self.first, self.last = first, last
+        self.max_length = max(active)
+        self.uniform = min(active) == self.max_length and (self.bucket is None or not self.max_length)
+        if not self.uniform:
             self.starts = self._starts[first:last]  # (B,)
             self.starts.copy_(torch.tensor(active))
 
-    def expect(self, count: int) -> None:
+    def plan_forward(self, count: int) -> None:
         """The next forward brings `count` entries a row. (Said beforehand, so that a compiled forward depends on
         how far it reads, not on every length, and so that all layers share the places they write to.)"""
-        self.reach = self.extent(count)
-        if not self.even:
+        self.visible = self.extent(count)
+        if not self.uniform:
             sizes = len(self.starts), self.buffer.shape[3], count
             every, heads, step = (torch.arange(size, device=self.buffer.device) for size in sizes)
             self.slots = every[:, None, None], heads[None, :, None], (self.starts[:, None] + step)[:, None]
 
     def extent(self, count: int) -> int:
         """Slots that attention reads in a forward of `count` new entries a row."""
-        if self.even or self.bucket is None:
-            return self.longest + count
-        return -(-(self.longest + count) // self.bucket) * self.bucket
+        if self.uniform or self.bucket is None:
+            return self.max_length + count
+        return -(-(self.max_length + count) // self.bucket) * self.bucket
 
     @property
     def start(self) -> int | torch.Tensor:
         """Committed positions: one number for all active rows, or one each (B,)."""
-        return self.longest if self.even else self.starts
+        return self.max_length if self.uniform else self.starts
 
     def write(self, buffer: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
         """Write (B,H,T,E) behind the committed part and return all that may be attended to."""
         count = states.shape[2]
         rows = buffer[self.first : self.last]
-        if self.even:
-            rows[:, :, self.longest : self.longest + count] = states
+        if self.uniform:
+            rows[:, :, self.max_length : self.max_length + count] = states
         else:
             rows.index_put_(self.slots, states)  # not scatter_: compiled, it would copy the whole buffer
-        return rows[:, :, : self.reach]
+        return rows[:, :, : self.visible]
 
     def commit(self, path: torch.Tensor) -> None:
         """Move the nodes of path (B,P), written last round, to where committed text goes on.
 
-        How many of them count, `extend` says; what the others copy lands behind the new length, where
+        How many of them count, `advance` says; what the others copy lands behind the new length, where
         the next round overwrites it. Padded entries of `path` must name some node of the round.
         """
         depth = path.shape[1]
@@ -129,8 +135,8 @@ class TreeCache(Cache):
             return  # the root is where it belongs
         rows = self.buffer[:, :, self.first : self.last]
         shape = (*rows.shape[:4], depth, rows.shape[5])
-        if self.even:
-            start = self.longest
+        if self.uniform:
+            start = self.max_length
             if rows.shape[2] == 1:
                 moved = rows.index_select(4, path[0] + start)
             else:
@@ -142,11 +148,11 @@ class TreeCache(Cache):
             target = (self.starts[:, None] + steps)[None, None, :, None, :, None].expand(shape)
             rows.scatter_(4, target, rows.gather(4, source))
 
-    def extend(self, counts: list[int]) -> None:
+    def advance(self, counts: list[int]) -> None:
         """Count the first counts[b] entries behind row b's committed part as committed."""
         for row, count in enumerate(counts, self.first):
             self.lengths[row] += count
-        self.select(self.first, self.last)
+        self.set_active(self.first, self.last)
 
     def clear(self, row: int) -> None:
         """Forget a row's text, so that another prompt can move in."""

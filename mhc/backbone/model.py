@@ -34,6 +34,12 @@ class Features(NamedTuple):
     hidden: Tensor
     taps: Tensor | None = None
 
+    @property
+    def tapped(self) -> Tensor:
+        """The taps of a forward that was asked for some."""
+        assert self.taps is not None
+        return self.taps
+
     def at(self, row: Tensor, position: Tensor) -> "Features":
         """The features at these places of the first two dimensions."""
         return Features(self.hidden[row, position], None if self.taps is None else self.taps[row, position])
@@ -132,7 +138,7 @@ class Backbone(nn.Module):
         try:
             torch.empty(0, device=device)
         except (RuntimeError, AssertionError) as error:
-            raise UserError(f"device '{device}' is not to be had here ({str(error).splitlines()[0]})") from error
+            raise UserError(f"device '{device}' is not available ({str(error).splitlines()[0]})") from error
         tokenizer = load_tokenizer(name)
         model = load_model(name, dtype, sharding)
         rows = model.get_output_embeddings().out_features
@@ -142,7 +148,7 @@ class Backbone(nn.Module):
                 f"{rows} rows: they do not belong together"
             )
         if sharding is None:
-            model = model.to(device)
+            model.to(device)  # type: ignore[arg-type]  # transformers wraps `to` without its types
         quantised = quantize_weights(model, quantize) if quantize else None
         backbone = cls(model, tokenizer, name)
         backbone.quantised = quantised
@@ -225,7 +231,7 @@ class Backbone(nn.Module):
         mask: one (1|B,1,N,S) bool per layer type, see `tree_mask`; None means plain causal attention.
         at: unembed only node at[b] (B,) of each row -> logits (B,1,V). compiled: run the fused forward.
         """
-        cache.expect(ids.shape[1])
+        cache.plan_forward(ids.shape[1])
         run = self.compiled() if compiled else self.model.base_model
         mixture = run(
             input_ids=ids,

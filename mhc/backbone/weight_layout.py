@@ -1,7 +1,7 @@
 """How weights lie in memory: laid out for a tree's handful of rows on a CPU, or quantised.
 
 A matrix product of 2 to 30 rows should cost what reading the weights costs. With weights as PyTorch keeps them
-(output-major) the BLAS rearranges them at every call instead. What helps hangs on whose processor it is, since
+(output-major) the BLAS rearranges them at every call instead. Which layout is faster depends on the CPU vendor, since
 MKL picks its best kernels on Intel's only (all linear layers of the pocket, 34 MB; docs/log.md):
 
     rows                            1      2      8     12     32
@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from mhc.errors import UserError
 
@@ -92,7 +93,7 @@ class Quantised(NamedTuple):
         return f"{self.kind} weights take {_size(self.after)} in place of {_size(self.before)}: {share:.0%} saved"
 
 
-def quantize_weights(model: nn.Module, kind: str) -> Quantised:
+def quantize_weights(model: PreTrainedModel, kind: str) -> Quantised:
     """Keep the linear layers' weights in 8 or 4 bits (torchao, weight only), in place; the lm_head stays, since
     draft heads share it. The text is then the quantised model's own, with draft heads as without."""
     try:
@@ -101,7 +102,7 @@ def quantize_weights(model: nn.Module, kind: str) -> Quantised:
         raise UserError(f"quantising to {kind} needs torchao: pip install -e '.[quantize]'") from error
     if kind not in ("int8", "int4"):
         raise UserError(f"unknown quantisation '{kind}': int8 or int4")
-    chosen = Int8WeightOnlyConfig() if kind == "int8" else IntxWeightOnlyConfig(weight_dtype=torch.int4)
+    chosen = Int8WeightOnlyConfig() if kind == "int8" else IntxWeightOnlyConfig(weight_dtype=torch.int4)  # type: ignore[attr-defined]  # torch's stubs lack it
     lm_head, before = model.get_output_embeddings(), stored_bytes(model)
     quantize_(model, chosen, filter_fn=lambda module, _: isinstance(module, nn.Linear) and module is not lm_head)
     return Quantised(kind, before, stored_bytes(model))

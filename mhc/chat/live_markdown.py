@@ -59,7 +59,7 @@ class LiveAnswer:
         )
 
     def push(self, text: str, guessed: bool) -> None:
-        """More of the answer; guessed: whether the heads had foretold it."""
+        """More of the answer; guessed: whether the heads had predicted it."""
         text = harmless(text)
         self._source += text
         self._guessed += [guessed] * len(text)

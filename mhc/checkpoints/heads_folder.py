@@ -23,7 +23,7 @@ from mhc.backbone.weight_layout import lay_out_for_few_rows
 from mhc.distributed.sharding import whole_state
 from mhc.drafters import Drafter
 from mhc.errors import UserError
-from mhc.trees.shapes import Shape, shape_of
+from mhc.trees.shapes import TreeShape, parse_tree
 from mhc.util.files import write_atomically, write_json
 
 DESCRIPTION, WEIGHTS, TUNED = "drafter.json", "drafter.safetensors", "tree.json"
@@ -69,7 +69,7 @@ def _built(description: dict[str, Any], drafter: Drafter) -> str:
 def save_drafter(
     folder: Path,
     drafter: Drafter,
-    tree: Shape,
+    tree: TreeShape,
     metrics: dict[str, float] | None = None,
     state: dict[str, Tensor] | None = None,
 ) -> None:
@@ -88,17 +88,17 @@ def save_drafter(
     write_json(folder / DESCRIPTION, describe(drafter) | extra)
 
 
-def tuned_tree(folder: Path) -> Shape | None:
+def tuned_tree(folder: Path) -> TreeShape | None:
     """The tree that `run.py tune` found for the heads in `folder`, if it was run."""
     try:
-        return shape_of(json.loads((folder / TUNED).read_text())["tree"])
+        return parse_tree(json.loads((folder / TUNED).read_text())["tree"])
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"'{folder / TUNED}' is damaged ({error!r}): delete it or run `run.py tune` again") from error
 
 
-def load_drafter(path: str | Path, backbone: str | Backbone | None = None, **loading: Any) -> tuple[Drafter, Shape]:
+def load_drafter(path: str | Path, backbone: str | Backbone | None = None, **loading: Any) -> tuple[Drafter, TreeShape]:
     """The heads in folder `path`, on the backbone they name or on the one given, and their tree, tuned if it was.
     loading: how to load the backbone, as in `Backbone.load`.
 
@@ -109,7 +109,7 @@ def load_drafter(path: str | Path, backbone: str | Backbone | None = None, **loa
         description = json.loads((folder / DESCRIPTION).read_text())
         known = {key: description[key] for key in ("drafter", "arguments", "backbone", "fingerprint", "tree", "sha256")}
         family = getattr(mhc.drafters, known["drafter"])
-        tree = shape_of(known["tree"])
+        tree = parse_tree(known["tree"])
     except FileNotFoundError as error:
         raise UserError(
             f"no heads in '{folder}' ({DESCRIPTION} is missing): give the folder that `run.py fit` wrote to"

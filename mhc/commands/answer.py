@@ -26,8 +26,8 @@ def main(argv: list[str]) -> int:
     files = _files(options)
 
     from mhc.distill.answers import open_manifest
-    from mhc.evaluation.decode_benchmark import machine, versions
     from mhc.util.journal import digest
+    from mhc.util.provenance import machine, versions
 
     engine, own = _engine(options)
     settings: dict[str, Any] = {

@@ -67,8 +67,8 @@ def compare(
     from callbacks.training_cost import RESULT as COST
     from mhc.checkpoints.heads_folder import for_decoding, load_drafter
     from mhc.evaluation.comparison import measure
-    from mhc.evaluation.decode_benchmark import machine, versions
     from mhc.evaluation.teacher_forced import save_guesses
+    from mhc.util.provenance import machine, versions
 
     drafters, tuned, parameters, backbone = {}, {}, {}, None
     for family in families:
@@ -142,14 +142,14 @@ def show(families: dict[str, Any]) -> None:
 
     table = Table(title="the same held-out prompts; tokens per step, and speedup", box=SIMPLE_HEAD, padding=(0, 1))
     table.add_column("drafter", no_wrap=True)
-    for heading in ("head 0", "chain", "foretold", "draft", "tuned", "speedup", "T=1"):
+    for heading in ("head 0", "chain", "predicted", "draft", "tuned", "speedup", "T=1"):
         table.add_column(heading, justify="right", no_wrap=True)
     for name, found in families.items():
         table.add_row(
             name,
             f"{found['head_accuracy'][0]['top1']:.0%}",
             f"{found['chain/T=0']['tokens_per_step']:.2f}",
-            f"{found['simulated']:.2f}",
+            f"{found['predicted']:.2f}",
             f"{found['chain_ms']['draft_ms']:.1f} ms",
             f"{found['tuned/T=0']['tokens_per_step']:.2f}",
             f"{found['tuned/T=0']['speedup']:.2f}x",
@@ -164,14 +164,14 @@ def _tuned(folder: Path, drafter, prompts: list[list[int]], max_new_tokens: int,
     from mhc.commands.tune import tune
     from mhc.engine import Engine
     from mhc.evaluation.comparison import SAMPLINGS
-    from mhc.trees.shapes import shape_of
+    from mhc.trees.shapes import parse_tree
 
     trees = {}
     for label, sampling in SAMPLINGS.items():
         path = folder / (TUNED if label == "T=0" else f"tree.{label}.json")
         if not path.exists():
             write_json(path, tune(Engine(drafter.backbone, drafter), prompts, max_new_tokens, sampling, progress))
-        trees[label] = shape_of(json.loads(path.read_text())["tree"])
+        trees[label] = parse_tree(json.loads(path.read_text())["tree"])
     return trees
 
 

@@ -24,7 +24,7 @@ def main(argv: list[str]) -> int:
     from mhc.evaluation.speedup import paired, speed_table
 
     names = (options.answers, options.plain)
-    pairs = paired(*(read_answers(name) for name in names), names)
+    pairs = paired(read_answers(options.answers), read_answers(options.plain), names)
     found = {"answers": names[0], "plain": names[1], **speed_table(pairs)}
     try:
         if options.json:

@@ -52,10 +52,11 @@ def main(argv: list[str]) -> int:
 def tune(engine, prompts: list[list[int]], max_new_tokens: int, sampling, progress) -> dict[str, Any]:
     """Record, time, search and measure; the winner and everything it was chosen from, as tree.json keeps it."""
     from mhc.engine import Engine
-    from mhc.evaluation.decode_benchmark import compare, machine, versions
-    from mhc.trees.shapes import FixedTree, shape_of
+    from mhc.evaluation.decode_benchmark import compare
+    from mhc.trees.shapes import FixedTree, parse_tree
     from mhc.tuning.measure import example_round, measure_costs, record
-    from mhc.tuning.replay import COUNTS, fixed_trees, search
+    from mhc.tuning.search import COUNTS, fixed_trees, search
+    from mhc.util.provenance import machine, versions
 
     def bar(title: str):
         task = progress.add_task(title)
@@ -95,7 +96,7 @@ def tune(engine, prompts: list[list[int]], max_new_tokens: int, sampling, progre
     tree = best["tree"] if best["measured"] > 1 else FixedTree.chain(0).describe()
     return {
         "tree": tree,
-        "example": example_round(Engine(engine.backbone, engine.drafter, shape_of(tree)), prompts[0], sampling),
+        "example": example_round(Engine(engine.backbone, engine.drafter, parse_tree(tree)), prompts[0], sampling),
         "speedup": max(1.0, best["measured"]),
         "tokens_per_step": best["tokens_per_step"] if best["measured"] > 1 else 1.0,
         "prompts": len(prompts),

@@ -32,7 +32,7 @@ from mhc.distill.shards import (
 )
 from mhc.distill.windows import Shard, choose, most_heads, plan, samples_of
 from mhc.errors import UserError
-from mhc.evaluation.decode_benchmark import versions
+from mhc.util.provenance import versions
 
 PROMPT_COUNT = 512  # of each held-out split, at most
 

@@ -55,7 +55,7 @@ class Drafter(nn.Module, ABC):
 
     # ---- training
 
-    def prepare(self, frequencies: Tensor) -> str | None:
+    def choose_vocabulary(self, frequencies: Tensor) -> str | None:
         """Look at how often each token (V,) is learned from, once before training; a line to print, if any."""
 
     @abstractmethod
@@ -80,23 +80,23 @@ class Drafter(nn.Module, ABC):
         """Memory for `rows` sequences of at most `capacity` positions."""
 
     @abstractmethod
-    def read(
-        self, memory: Any, rows: slice, accepted: Features, following: Tensor, start: int | Tensor, counts: Tensor
+    def observe(
+        self, memory: Any, rows: slice, accepted: Features, next_ids: Tensor, start: int | Tensor, counts: Tensor
     ) -> None:
         """Take note of what was accepted since the last round (after a prefill: the prompt), for the rows named:
-        features (B,P,...) at positions start (of all, or (B,)), start+1, ... and the token after each, following (B,P).
-        The first counts[b] hold, and the last following token of those is the root of the next tree."""
+        features (B,P,...) at positions start (of all, or (B,)), start+1, ... and the token after each, next_ids (B,P).
+        The first counts[b] hold, and the last next_ids token of those is the root of the next tree."""
 
     @abstractmethod
     def move(self, memory: Any, source: int, target: int) -> None:
         """Row `source` takes the place of row `target`."""
 
     @abstractmethod
-    def begin(self, memory: Any, rows: slice) -> Any:
+    def start_tree(self, memory: Any, rows: slice) -> Any:
         """The state from which a tree is grown for these rows."""
 
     @abstractmethod
-    def step(self, state: Any, tokens: Tensor, parents: Tensor) -> tuple[Tensor, Any]:
+    def draft_level(self, state: Any, tokens: Tensor, parents: Tensor) -> tuple[Tensor, Any]:
         """One level deeper: tokens (B,R) grow below rows `parents` (1|B,R) of the previous step's state.
         Returns logits (B,R,V) for their children, and the state with R rows."""
 
@@ -117,8 +117,8 @@ class HiddenStateDrafter(Drafter):
     def allocate(self, rows: int, capacity: int) -> Tensor:
         return torch.zeros(rows, self.backbone.width, dtype=self.backbone.dtype, device=self.backbone.device)
 
-    def read(
-        self, memory: Tensor, rows: slice, accepted: Features, following: Tensor, start: int | Tensor, counts: Tensor
+    def observe(
+        self, memory: Tensor, rows: slice, accepted: Features, next_ids: Tensor, start: int | Tensor, counts: Tensor
     ) -> None:
         every = torch.arange(len(counts), device=counts.device)
         memory[rows] = accepted.hidden[every, counts - 1]

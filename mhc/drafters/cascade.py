@@ -147,10 +147,10 @@ class Cascade(HiddenStateDrafter):
                     with torch.no_grad():
                         tokens = torch.where(rolled, self.unembed(head, hidden).argmax(dim=-1), tokens)
 
-    def begin(self, memory: Tensor, rows: slice):
+    def start_tree(self, memory: Tensor, rows: slice):
         return 0, memory[rows, None]  # the head to come, what it sees (B,1,D)
 
-    def step(self, state, tokens: Tensor, parents: Tensor):
+    def draft_level(self, state, tokens: Tensor, parents: Tensor):
         head, seen = state
         hidden, seen = self.advance(head, inherit(seen, parents), tokens)  # (B,R,D)
         return self.unembed(head, hidden), (head + 1, seen)

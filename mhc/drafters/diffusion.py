@@ -127,10 +127,10 @@ class Diffusion(HiddenStateDrafter):
         """(B,L,D) -> (B,L,V)"""
         return torch.stack([self.unembed(slot, one) for slot, one in enumerate(slots.unbind(dim=1))], dim=1)
 
-    def begin(self, memory: Tensor, rows: slice):
+    def start_tree(self, memory: Tensor, rows: slice):
         return 0, memory[rows]  # the slot to come, h (B,D)
 
-    def step(self, state, tokens: Tensor, parents: Tensor):
+    def draft_level(self, state, tokens: Tensor, parents: Tensor):
         """All slots are filled at the root; every node of a level gets its slot's logits."""
         slot, slots = state
         if slot == 0:

@@ -13,6 +13,8 @@ Modules carry the names of published EAGLE-3 checkpoints.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +26,8 @@ from mhc.drafters.layers import Attention, FeedForward, sizes, turned, turns
 from mhc.errors import UserError
 
 BLOCK = 256  # queries attended for at a time in training
-RECOMPUTED = {"use_reentrant": False, "preserve_rng_state": False}  # no dice are thrown in what is computed again
+# the recomputed part uses no randomness
+recomputed = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
 
 
 @dataclass
@@ -39,16 +42,24 @@ class Memory:
 
 
 @dataclass
+class Nodes:
+    """keys and values (B,H,M,E) of a tree's nodes so far, the root apart, and which of them each of the last R sees,
+    seen (B,R,M)."""
+
+    keys: Tensor
+    values: Tensor
+    seen: Tensor
+
+
+@dataclass
 class Growth:
-    """The state of one tree: output (B,R,D) of the nodes that may grow; keys and values (B,H,M,E) of all nodes so far
-    and which of them each of the R sees, seen (B,R,M); memory of the rows below it."""
+    """The state of one tree: output (B,R,D) of the nodes that may grow; memory of the rows below it; its nodes beyond the
+    root, if any."""
 
     level: int
     output: Tensor
     memory: Memory
-    keys: Tensor | None = None
-    values: Tensor | None = None
-    seen: Tensor | None = None
+    nodes: Nodes | None = None
 
 
 class MidLayer(nn.Module):
@@ -99,6 +110,8 @@ class Eagle3(Drafter):
     """
 
     free_arguments = frozenset({"checkpointing"})
+    d2t: Tensor  # (V_d,) id of draft token j, less j
+    t2d: Tensor  # (V,) bool: whether a token is among the draft tokens
 
     def __init__(
         self,
@@ -114,8 +127,12 @@ class Eagle3(Drafter):
         theta: float = 10_000.0,
         epsilon: float = 1e-6,
     ):
-        named = {"layers": layers, "draft_vocabulary": draft_vocabulary, "context": context}
-        shape = {"attention_heads": attention_heads, "head_width": head_width, "inner_width": inner_width}
+        named: dict[str, Any] = {"layers": layers, "draft_vocabulary": draft_vocabulary, "context": context}
+        shape: dict[str, float | None] = {
+            "attention_heads": attention_heads,
+            "head_width": head_width,
+            "inner_width": inner_width,
+        }
         shape |= {"theta": theta, "epsilon": epsilon}
         super().__init__(backbone, heads, **named, checkpointing=checkpointing, **shape)
         if context < heads:
@@ -135,7 +152,7 @@ class Eagle3(Drafter):
         self.norm = nn.RMSNorm(width, eps=epsilon)
         size = draft_vocabulary or backbone.vocabulary_size
         self.lm_head = nn.Linear(width, size, bias=False)
-        self.register_buffer("d2t", torch.zeros(size, dtype=torch.long))  # d2t[j] = id of draft token j, less j
+        self.register_buffer("d2t", torch.zeros(size, dtype=torch.long))
         self.register_buffer("t2d", torch.zeros(backbone.vocabulary_size, dtype=torch.bool))
         self._choose(torch.arange(size))
 
@@ -147,7 +164,7 @@ class Eagle3(Drafter):
             return None
         return self.d2t + torch.arange(len(self.d2t), device=self.d2t.device)
 
-    def prepare(self, frequencies: Tensor) -> str | None:
+    def choose_vocabulary(self, frequencies: Tensor) -> str | None:
         """Take the most frequent tokens as the draft vocabulary and report how much of the text they cover."""
         if self.vocabulary is None:
             return None
@@ -185,25 +202,26 @@ class Eagle3(Drafter):
         """Training-time test: K steps over whole rows, each on the outputs of the one before."""
         (rows, length), dtype = ids.shape, self.norm.weight.dtype
         place = torch.arange(length, device=ids.device)
-        state = self.fc(features.taps.to(dtype))  # (B,T,D)
-        keys, values = [], []
+        state = self.fc(features.tapped.to(dtype))  # (B,T,D)
+        keys: list[Tensor] = []
+        values: list[Tensor] = []
         for head in range(self.heads):
-            following = ids[:, (place + 1 + head).clamp(max=length - 1)]
-            arguments = following, (place + head).expand(rows, -1), state, keys, values
+            next_ids = ids[:, (place + 1 + head).clamp(max=length - 1)]
+            arguments = next_ids, (place + head).expand(rows, -1), state, keys, values
             if self.checkpointing and torch.is_grad_enabled():
-                state, key, value = checkpoint(self.unroll, *arguments, **RECOMPUTED)
+                state, key, value = recomputed(self.unroll, *arguments)
             else:
                 state, key, value = self.unroll(*arguments)
             keys, values = [*keys, key], [*values, value]
             yield Guess(self.norm(state[anchors]))
 
     def unroll(
-        self, following: Tensor, positions: Tensor, state: Tensor, keys: list[Tensor], values: list[Tensor]
+        self, next_ids: Tensor, positions: Tensor, state: Tensor, keys: list[Tensor], values: list[Tensor]
     ) -> tuple[Tensor, Tensor, Tensor]:
         """One step over whole rows: tokens and positions (B,T), the state before (B,T,D), keys and values of the
         steps before (B,H,T,E) each -> the state and this step's key and value."""
         layer = self.midlayer
-        joined = layer.join(self.backbone.embed(following), state)
+        joined = layer.join(self.backbone.embed(next_ids), state)
         by = layer.turns(positions)
         query, (key, value) = layer.queries(joined, by), layer.keys_values(joined, by)
         return layer.finish(self.unrolled_attention(query, [*keys, key], [*values, value]), state), key, value
@@ -217,7 +235,7 @@ class Eagle3(Drafter):
         for start in range(0, query.shape[2], BLOCK):
             arguments = query[:, :, start : start + BLOCK], start, keys, values
             if torch.is_grad_enabled() and query.requires_grad:
-                parts.append(checkpoint(self._attend_unrolled, *arguments, **RECOMPUTED))
+                parts.append(recomputed(self._attend_unrolled, *arguments))
             else:
                 parts.append(self._attend_unrolled(*arguments))
         return torch.cat(parts, dim=2)
@@ -242,22 +260,23 @@ class Eagle3(Drafter):
     # ---- decoding
 
     def allocate(self, rows: int, capacity: int) -> Memory:
-        make = {"dtype": self.backbone.dtype, "device": self.backbone.device}
+        dtype, device = self.backbone.dtype, self.backbone.device
         attention = self.midlayer.self_attn
-        keys, values = (torch.zeros(rows, attention.heads, capacity, attention.width, **make) for _ in range(2))
-        length = torch.zeros(rows, dtype=torch.long, device=self.backbone.device)
-        return Memory(keys, values, length, torch.zeros(rows, self.backbone.width, **make))
+        shape = rows, attention.heads, capacity, attention.width
+        keys, values = (torch.zeros(shape, dtype=dtype, device=device) for _ in range(2))
+        length = torch.zeros(rows, dtype=torch.long, device=device)
+        return Memory(keys, values, length, torch.zeros(rows, self.backbone.width, dtype=dtype, device=device))
 
-    def read(
-        self, memory: Memory, rows: slice, accepted: Features, following: Tensor, start: int | Tensor, counts: Tensor
+    def observe(
+        self, memory: Memory, rows: slice, accepted: Features, next_ids: Tensor, start: int | Tensor, counts: Tensor
     ) -> None:
-        """Keys and values of all new positions, and the layer's output at the last: what the root's children hang
-        on."""
+        """Keys and values of all new positions, and the layer's output at the last, from which the root's children are
+        drafted."""
         layer, here = self.midlayer, _rows_of(memory, rows)
-        state = self.fc(accepted.taps)  # (B,P,D)
-        joined = layer.join(self.backbone.embed(following), state)
+        state = self.fc(accepted.tapped)  # (B,P,D)
+        joined = layer.join(self.backbone.embed(next_ids), state)
         first = start if isinstance(start, Tensor) else torch.full_like(counts, start)
-        positions = first[:, None] + torch.arange(following.shape[1], device=counts.device)  # (B,P)
+        positions = first[:, None] + torch.arange(next_ids.shape[1], device=counts.device)  # (B,P)
         slots = positions.clamp(max=here.keys.shape[2] - 1)  # beyond it only what does not hold
         every, heads = (torch.arange(size, device=counts.device) for size in here.keys.shape[:2])
         place = every[:, None, None], heads[None, :, None], slots[:, None]
@@ -268,28 +287,28 @@ class Eagle3(Drafter):
         mixed = self._attend(layer.queries(joined[at], layer.turns(positions[at])), here, here.length - 1)
         here.last.copy_(layer.finish(mixed, state[at])[:, 0])
 
-    def _attend(self, query: Tensor, memory: Memory, position: Tensor, growth: Growth | None = None) -> Tensor:
+    def _attend(self, query: Tensor, memory: Memory, position: Tensor, nodes: Nodes | None = None) -> Tensor:
         """Queries (B,H,R,E), which stand at `position` (B,), over the real positions in reach, and over a tree's
         nodes."""
         slot = torch.arange(memory.keys.shape[2], device=query.device)
         near = (slot < memory.length[:, None]) & (position[:, None] - slot < self.context)  # (B,S)
         scores = (query @ memory.keys.transpose(-1, -2)).masked_fill(~near[:, None, None], float("-inf"))
-        if growth is not None:
-            inside = (query @ growth.keys.transpose(-1, -2)).masked_fill(~growth.seen[:, None], float("-inf"))
+        if nodes is not None:
+            inside = (query @ nodes.keys.transpose(-1, -2)).masked_fill(~nodes.seen[:, None], float("-inf"))
             scores = torch.cat([scores, inside], dim=-1)
         weight = (scores * query.shape[-1] ** -0.5).softmax(dim=-1)
         mixed = weight[..., : len(slot)] @ memory.values
-        return mixed if growth is None else mixed + weight[..., len(slot) :] @ growth.values
+        return mixed if nodes is None else mixed + weight[..., len(slot) :] @ nodes.values
 
     def move(self, memory: Memory, source: int, target: int) -> None:
         for part in (memory.keys, memory.values, memory.length, memory.last):
             part[target] = part[source]
 
-    def begin(self, memory: Memory, rows: slice) -> Growth:
+    def start_tree(self, memory: Memory, rows: slice) -> Growth:
         here = _rows_of(memory, rows)
         return Growth(0, here.last[:, None], here)
 
-    def step(self, state: Growth, tokens: Tensor, parents: Tensor) -> tuple[Tensor, Growth]:
+    def draft_level(self, state: Growth, tokens: Tensor, parents: Tensor) -> tuple[Tensor, Growth]:
         """The root was read with its position; deeper nodes run the layer on their parents' outputs."""
         level, output, memory = state.level, state.output, state.memory
         if level == 0:
@@ -300,12 +319,12 @@ class Eagle3(Drafter):
         by = layer.turns(position[:, None])  # all nodes of a level stand at one position
         keys, values = layer.keys_values(joined, by)
         seen = torch.eye(tokens.shape[1], dtype=torch.bool, device=tokens.device).expand(len(tokens), -1, -1)
-        if state.keys is not None:
-            keys, values = torch.cat([state.keys, keys], dim=2), torch.cat([state.values, values], dim=2)
-            seen = torch.cat([inherit(state.seen, parents), seen], dim=2)
-        grown = Growth(level + 1, output, memory, keys, values, seen)
-        grown.output = layer.finish(self._attend(layer.queries(joined, by), memory, position, grown), before)
-        return self.unembed(level, self.norm(grown.output)), grown
+        if (above := state.nodes) is not None:
+            keys, values = torch.cat([above.keys, keys], dim=2), torch.cat([above.values, values], dim=2)
+            seen = torch.cat([inherit(above.seen, parents), seen], dim=2)
+        nodes = Nodes(keys, values, seen)
+        output = layer.finish(self._attend(layer.queries(joined, by), memory, position, nodes), before)
+        return self.unembed(level, self.norm(output)), Growth(level + 1, output, memory, nodes)
 
 
 def default_taps(layers: int) -> tuple[int, int, int]:

@@ -26,10 +26,10 @@ class Medusa(HiddenStateDrafter):
         for stack in self.stacks:
             yield Guess(stack(hidden))
 
-    def begin(self, memory: Tensor, rows: slice):
+    def start_tree(self, memory: Tensor, rows: slice):
         return 0, memory[rows]  # the head to come, h (B,D)
 
-    def step(self, state, tokens: Tensor, parents: Tensor):
+    def draft_level(self, state, tokens: Tensor, parents: Tensor):
         """Every node of a level gets the same logits: a Medusa head does not know its parent."""
         head, hidden = state
         logits = self.unembed(head, self.stacks[head](hidden))  # (B,V)

@@ -4,7 +4,7 @@ A comparison is a mapping: what was compared (backbone, data, budget, machine), 
 
     parameters, steps, training_seconds, peak_memory_mib
     head_accuracy           top-1 and top-5 of each head over held-out answers, teacher forced
-    simulated               tokens per step of a chain at T=0, as the training forward foretells it
+    predicted               tokens per step of a chain at T=0, as predicted from the training forward
     chain/T=0, tuned/T=0, chain/T=1, tuned/T=1
                             what `mhc.evaluation.decode_benchmark.race` reports; "tuned" is the fastest tree at that temperature
     chain_ms, tuned_ms      `mhc.evaluation.decode_benchmark.round_parts` of the trees for T=0
@@ -20,9 +20,9 @@ from typing import Any
 from mhc.drafters import Drafter
 from mhc.engine import Engine
 from mhc.evaluation.decode_benchmark import race, round_parts
-from mhc.evaluation.teacher_forced import Foretold, accuracy_by_head, foretell_all, simulated_tokens_per_step
+from mhc.evaluation.teacher_forced import PredictedAcceptance, accuracy_by_head, predict_all, predicted_tokens_per_step
 from mhc.sampling import GREEDY, Sampling
-from mhc.trees.shapes import FixedTree, Shape
+from mhc.trees.shapes import FixedTree, TreeShape
 
 SAMPLINGS = {"T=0": GREEDY, "T=1": Sampling(temperature=1.0, seed=0)}
 TIMED = 3  # prompts at which the parts of a round are timed
@@ -30,16 +30,16 @@ TIMED = 3  # prompts at which the parts of a round are timed
 
 def measure(
     drafters: dict[str, Drafter],
-    tuned: dict[str, dict[str, Shape]],
+    tuned: dict[str, dict[str, TreeShape]],
     prompts: Sequence[list[int]],
     max_new_tokens: int,
     progress: Callable[[str, int, int], None],
-) -> tuple[dict[str, dict[str, Any]], dict[str, list[Foretold]]]:
+) -> tuple[dict[str, dict[str, Any]], dict[str, list[PredictedAcceptance]]]:
     """Decode the prompts with every family, by chain and by tuned tree (tuned[family]["T=0" or "T=1"]), at both
     temperatures, interleaved. Returns the families' figures and what their heads guessed at T=0. Raises AssertionError
     where a text is not plain decoding's, in full precision."""
     found: dict[str, dict[str, Any]] = {name: {} for name in drafters}
-    guesses: dict[str, list[Foretold]] = {}
+    guesses: dict[str, list[PredictedAcceptance]] = {}
     for label, sampling in SAMPLINGS.items():
         engines = {}
         for name, drafter in drafters.items():
@@ -56,17 +56,17 @@ def measure(
         if sampling is GREEDY:
             answers = [answer.token_ids for answer in plain]
             for number, (name, drafter) in enumerate(drafters.items()):
-                guesses[name] = foretell_all(drafter, prompts, answers)
+                guesses[name] = predict_all(drafter, prompts, answers)
                 found[name]["head_accuracy"] = accuracy_by_head(guesses[name])
-                found[name]["simulated"] = round(simulated_tokens_per_step(guesses[name], drafter.heads), 4)
-                progress("foretelling", number + 1, len(drafters))
+                found[name]["predicted"] = round(predicted_tokens_per_step(guesses[name], drafter.heads), 4)
+                progress("predicting", number + 1, len(drafters))
     return found, guesses
 
 
 def as_markdown(comparison: dict[str, Any]) -> str:
     """The table, for a README or a terminal."""
     lines = [
-        "| | parameters | trained | memory | top-1 by head | chain: tokens per step (foretold), T=1 | tuned: tokens per step, T=1 "
+        "| | parameters | trained | memory | top-1 by head | chain: tokens per step (predicted), T=1 | tuned: tokens per step, T=1 "
         "| drafting, chain | speedup: chain, tuned | at T=1 |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
@@ -78,7 +78,7 @@ def as_markdown(comparison: dict[str, Any]) -> str:
         lines.append(
             f"| {name} | {found['parameters'] / 1e6:.2f} M | {found['steps']:,} steps, {found['training_seconds'] / 60:.1f} min "
             f"| {found['peak_memory_mib'] / 1024:.1f} GiB | {top1} "
-            f"| {chain['tokens_per_step']:.2f} ({found['simulated']:.2f}), {chain_drawn['tokens_per_step']:.2f} "
+            f"| {chain['tokens_per_step']:.2f} ({found['predicted']:.2f}), {chain_drawn['tokens_per_step']:.2f} "
             f"| {tuned['tokens_per_step']:.2f}, {tuned_drawn['tokens_per_step']:.2f} | {found['chain_ms']['draft_ms']:.2f} ms "
             f"| {chain['speedup']:.2f}x, **{tuned['speedup']:.2f}x** | {chain_drawn['speedup']:.2f}x, {tuned_drawn['speedup']:.2f}x |"
         )

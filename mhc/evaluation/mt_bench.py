@@ -14,7 +14,7 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from mhc.errors import UserError
 from mhc.text.messages import clean_text
@@ -160,7 +160,7 @@ def _are(value: Any, kind: Any) -> bool:
     return isinstance(value, list) and all(isinstance(item, kind) and not isinstance(item, bool) for item in value)
 
 
-def _whole(value: Any) -> bool:
+def _whole(value: Any) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
@@ -192,7 +192,7 @@ def converse(engine, question: Question, index: int, plain: bool, wanted: Wanted
     finish_reasons: 'stop', 'length', 'context' where the answer ran to the end of the backbone's context, 'no room' where the
     conversation did not leave a token of it: that turn is an empty text, and so are those behind it.
     """
-    from mhc.engine import Generation
+    from mhc.decoding.request import Generation
     from mhc.sampling import Sampling
     from mhc.text.encoding import prompt_ids
 

@@ -1,4 +1,4 @@
-"""Acceptance foretold by training's own forward, to hold against what decoding really accepts.
+"""Acceptance predicted from the training forward, for comparison with real decoding.
 
     A positions of an answer   K heads   V vocabulary
 
@@ -16,14 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mhc.checkpoints.heads_folder import write_atomically
 from mhc.drafters import Drafter
+from mhc.trees.replay import RANKS, Trace, replay_fixed
 from mhc.trees.shapes import FixedTree
-from mhc.tuning.replay import RANKS, Trace, replay_fixed
+from mhc.util.files import write_atomically
 
 
 @dataclass
-class Foretold:
+class PredictedAcceptance:
     """One answer and what each head guesses at every position of it, given the true tokens before. trace: the answer,
     and ranks (A,K) of the true tokens in the heads' lists; sure (A,K): the probability of each head's best guess."""
 
@@ -36,7 +36,7 @@ class Foretold:
 
 
 @torch.no_grad()
-def foretell(drafter: Drafter, prompt: Sequence[int], answer: Sequence[int]) -> Foretold:
+def predict(drafter: Drafter, prompt: Sequence[int], answer: Sequence[int]) -> PredictedAcceptance:
     """Ask the forward that training uses about an answer (teacher forced). For a drafter in eval mode; ranks are RANKS
     where a token is further down or beyond the end."""
     backbone = drafter.backbone
@@ -50,31 +50,31 @@ def foretell(drafter: Drafter, prompt: Sequence[int], answer: Sequence[int]) -> 
         rank = (logits > logits.gather(1, known[:, None])).sum(dim=1)
         ranks[: len(known), head] = rank.clamp(max=RANKS).cpu()
         sure[: len(known), head] = logits.softmax(dim=1).amax(dim=1).cpu()
-    return Foretold(Trace(list(answer), ranks=ranks), sure)
+    return PredictedAcceptance(Trace(list(answer), ranks), sure)
 
 
-def foretell_all(
+def predict_all(
     drafter: Drafter, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]
-) -> list[Foretold]:
-    """`foretell` for every answer in which there is something to guess (more than one token)."""
-    return [foretell(drafter, prompt, answer) for prompt, answer in zip(prompts, answers) if len(answer) > 1]
+) -> list[PredictedAcceptance]:
+    """`predict` for every answer in which there is something to guess (more than one token)."""
+    return [predict(drafter, prompt, answer) for prompt, answer in zip(prompts, answers) if len(answer) > 1]
 
 
-def simulated_tokens_per_step(foretold: Sequence[Foretold], levels: int) -> float:
+def predicted_tokens_per_step(predictions: Sequence[PredictedAcceptance], levels: int) -> float:
     """Tokens per step (bonus counted, prefill apart) of a chain of so many guesses over these answers."""
-    return replay_fixed([one.trace for one in foretold], FixedTree.chain(levels), 1.0)[1]
+    return replay_fixed([prediction.trace for prediction in predictions], FixedTree.chain(levels), 1.0)[1]
 
 
-def accuracy_by_head(foretold: Sequence[Foretold]) -> list[dict[str, float]]:
+def accuracy_by_head(predictions: Sequence[PredictedAcceptance]) -> list[dict[str, float]]:
     """Top-1 and top-5 accuracy of each head over all positions that have a token so far ahead."""
     found = []
-    for head in range(foretold[0].sure.shape[1]):
-        ranks = torch.cat([one.trace.ranks[: len(one.tokens(head)), head] for one in foretold])
+    for head in range(predictions[0].sure.shape[1]):
+        ranks = torch.cat([prediction.trace.ranks[: len(prediction.tokens(head)), head] for prediction in predictions])
         found.append({f"top{k}": round(float((ranks < k).float().mean()), 4) if len(ranks) else 0.0 for k in (1, 5)})
     return found
 
 
-def save_guesses(path: Path, foretold: Sequence[Foretold], tokenizer: Any) -> None:
+def save_guesses(path: Path, predictions: Sequence[PredictedAcceptance], tokenizer: Any) -> None:
     """Every guess as a line of a CSV file, for the notebooks: number of the prompt, position in the answer and head
     (guessing the token at position + 1 + head), that token's text and kind, its rank (0: guessed right), and how sure
     the head was of its best guess."""
@@ -83,18 +83,21 @@ def save_guesses(path: Path, foretold: Sequence[Foretold], tokenizer: Any) -> No
         with open(at, "w", newline="") as file:
             lines = csv.writer(file)
             lines.writerow(["prompt", "position", "head", "text", "kind", "rank", "confidence"])
-            lines.writerows(_lines(foretold, tokenizer))
+            lines.writerows(_lines(predictions, tokenizer))
 
     write_atomically(path, write)
 
 
-def _lines(foretold: Sequence[Foretold], tokenizer: Any) -> Iterator[list[Any]]:
-    for number, one in enumerate(foretold):
-        for head in range(one.sure.shape[1]):
-            for position, token in enumerate(one.tokens(head)):
+def _lines(predictions: Sequence[PredictedAcceptance], tokenizer: Any) -> Iterator[list[Any]]:
+    for number, prediction in enumerate(predictions):
+        for head in range(prediction.sure.shape[1]):
+            for position, token in enumerate(prediction.tokens(head)):
                 text = tokenizer.decode([token])
                 kind = "control" if token in tokenizer.all_special_ids else kind_of(text)
-                rank, sure = int(one.trace.ranks[position, head]), round(float(one.sure[position, head]), 4)
+                rank, sure = (
+                    int(prediction.trace.ranks[position, head]),
+                    round(float(prediction.sure[position, head]), 4),
+                )
                 yield [number, position, head, repr(text)[1:-1], kind, rank, sure]
 
 

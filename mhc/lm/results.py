@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from mhc.backbone.model import Backbone
 from mhc.errors import UserError
-from mhc.evaluation.decode_benchmark import machine, versions
 from mhc.util.files import write_atomically
+from mhc.util.provenance import machine, versions
 
 SAMPLED = 64  # values of each weight in the digest
 

@@ -10,11 +10,11 @@ from rich.console import Console
 from rich.table import Table
 
 from mhc.backbone.model import Backbone, load_tokenizer
-from mhc.evaluation.decode_benchmark import machine, versions
 from mhc.lm.evaluation import perplexity
 from mhc.lm.measures import NGrams, answers, preference_accuracy, standard_errors
 from mhc.reports.run_logs import read_logs
 from mhc.util.files import write_atomically, write_json
+from mhc.util.provenance import machine, versions
 
 REPORT, TABLE, PICTURE = "report.json", "report.md", "road.png"
 PROMPTS = 100  # held-out prompts that are answered

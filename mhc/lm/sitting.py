@@ -195,7 +195,7 @@ def _scored(
     capacity = max(start + len(row) for start, batch in plan for question in batch for row in question.rows)
     start = plan[0][0]
     cache = backbone.cache(rows, max(start, capacity))
-    cache.select(0, 1)
+    cache.set_active(0, 1)
     ids = torch.tensor([list(chain(*prefix))[:start]], device=backbone.device)
     backbone.decode(ids, torch.arange(start, device=ids.device)[None], cache, None, at=ids.new_zeros(1))
     cache.buffer[:, :, 1:, :, :start] = cache.buffer[:, :, :1, :, :start]
@@ -210,7 +210,7 @@ def _letters(backbone: Backbone, cache: TreeCache, start: int, batch: list[Promp
     length = max(len(row) for _, row in rows)
     ids = torch.tensor([[*row, *[0] * (length - len(row))] for _, row in rows], device=backbone.device)  # (R,T)
     cache.lengths = [start] * len(cache.lengths)  # what the batch before has written is overwritten
-    cache.select(0, len(rows))
+    cache.set_active(0, len(rows))
     step = torch.arange(length, device=ids.device)
     causal = step <= step[:, None]
     mask = {

@@ -22,7 +22,7 @@ from starlette.exceptions import HTTPException
 from torch.nn.utils.rnn import pad_sequence
 
 import mhc
-from mhc.decoding.batch import Asked
+from mhc.decoding.request import DecodeRequest
 from mhc.engine import Engine
 from mhc.errors import UserError
 from mhc.serve.answers import Choice, Delta
@@ -100,11 +100,13 @@ class Server:
                 raise Refused(400, told, param, "context_length_exceeded")
         return prompts
 
-    def ask(self, body: Drawing, prompts: list[list[int]], likelihoods: bool) -> Run:
+    def ask(self, body: Drawing, prompts: list[list[int]], logprobs: bool) -> Run:
         """Queue what the request wants: each prompt `n` times."""
         most = body.most_tokens or self.worker.context  # the session keeps to the room that there is
         asked = [
-            Asked(prompt, most, each, bool(body.plain), likelihoods) for prompt in prompts for each in body.samplings()
+            DecodeRequest(prompt, most, each, bool(body.plain), logprobs)
+            for prompt in prompts
+            for each in body.samplings()
         ]
         if len(asked) > self.worker.most:
             raise Refused(

@@ -122,7 +122,7 @@ class DraftModule(LightningModule):
         if data is not None and self.trainer.state.fn == "fit":
             learned = np.concatenate([ids[mask] for ids, mask in data.rows("train")])
             frequencies = torch.bincount(torch.from_numpy(learned), minlength=self.vocabulary_size)
-            if told := self.drafter.prepare(frequencies):
+            if told := self.drafter.choose_vocabulary(frequencies):
                 self.print(told)
 
     @property

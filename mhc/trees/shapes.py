@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 from mhc.errors import UserError
-from mhc.sampling import Draw
+from mhc.sampling import RoundNoise
 
 NAMED = Path(__file__).parent
 
@@ -66,40 +66,40 @@ def lineage(parents: Tensor, depth: Tensor, deepest: int) -> tuple[Tensor, Tenso
     return ancestors, chain.gather(2, (depth[..., None] - steps).clamp(min=0))
 
 
-class Shape(ABC):
-    """How trees are grown. nodes: the most that a tree can have, root included; levels_deep: its depth;
+class TreeShape(ABC):
+    """How trees are grown. nodes: the most that a tree can have, root included; max_depth: its depth;
     width: the most children of a node; static: whether every tree has the same size, so that growth never waits
-    for the host; growing: nodes that a level of drafting asks about, on average.
-    costs, level: what verifying costs ([[nodes, plain steps], ...]) and what a drafted level does, in plain steps, as
+    for the host; expanded_per_level: nodes that one level of drafting expands, on average.
+    costs, draft_cost: what verifying costs ([[nodes, plain steps], ...]) and what drafting one level costs, in plain steps, as
     `run.py tune` measures them. With both, decoding pauses speculation where it does not pay (mhc.decoding.pace).
     """
 
     nodes: int
-    levels_deep: int
+    max_depth: int
     width: int
     static: bool
-    growing: float
+    expanded_per_level: float
     costs: Sequence[Sequence[float]] | None = None
-    level: float | None = None
+    draft_cost: float | None = None
 
     @abstractmethod
-    def grow(self, drafter, state, root: Tensor, draw: Draw) -> Tree:
-        """Let `drafter` propose a tree below `root` (B,), ranking tokens by `draw`."""
+    def grow(self, drafter, state, root: Tensor, noise: RoundNoise) -> Tree:
+        """Let `drafter` propose a tree below `root` (B,), ranking tokens by `noise`."""
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
-        """What `shape_of` builds it from again; plain JSON."""
+        """What `parse_tree` builds it from again; plain JSON."""
 
-    def with_prices(self, kept: dict[str, Any]) -> dict[str, Any]:
+    def with_costs(self, kept: dict[str, Any]) -> dict[str, Any]:
         """`kept`, and what was measured."""
-        measured = {"costs": self.costs, "level": self.level}
+        measured = {"costs": self.costs, "draft_cost": self.draft_cost}
         return kept | {name: value for name, value in measured.items() if value is not None}
 
 
-def shape_of(wanted: Any) -> Shape:
+def parse_tree(wanted: Any) -> TreeShape:
     """The shape that a user names: choices as a list (Medusa's format), the keyword arguments of FixedTree or
     DynamicTree as a mapping, either of them as JSON text, a JSON file, or the name of a file in mhc/trees."""
-    if isinstance(wanted, Shape):
+    if isinstance(wanted, TreeShape):
         return wanted
     if isinstance(wanted, str):
         path = Path(wanted) if wanted.endswith(".json") else NAMED / f"{wanted}.json"
@@ -113,10 +113,9 @@ def shape_of(wanted: Any) -> Shape:
     try:
         if isinstance(wanted, dict):
             wanted = {key: value for key, value in wanted.items() if key != "source"}
-            if "choices" in wanted:
-                wanted.pop("confidence", None)  # which the first version wrote for fixed trees
-                return FixedTree(**wanted)
-            return DynamicTree(**wanted)
+            if "level" in wanted:  # the name of `draft_cost` in trees tuned before 2026-11
+                wanted["draft_cost"] = wanted.pop("level")
+            return FixedTree(**wanted) if "choices" in wanted else DynamicTree(**wanted)
         return FixedTree(wanted)
     except TypeError as error:
         raise UserError(
@@ -126,7 +125,7 @@ def shape_of(wanted: Any) -> Shape:
 
 @dataclass
 class Level:
-    """How one level hangs on the one before it: which nodes grow, and their children's ranks."""
+    """How a level attaches to the previous one: which nodes are expanded, and their children's ranks."""
 
     source: Tensor  # (R,) nodes (numbered in the whole tree) that have children
     parents: Tensor  # (1,R) rows of the previous step's state they come from
@@ -135,7 +134,7 @@ class Level:
     width: int  # highest rank + 1
 
 
-class FixedTree(Shape):
+class FixedTree(TreeShape):
     """A tree whose shape is decided beforehand, given as Medusa's choices.
 
     `choices` lists a path of ranks for every node but the root: `[[0], [1], [0, 0]]` is the worked
@@ -148,9 +147,9 @@ class FixedTree(Shape):
         self,
         choices: Iterable[Iterable[int]],
         costs: Sequence[Sequence[float]] | None = None,
-        level: float | None = None,
+        draft_cost: float | None = None,
     ):
-        self.costs, self.level = _checked(costs), level
+        self.costs, self.draft_cost = _checked(costs), draft_cost
         nodes = sorted({tuple(choice) for choice in choices}, key=lambda path: (len(path), path))
         index = {(): 0} | {path: number for number, path in enumerate(nodes, 1)}
         for path in nodes:
@@ -161,12 +160,12 @@ class FixedTree(Shape):
         self.choices = nodes
         parents = [0, *(index[path[:-1]] for path in nodes)]
         depths = [0, *map(len, nodes)]
-        self.nodes, self.levels_deep = len(parents), max(depths)
+        self.nodes, self.max_depth = len(parents), max(depths)
         self.parents, self.depth = torch.tensor([parents]), torch.tensor([depths])
-        self.ancestors, self.paths = lineage(self.parents, self.depth, self.levels_deep)
+        self.ancestors, self.paths = lineage(self.parents, self.depth, self.max_depth)
         self.levels: list[Level] = []
         growing = [0]  # the previous step's rows, as node numbers
-        for deep in range(1, self.levels_deep + 1):
+        for deep in range(1, self.max_depth + 1):
             children = [path for path in nodes if len(path) == deep]
             sources = sorted({index[path[:-1]] for path in children})
             self.levels.append(
@@ -180,7 +179,7 @@ class FixedTree(Shape):
             )
             growing = sources
         self.width = max((level.width for level in self.levels), default=0)
-        self.growing = sum(len(level.source) for level in self.levels) / max(1, len(self.levels))
+        self.expanded_per_level = sum(len(level.source) for level in self.levels) / max(1, len(self.levels))
 
     @classmethod
     def chain(cls, length: int) -> "FixedTree":
@@ -188,7 +187,7 @@ class FixedTree(Shape):
         return cls([(0,) * deep for deep in range(1, length + 1)])
 
     def describe(self) -> dict[str, Any]:
-        return self.with_prices({"choices": [list(choice) for choice in self.choices]})
+        return self.with_costs({"choices": [list(choice) for choice in self.choices]})
 
     def to(self, device: torch.device) -> "FixedTree":
         """The same shape with its index tensors on `device`."""
@@ -199,18 +198,18 @@ class FixedTree(Shape):
                 setattr(level, name, getattr(level, name).to(device))
         return self
 
-    def grow(self, drafter, state, root: Tensor, draw: Draw) -> Tree:
+    def grow(self, drafter, state, root: Tensor, noise: RoundNoise) -> Tree:
         if self.parents.device != root.device:
             self.to(root.device)
         tokens = root[:, None]  # (B,N so far)
         for deep, level in enumerate(self.levels):
-            logits, state = drafter.step(state, tokens[:, level.source], level.parents)  # (B,R,V)
-            best = draw.proposals(logits, deep).topk(level.width, dim=-1).indices  # (B,R,W)
+            logits, state = drafter.draft_level(state, tokens[:, level.source], level.parents)  # (B,R,V)
+            best = noise.draft_scores(logits, deep).topk(level.width, dim=-1).indices  # (B,R,W)
             tokens = torch.cat([tokens, best[:, level.row, level.rank]], dim=1)
         return Tree(tokens, self.parents, self.depth, self.ancestors, self.paths)
 
 
-class DynamicTree(Shape):
+class DynamicTree(TreeShape):
     """A tree that follows the drafter's probabilities: the likeliest paths of a level grow on, `width` of them
     with `width` children each, and of all nodes found the `budget` likeliest are verified, the root among them.
 
@@ -231,7 +230,7 @@ class DynamicTree(Shape):
         confidence: float = 0.0,
         costs: Sequence[Sequence[float]] | None = None,
         price: float = 1.0,
-        level: float | None = None,
+        draft_cost: float | None = None,
     ):
         if min(width, depth) < 1 or budget < 1:
             raise UserError(f"tree: width {width}, depth {depth} and budget {budget} must be at least 1")
@@ -241,32 +240,32 @@ class DynamicTree(Shape):
                 f"tree: a budget of {budget} nodes is over the {most} that width {width} and depth {depth} find: "
                 "lower it, or widen the tree"
             )
-        self.width, self.depth, self.nodes, self.levels_deep = width, depth, budget, depth
+        self.width, self.nodes, self.max_depth = width, budget, depth
         if not 0 <= confidence < 1:
             raise UserError(f"tree: confidence is {confidence}, it must be at least 0 and below 1")
-        self.confidence, self.costs, self.price, self.level = confidence, _checked(costs), price, level
-        self.static, self.growing = not confidence and costs is None, width
+        self.confidence, self.costs, self.price, self.draft_cost = confidence, _checked(costs), price, draft_cost
+        self.static, self.expanded_per_level = not confidence and costs is None, width
 
     def describe(self) -> dict[str, Any]:
-        kept = {"width": self.width, "depth": self.depth, "budget": self.nodes, "confidence": self.confidence}
-        return self.with_prices(kept if self.costs is None else kept | {"price": self.price})
+        kept = {"width": self.width, "depth": self.max_depth, "budget": self.nodes, "confidence": self.confidence}
+        return self.with_costs(kept if self.costs is None else kept | {"price": self.price})
 
-    def grow(self, drafter, state, root: Tensor, draw: Draw) -> Tree:
+    def grow(self, drafter, state, root: Tensor, noise: RoundNoise) -> Tree:
         rows = len(root)
         growing, beam = root[:, None], root.new_zeros(rows, 1, dtype=torch.float)  # (B,R) tokens; log-probabilities
         number = sources = root.new_zeros(1, 1)  # (1|B,R) nodes that grow: their numbers, and their rows of the state
         tokens, likely, parents = [growing], [beam], [number.expand(rows, 1)]
         nodes = 1
-        for deep in range(self.depth):
-            logits, state = drafter.step(state, growing, sources)  # (B,R,V)
-            scores = draw.proposals(logits, deep).float()
+        for deep in range(self.max_depth):
+            logits, state = drafter.draft_level(state, growing, sources)  # (B,R,V)
+            scores = noise.draft_scores(logits, deep).float()
             best = scores.topk(self.width, dim=-1)  # (B,R,W)
             # A child is strictly less likely than its parent, so that the likeliest nodes always form a tree.
             share = (best.values - scores.logsumexp(dim=-1, keepdim=True)).clamp(-50.0, -1e-4)
             tokens.append(best.indices.flatten(1))  # (B,R*W)
             likely.append((beam[:, :, None] + share).flatten(1))
             parents.append(number[:, :, None].expand(rows, -1, self.width).flatten(1))
-            if deep + 1 == self.depth:
+            if deep + 1 == self.max_depth:
                 break
             beam, chosen = likely[-1].topk(min(self.width, likely[-1].shape[1]), dim=-1)  # (B,R)
             if self.confidence and beam.max() < math.log(self.confidence):
@@ -295,17 +294,18 @@ class DynamicTree(Shape):
     @lru_cache(maxsize=256)  # noqa: B019  (shapes live as long as the program)
     def _cost(self, rows: int, most: int, device: torch.device) -> Tensor:
         """What verifying 1, 2, ..., `most` nodes of each of `rows` rows costs, in plain steps of as many rows."""
+        assert self.costs is not None
         plain = cost_of(self.costs, rows)
-        return torch.tensor([cost_of(self.costs, rows * (n + 1)) / plain for n in range(most)], device=device)
+        return torch.tensor([cost_of(self.costs, rows * n) / plain for n in range(1, most + 1)], device=device)
 
     @lru_cache(maxsize=4)  # noqa: B019
     def _depths(self, device: torch.device) -> Tensor:
         """The depth of every node that could be found, in their order."""
-        widths = [1, self.width, *[self.width**2] * (self.depth - 1)]
+        widths = [1, self.width, *[self.width**2] * (self.max_depth - 1)]
         return torch.tensor([deep for deep, count in enumerate(widths) for _ in range(count)], device=device)
 
 
-def cost_of(costs: Sequence[Sequence[float]], nodes: int) -> float:
+def cost_of(costs: Sequence[Sequence[float]], nodes: float) -> float:
     """Plain steps that verifying `nodes` costs, between and beyond the measured [[nodes, plain steps], ...]."""
     if len(costs) == 1:
         return costs[0][1]

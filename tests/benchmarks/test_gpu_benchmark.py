@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from mhc.backbone.model import Backbone
-from mhc.decoding.batch import Asked
+from mhc.decoding.request import DecodeRequest
 from mhc.drafters import Cascade, Medusa
 from mhc.engine import Engine
 from mhc.sampling import GREEDY, Sampling
@@ -144,13 +144,14 @@ def test_a_round_never_waits_for_the_host(gpu, part1, monkeypatch, family, tree,
     with torch.device("meta"):
         drafter = part1.FAMILIES[family](backbone).to(backbone.dtype)
     engine = Engine(backbone, drafter, part1.TREES[tree](), compile=True)
-    rows = engine.rows([Asked([1] * 300, 8, sampling)], 1, speculate=True)
-    rows.cache.lengths = [300]
-    rows.cache.select(0, 1)
-    for round in (engine._speculate, engine._plain, part1.drafting):
-        round(rows)
+    decoder = engine.speculative_decoder(1, 308)
+    decoder.start([DecodeRequest([1] * 300, 8, sampling)])
+    decoder.batch.cache.lengths = [300]
+    decoder.batch.activate()
+    for step in (decoder.speculative_step, decoder.plain_step, part1.drafting(decoder)):
+        step()
         with HostTensors() as host:
-            round(rows)
+            step()
         assert not host.operations
 
 

@@ -58,14 +58,14 @@ def test_training_and_decoding_agree(backbones, family):
                     if last > first:
                         new = features.at(torch.tensor([[row]]), torch.arange(first, last)[None])
                         following = ids[row : row + 1, first + 1 : last + 1]
-                        drafter.read(memory, slice(0, 1), new, following, first, torch.tensor([last - first]))
-                state = drafter.begin(memory, slice(0, 1))
+                        drafter.observe(memory, slice(0, 1), new, following, first, torch.tensor([last - first]))
+                state = drafter.start_tree(memory, slice(0, 1))
                 for head in range(HEADS):
                     # the true token among wrong siblings, as in a tree; row 1 of the state is the true one
                     true = ids[row, t + 1 + head]
                     tokens = true[None, None] if head == 0 else torch.stack([(true + 1) % 61, true])[None]
                     parents = torch.tensor([[0] if head == 0 else [0, 0] if head == 1 else [0, 1]])
-                    logits, state = drafter.step(state, tokens, parents)
+                    logits, state = drafter.draft_level(state, tokens, parents)
                     torch.testing.assert_close(logits[0, -1:], trained[head], atol=1e-5, rtol=1e-5)
 
 
@@ -82,10 +82,14 @@ def test_medusa_ignores_its_parent_and_the_cascade_does_not(backbones):
     for family, differs in ((Medusa, False), (Cascade, True)):
         drafter = shaken(family(backbone, HEADS))
         memory = drafter.allocate(1, 8)
-        drafter.read(memory, slice(0, 1), Features(hidden), torch.tensor([[3]]), 0, torch.tensor([1]))
+        drafter.observe(memory, slice(0, 1), Features(hidden), torch.tensor([[3]]), 0, torch.tensor([1]))
         with torch.no_grad():
-            first, _ = drafter.step(drafter.begin(memory, slice(0, 1)), torch.tensor([[3]]), torch.tensor([0]))
-            second, _ = drafter.step(drafter.begin(memory, slice(0, 1)), torch.tensor([[4]]), torch.tensor([0]))
+            first, _ = drafter.draft_level(
+                drafter.start_tree(memory, slice(0, 1)), torch.tensor([[3]]), torch.tensor([0])
+            )
+            second, _ = drafter.draft_level(
+                drafter.start_tree(memory, slice(0, 1)), torch.tensor([[4]]), torch.tensor([0])
+            )
         assert bool((first != second).any()) == differs
 
 

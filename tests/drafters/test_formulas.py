@@ -179,7 +179,7 @@ def test_draft_vocabulary_round_trip(backbones):
     frequencies = torch.arange(backbone.vocabulary_size)
     frequencies[5] = 1000
     drafter = Eagle3(backbone, 3, draft_vocabulary=10)
-    told = drafter.prepare(frequencies)
+    told = drafter.choose_vocabulary(frequencies)
     chosen = [5, *range(backbone.vocabulary_size - 9, backbone.vocabulary_size)]
     assert (drafter.d2t + torch.arange(10)).tolist() == chosen == drafter.t2d.nonzero()[:, 0].tolist()
     assert drafter.vocabulary.tolist() == chosen and drafter.d2t.dtype == torch.int64

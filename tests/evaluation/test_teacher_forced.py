@@ -1,4 +1,4 @@
-"""What training foretells is what decoding does, for every family, with heads that are right often enough to matter."""
+"""What training predicts is what decoding does, for every family, with heads that are right often enough to matter."""
 
 import csv
 
@@ -7,7 +7,7 @@ import torch
 
 from mhc.drafters import Cascade, Diffusion, Eagle3, Medusa
 from mhc.engine import Engine
-from mhc.evaluation.teacher_forced import accuracy_by_head, foretell, kind_of, save_guesses, simulated_tokens_per_step
+from mhc.evaluation.teacher_forced import accuracy_by_head, kind_of, predict, predicted_tokens_per_step, save_guesses
 from mhc.sampling import Sampling
 from mhc.training.losses import chunked_loss
 from mhc.trees.shapes import DynamicTree, FixedTree
@@ -66,15 +66,15 @@ def per_step(found: dict) -> float:
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])
-def test_real_decoding_accepts_what_training_foretells(taught, batch_size):
-    """Chains of every length: tokens per step as foretold, to the token, and the text unchanged."""
+def test_real_decoding_accepts_what_training_predicts(taught, batch_size):
+    """Chains of every length: tokens per step as predicted, to the token, and the text unchanged."""
     drafter, plain = taught
-    foretold = [foretell(drafter, prompt, answer) for prompt, answer in zip(PROMPTS, plain)]
+    predicted = [predict(drafter, prompt, answer) for prompt, answer in zip(PROMPTS, plain)]
     for levels in (1, 2, HEADS):
         engine = Engine(drafter.backbone, drafter, FixedTree.chain(levels))
         found = dict(engine.generate_ids(PROMPTS, NEW, batch_size))
         assert [found[number].token_ids for number in range(len(PROMPTS))] == plain
-        assert per_step(found) == pytest.approx(simulated_tokens_per_step(foretold, levels), abs=1e-9)
+        assert per_step(found) == pytest.approx(predicted_tokens_per_step(predicted, levels), abs=1e-9)
     assert per_step(found) > 1.6
 
 
@@ -105,11 +105,11 @@ def test_guesses_are_kept_for_the_notebooks(taught, tmp_path):
         def decode(self, ids):
             return chr(64 + ids[0])
 
-    foretold = [foretell(drafter, prompt, answer) for prompt, answer in zip(PROMPTS, plain)]
-    save_guesses(tmp_path / "guesses.csv", foretold, Letters())
+    predicted = [predict(drafter, prompt, answer) for prompt, answer in zip(PROMPTS, plain)]
+    save_guesses(tmp_path / "guesses.csv", predicted, Letters())
     rows = list(csv.DictReader((tmp_path / "guesses.csv").read_text().splitlines()))
     assert len(rows) == sum(len(answer) - 1 - head for answer in plain for head in range(HEADS))
-    accuracy = accuracy_by_head(foretold)
+    accuracy = accuracy_by_head(predicted)
     for head in range(HEADS):
         here = [int(row["rank"]) for row in rows if int(row["head"]) == head]
         assert sum(rank == 0 for rank in here) / len(here) == pytest.approx(accuracy[head]["top1"], abs=1e-4)

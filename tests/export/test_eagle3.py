@@ -47,7 +47,7 @@ def trained(backbone, **arguments) -> Eagle3:
     with torch.no_grad():
         for parameter in drafter.parameters():
             parameter.add_(torch.randn_like(parameter) * (0.3 if parameter.ndim == 1 else 0.1))
-    drafter.prepare(torch.randint(0, 99, (backbone.vocabulary_size,)))
+    drafter.choose_vocabulary(torch.randint(0, 99, (backbone.vocabulary_size,)))
     return drafter.eval()
 
 

@@ -68,7 +68,7 @@ def serve(engine: Engine, **limits):
 
 @pytest.fixture(scope="session")
 def engine(heads) -> Engine:
-    return Engine.from_checkpoint(str(heads), device="cpu", dtype=torch.float32).for_many()
+    return Engine.from_checkpoint(str(heads), device="cpu", dtype=torch.float32).with_large_batch_tree()
 
 
 @pytest.fixture(scope="module")

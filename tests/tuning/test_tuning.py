@@ -8,9 +8,10 @@ import torch
 from mhc.drafters import Cascade, Medusa
 from mhc.engine import Engine
 from mhc.sampling import GREEDY, Sampling
+from mhc.trees.replay import Costs, Trace, replay_dynamic, replay_fixed
 from mhc.trees.shapes import DynamicTree, FixedTree
 from mhc.tuning.measure import example_round, measure_costs, record
-from mhc.tuning.replay import Costs, Trace, fixed_trees, replay_dynamic, replay_fixed, search
+from mhc.tuning.search import fixed_trees, search
 from tests.test_engine import PROMPTS, randomised
 
 COSTS = Costs(
