@@ -16,7 +16,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-import mhc
 import mhc.drafters
 from mhc.backbone.model import Backbone
 from mhc.backbone.weight_layout import lay_out_for_few_rows
@@ -25,6 +24,7 @@ from mhc.drafters import Drafter
 from mhc.errors import UserError
 from mhc.trees.shapes import TreeShape, parse_tree
 from mhc.util.files import write_atomically, write_json
+from mhc.version import __version__
 
 DESCRIPTION, WEIGHTS, TUNED = "drafter.json", "drafter.safetensors", "tree.json"
 
@@ -33,7 +33,7 @@ def describe(drafter: Drafter) -> dict[str, Any]:
     """What is needed to build `drafter` again, and to tell whether a backbone is the right one."""
     backbone = drafter.backbone
     return {
-        "mhc_version": mhc.__version__,
+        "mhc_version": __version__,
         "drafter": type(drafter).__name__,
         "arguments": drafter.arguments,
         "backbone": backbone.name,

@@ -21,7 +21,6 @@ from fastapi.responses import FileResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 from torch.nn.utils.rnn import pad_sequence
 
-import mhc
 from mhc.decoding.request import DecodeRequest
 from mhc.engine import Engine
 from mhc.errors import UserError
@@ -35,6 +34,7 @@ from mhc.serve.worker import Busy, Gone, Run, Worker
 from mhc.serve.writing import ChatWriter, TextWriter, Writer
 from mhc.text.encoding import prompt_ids
 from mhc.util.batches import batches
+from mhc.version import __version__
 
 PAGE = Path(__file__).parent / "page"
 KEEP_ALIVE = 15.0  # seconds without a word, after which proxies and clients grow uneasy
@@ -67,7 +67,7 @@ class Server:
         heads = engine.drafter.heads if engine.drafter else 0
         self.metrics = Metrics(heads, name)
         self.worker = Worker(engine, self.metrics, limits.rows, limits.waiting, limits.context, limits.timeout)
-        self.fingerprint = f"mhc-{mhc.__version__}-{engine.backbone.fingerprint()}"
+        self.fingerprint = f"mhc-{__version__}-{engine.backbone.fingerprint()}"
 
     def close(self) -> None:
         self._encoding.shutdown(cancel_futures=True)
@@ -210,7 +210,7 @@ def build(engine: Engine, name: str, limits: Limits) -> FastAPI:
         await server.worker.close()
         server.close()
 
-    app = FastAPI(title="mhc", version=mhc.__version__, lifespan=life, docs_url=None, redoc_url=None)
+    app = FastAPI(title="mhc", version=__version__, lifespan=life, docs_url=None, redoc_url=None)
     app.state.server = server
 
     @app.post("/v1/chat/completions", responses=RESPONSES["chat"])

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import transformers
 
-import mhc
+from mhc.version import __version__
 
 
 def wait(device: torch.device) -> None:
@@ -33,7 +33,7 @@ def machine() -> dict[str, Any]:
 def versions() -> dict[str, str]:
     """Of the packages that were measured."""
     return {
-        "mhc": mhc.__version__,
+        "mhc": __version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
