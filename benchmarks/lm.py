@@ -1,7 +1,7 @@
 """Training a small language model: what a step costs, and whether each stage does what it is for.
 
-    python run.py lm                                   # first: the road whose models are measured
-    python benchmarks/lm.py [--road runs/lm] [--only speed|stages|reason] [--repeats 5] [--steps 200]
+    python run.py lm                                   # first: it trains the models that are measured
+    python benchmarks/lm.py [--run runs/lm] [--only speed|stages|reason] [--repeats 5] [--steps 200]
 
 Writes benchmarks/results/lm.json (with --only, those cases of it; the others stay):
 
@@ -68,31 +68,31 @@ TAG = re.compile(r"</?(?:think|answer)>")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--road", type=Path, default=ROOT / "runs/lm", help="what `run.py lm` left (default runs/lm)")
+    parser.add_argument("--run", type=Path, default=ROOT / "runs/lm", help="the --out of `run.py lm` (default runs/lm)")
     parser.add_argument("--only", choices=("speed", "stages", "reason"))
     parser.add_argument("--repeats", type=int, default=5, help="steps of each model that are timed")
     parser.add_argument("--steps", type=int, default=200, help="steps of each short training")
     options = parser.parse_args()
-    if options.only != "speed" and not (options.road / "report.json").is_file():
-        raise SystemExit(f"no road in {options.road}: run `python run.py lm` first, or give --road")
+    if options.only != "speed" and not (options.run / "report.json").is_file():
+        raise SystemExit(f"'{options.run}' has no report.json: run `python run.py lm` first, or give --run")
     path = RESULTS / "lm.json"
     before = json.loads(path.read_text()) if path.exists() and options.only else {"results": []}
     found = []
     if options.only in (None, "speed"):
         found += speeds(options.repeats)
     if options.only in (None, "stages"):
-        found += stages(options.road, options.steps)
+        found += stages(options.run, options.steps)
     if options.only == "reason":
         with tempfile.TemporaryDirectory() as folder:
-            found += reason(options.road, Path(folder), options.steps)
+            found += reason(options.run, Path(folder), options.steps)
     fresh = {row["case"] for row in found}
-    report = options.road / "report.json"
+    report = options.run / "report.json"
     told = json.loads(report.read_text()) if report.is_file() else {}
-    road = {name: told.get(name) for name in ("parameters", "vocabulary", "minutes", "seconds", "tokens")}
+    about = {name: told.get(name) for name in ("parameters", "vocabulary", "minutes", "seconds", "tokens")}
     kept = [row for row in before["results"] if row["case"] not in fresh]
     timed_here = not any(row["case"].startswith("speed/") for row in kept)
     machine = {} if timed_here else {"machine": before["machine"]}  # the one whose speeds these are
-    write("lm", kept + found, steps=options.steps, road=road, **machine)
+    write("lm", kept + found, steps=options.steps, road=about, **machine)
 
 
 # ---- what a step costs
@@ -129,14 +129,14 @@ def speeds(repeats: int) -> list[dict]:
     return found
 
 
-def stepper(model, run, dtype: torch.dtype):
+def stepper(model, forward, dtype: torch.dtype):
     """One training step: forward, loss, backward, AdamW, on random tokens."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     ids = torch.randint(0, model.config.vocab_size, (ROWS, LENGTH))
 
     def step() -> None:
         with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-            hidden = run(input_ids=ids, use_cache=False).last_hidden_state
+            hidden = forward(input_ids=ids, use_cache=False).last_hidden_state
             weight = model.get_output_embeddings().weight
             loss = chunked_loss(hidden[:, :-1].flatten(0, 1), (weight,), ids[:, 1:].flatten()).loss
         loss.backward()
@@ -164,8 +164,8 @@ def peak_operations(dtype: torch.dtype, size: int = 2048) -> float:
 # ---- whether each stage does what it is for
 
 
-def stages(road: Path, steps: int) -> list[dict]:
-    told = json.loads((road / "report.json").read_text())
+def stages(run: Path, steps: int) -> list[dict]:
+    told = json.loads((run / "report.json").read_text())
     pretrain, sft, dpo = told["pretrain"], told["sft"], told["dpo"]
     found = [
         result("pretrain", "loss", [pretrain["loss"]]),
@@ -182,13 +182,13 @@ def stages(road: Path, steps: int) -> list[dict]:
     ]
     with tempfile.TemporaryDirectory() as folder:
         for stage in (distill, reason, lora):
-            found += stage(road, Path(folder), steps)
+            found += stage(run, Path(folder), steps)
     return found
 
 
-def fit(stage: str, road: Path, data: str, folder: Path, steps: int, *more: str) -> Path:
+def fit(stage: str, run: Path, data: str, folder: Path, steps: int, *more: str) -> Path:
     """Train a stage by the command line in so many steps; its folder."""
-    arguments = lm_training(stage, best_trainer(), str(road / f"data/{data}.jsonl"), folder, *more)
+    arguments = lm_training(stage, best_trainer(), str(run / f"data/{data}.jsonl"), folder, *more)
     budget = [
         "--trainer.max_steps",
         str(steps),
@@ -202,17 +202,17 @@ def fit(stage: str, road: Path, data: str, folder: Path, steps: int, *more: str)
     return folder
 
 
-def distill(road: Path, folder: Path, steps: int) -> list[dict]:
+def distill(run: Path, folder: Path, steps: int) -> list[dict]:
     """A student of a fifth of the teacher's size that has few texts of its own, which it sees many times: there a teacher, who has
     seen all, tells it most. (With all texts and as few steps it told nothing, see docs/log.md.)"""
-    tokenizer = road / "tokenizer"
+    tokenizer = run / "tokenizer"
     sizes = {"model_type": "llama", "vocab_size": len(load_tokenizer(str(tokenizer))), "tie_word_embeddings": True}
     student = ["--model.tokenizer", str(tokenizer), "--model.model", json.dumps(sizes | STUDENT)]
     student += ["--model.learning_rate", "4e-3", "--data.limit", "200", *SMALL]
-    teacher = ["--model.objective.init_args.teacher", str(road / "sft/model")]
-    taught = fit("distill", road, "chats", folder / "taught", steps, *student, *teacher)
+    teacher = ["--model.objective.init_args.teacher", str(run / "sft/model")]
+    taught = fit("distill", run, "chats", folder / "taught", steps, *student, *teacher)
     alone = fit(
-        "distill", road, "chats", folder / "alone", steps, *student, *teacher, "--model.objective.init_args.alpha", "1"
+        "distill", run, "chats", folder / "alone", steps, *student, *teacher, "--model.objective.init_args.alpha", "1"
     )
     losses = [last(read_logs(at)[0]["val/cross_entropy"]) for at in (taught, alone)]
     return [
@@ -222,12 +222,12 @@ def distill(road: Path, folder: Path, steps: int) -> list[dict]:
     ]
 
 
-def reason(road: Path, folder: Path, _: int) -> list[dict]:
+def reason(run: Path, folder: Path, _: int) -> list[dict]:
     """Reasoning as a minority among chats, as instruction data have it, and training that ends before the form is learned
     whatever the weight. (Of reasoning alone the tags are a third of the tokens, and are learned at once; weighing them then,
     or for few steps, only makes too many of them, see docs/log.md.)"""
-    base = str(road / "sft/model")
-    lines = [(road / f"data/{name}.jsonl").read_text().splitlines() for name in ("reasoning", "chats")]
+    base = str(run / "sft/model")
+    lines = [(run / f"data/{name}.jsonl").read_text().splitlines() for name in ("reasoning", "chats")]
     mixed = folder / "mixed.jsonl"
     mixed.write_text("\n".join([*lines[0][:600], *lines[1][:4000]]) + "\n")  # batches are shuffled
     problems = [row["messages"] for row in reasoning(40 * PROBLEMS, seed=1)]  # `fit` holds out the same prompts
@@ -240,7 +240,7 @@ def reason(road: Path, folder: Path, _: int) -> list[dict]:
         for weight in formed:
             more = ["--model.model", base, "--model.objective.init_args.tag_weight", str(weight), *SMALL]
             more += ["--data.path", str(mixed), "--data.seed", str(seed), "--seed_everything", str(seed)]
-            at = fit("reason", road, "reasoning", folder / f"weight-{weight}-seed-{seed}", REASONING, *more)
+            at = fit("reason", run, "reasoning", folder / f"weight-{weight}-seed-{seed}", REASONING, *more)
             given = answers(str(at / "model"), prompts, 128)
             formed[weight].append(reasoned(given))
             right[weight].append(right_share(given, expected))
@@ -285,12 +285,12 @@ def paired_gain(better: Sequence[Sequence[bool]], worse: Sequence[Sequence[bool]
     return float(gains.mean()), by_seed, by_prompt
 
 
-def lora(road: Path, folder: Path, _: int) -> list[dict]:
+def lora(run: Path, folder: Path, _: int) -> list[dict]:
     from peft import PeftModel
 
-    base = str(road / "sft/model")
-    at = fit("lora", road, "identity", folder / "lora", ADAPTING, "--model.model", base)
-    identity, others = held_out(road, "identity", base), held_out(road, "chats", base)
+    base = str(run / "sft/model")
+    at = fit("lora", run, "identity", folder / "lora", ADAPTING, "--model.model", base)
+    identity, others = held_out(run, "identity", base), held_out(run, "chats", base)
     before = load_model(base, torch.float32).eval()
     losses = [loss_of(before, data) for data in (identity, others)]
     model = PeftModel.from_pretrained(load_model(base, torch.float32), at / "model-adapter").eval()
@@ -306,8 +306,8 @@ def lora(road: Path, folder: Path, _: int) -> list[dict]:
     ]
 
 
-def held_out(road: Path, name: str, tokenizer: Path | str) -> ConversationData:
-    data = ConversationData(str(road / f"data/{name}.jsonl"), max_length=256)
+def held_out(run: Path, name: str, tokenizer: Path | str) -> ConversationData:
+    data = ConversationData(str(run / f"data/{name}.jsonl"), max_length=256)
     data.tokenizer = load_tokenizer(str(tokenizer))
     return data
 
