@@ -99,10 +99,10 @@ def after(pen: Pen) -> tuple[str, list[str]]:
     turns = [request(pen, prompt, voice), voiced(pen, voice, answer)]
     if pen.chance(0.45):
         more = pen.between(1, 14)
-        last = end + timedelta(more)
+        later = end + timedelta(more)
         turns += [pen.ask("{And <n> later?|Add <n> more.|And another <n> on?|What about <n> after that?}", n=count(more, "day")),
-                  pen.say("{That is|Then it is|Then we are at|It is} <b>.", b=DAYS[last.weekday()] if weekday else written(last)).replace(
-                      "at " + DAYS[last.weekday()], "at a " + DAYS[last.weekday()])]  # fmt: skip
+                  pen.say("{That is|Then it is|Then we are at|It is} <b>.", b=DAYS[later.weekday()] if weekday else written(later)).replace(
+                      "at " + DAYS[later.weekday()], "at a " + DAYS[later.weekday()])]  # fmt: skip
     return "dates", turns
 
 

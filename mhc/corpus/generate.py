@@ -29,7 +29,7 @@ def _families() -> tuple[list, list]:
     return families, list(accumulate(weights))
 
 
-POCKET_COUNT = 60_000  # dialogues of the corpus where nobody says how many
+POCKET_COUNT = 60_000  # dialogues of the corpus by default
 
 
 def dialogues(count: int, seed: int = 0, docs_share: float = 0.1) -> Iterator[dict]:
@@ -37,7 +37,7 @@ def dialogues(count: int, seed: int = 0, docs_share: float = 0.1) -> Iterator[di
     rng = Random(f"corpus {seed}")
     pen = Pen(rng)
     families, weights = _families()
-    seen: set[bytes] = set()  # asked only, never iterated
+    seen: set[bytes] = set()  # for membership only: the order of a set is never used
     number = 0
     while number < count:
         if rng.random() < docs_share:
