@@ -152,18 +152,15 @@ def as_markdown(report: dict[str, Any]) -> str:
 
 def draw(path: Path, curves: dict[str, dict[str, dict[int, float]]]) -> None:
     """The loss of each stage over its steps, training and validation, as a PNG."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, len(curves), figsize=(4 * len(curves), 3.2), layout="constrained")
-    for axis, (name, losses) in zip(axes, curves.items()):
+    figure = Figure(figsize=(4 * len(curves), 3.2), layout="constrained")
+    for number, (name, losses) in enumerate(curves.items()):
+        axis = figure.add_subplot(1, len(curves), number + 1)
         for split, style in (("train", "-"), ("val", "o-")):
             steps = sorted(losses[split])
             axis.plot(steps, [losses[split][step] for step in steps], style, label=split, markersize=4)
-        axis.set(title=name, xlabel="step", ylabel="loss" if axis is axes[0] else "")
+        axis.set(title=name, xlabel="step", ylabel="" if number else "loss")
         axis.grid(alpha=0.3)
         axis.legend(frameon=False)
     figure.savefig(path, dpi=140)
-    plt.close(figure)

@@ -10,9 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
@@ -25,7 +22,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator
 from mhc.reports.plots import GREY
 from mhc.sweeps.schema import Parameter, Sweep, short_names, shown
 
-RED, COLOURS = "#c4383a", plt.get_cmap("viridis")
+RED, COLOURS = "#c4383a", matplotlib.colormaps["viridis"]
 FAILED_AT = -0.13  # below the metric's axis
 SPACING = 0.022  # between lines that meet at the same value
 MAX_NAMED = 15  # trials; of more, the five best are named
@@ -70,7 +67,8 @@ def parallel_figure(sweep: Sweep, records: Sequence[dict[str, Any]], best: int |
     measured = Scale(Parameter(sweep.metric, "uniform", low=low, high=high))
     colour = Normalize(low, high)
 
-    figure, axis = plt.subplots(figsize=(max(6.5, 2.2 * len(scales) + 2.6), 5.2), layout="constrained")
+    figure = Figure(figsize=(max(6.5, 2.2 * len(scales) + 2.6), 5.2), layout="constrained")
+    axis = figure.add_subplot()
     last = len(scales)
     heights = _heights(scales, [*finished, *failed])
     for record in failed:
@@ -128,9 +126,7 @@ def parallel_figure(sweep: Sweep, records: Sequence[dict[str, Any]], best: int |
 
 def draw_parallel(path: Path, sweep: Sweep, records: Sequence[dict[str, Any]], best: int | None) -> None:
     """The figure as a PNG."""
-    figure = parallel_figure(sweep, records, best)
-    figure.savefig(path, dpi=140, format="png")
-    plt.close(figure)
+    parallel_figure(sweep, records, best).savefig(path, dpi=140, format="png")
 
 
 def _heights(scales: dict[str, Scale], records: Sequence[dict[str, Any]]) -> dict[int, list[float]]:
