@@ -4,14 +4,14 @@
 
 Gumbel's trick: argmax(logits + T * g) is a draw from softmax(logits / T) when g is Gumbel noise. Here g
 is a pure function of (seed, absolute position, token). So plain decoding and the nodes of a tree see the
-same noise: what is drawn at a position hangs on the text before it and on the seed alone. T = 0 is greedy
+same noise: what is drawn at a position depends only on the text before it and on the seed. T = 0 is greedy
 decoding by the same code. Adding T * g to the logits, rather than g to logits / T, keeps scores in units of
-the logits: their softmax says at every temperature how sure a drafter is that its guess is the backbone's.
+the logits: their softmax says at every temperature how sure a drafter is that its draft token is the backbone's.
 
 A drafter sees the noise as well, and is right to noise_weight it only in part: it knows g, but not the logits that
 g is added to. Where g is large for an unlikely token, the backbone's logit is mostly lower than the drafter's
 and the token not drawn. Proposals weigh the noise min(1, T / 2), which was near the best of six weights for
-every drafter, tree and temperature tried (docs/log.md); it decides how much is accepted, never what is said.
+every drafter, tree and temperature tried (docs/log.md); it decides how much is accepted, never which text is emitted.
 
 *Absolute position* is where the drawn token will stand: the first new token after a prompt of n is at n.
 """
@@ -36,7 +36,7 @@ class Sampling:
     temperature: 0 is greedy. top_k: draw among the k likeliest (0: all). top_p: among the likeliest that
     together have this probability (1: all). seed: the same seed gives the same text, with or without a drafter.
     posterior_threshold and posterior_alpha above 0: *typical acceptance* (Medusa, arXiv 2401.10774), which is
-    LOSSY: a guess x is kept where p(x) > min(threshold, alpha * exp(-entropy)), so the text is no longer the
+    LOSSY: a draft token x is accepted where p(x) > min(threshold, alpha * exp(-entropy)), so the text is no longer the
     one that the seed gives by plain decoding.
     """
 
@@ -87,7 +87,7 @@ def _mix(state: Tensor) -> Tensor:
 class Sampler:
     """Turns logits into scores whose argmax is the token drawn, for at most `size` rows with settings of their own.
 
-    `declare` says which kinds of settings will come, and so what has to be computed at all; `assign` writes the
+    `declare` fixes which kinds of settings can occur, and so what has to be computed at all; `assign` writes the
     rows' own numbers into buffers, so that a captured round sees new ones.
     """
 

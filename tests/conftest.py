@@ -121,7 +121,7 @@ class Scripted(Drafter):
     """A drafter that knows the whole text of each row and guesses `right` tokens of it in every tree.
 
     With right=99 it drives acceptance to its limit, with right=0 it is the adversary. What it says
-    hangs on `read`: should the engine report accepted tokens wrongly, its guesses go wrong as well.
+    depends on `observe`: should the engine report accepted tokens wrongly, its drafts go wrong as well.
     A row's text is recognised by the length of its prompt.
     """
 

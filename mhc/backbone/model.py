@@ -50,7 +50,7 @@ def resolve(name: str) -> str:
     if name != "pocket":
         local = Path(name).is_absolute() or name.startswith(".")
         if local and not Path(name).is_dir():
-            raise UserError(f"backbone '{name}' is no directory: give one with a model, a hub name, or pocket")
+            raise UserError(f"backbone '{name}' is not a directory: give one with a model, a hub name, or pocket")
         return name
     if not (POCKET / "config.json").exists():
         raise UserError(f"the pocket backbone is not in {POCKET}: run `run.py fit --config configs/lm/pocket.yaml`")
@@ -116,7 +116,7 @@ class Backbone(nn.Module):
         self.softcap = getattr(config, "final_logit_softcapping", None)
         if model.config._attn_implementation == "sdpa":
             model.set_attn_implementation("mhc")
-        self._compiled: tuple = ()  # the fused forward, once it is wanted; a tuple, so that it is no second submodule
+        self._compiled: tuple = ()  # the fused forward, once it is wanted; a tuple, so that it does not become a second submodule
         self._fingerprint: str | None = None
         self.quantised: Quantised | None = None  # what `load` was asked to quantise, and what that saved
 
@@ -233,7 +233,7 @@ class Backbone(nn.Module):
         """
         cache.plan_forward(ids.shape[1])
         run = self.compiled() if compiled else self.model.base_model
-        mixture = run(
+        output = run(
             input_ids=ids,
             position_ids=positions,
             past_key_values=cache,
@@ -241,9 +241,9 @@ class Backbone(nn.Module):
             use_cache=True,
             **_tapping(taps),
         )
-        hidden = mixture.last_hidden_state
+        hidden = output.last_hidden_state
         wanted = hidden if at is None else hidden[torch.arange(len(at), device=at.device), at][:, None]
-        return self.unembed(wanted), _features(mixture, taps)
+        return self.unembed(wanted), _features(output, taps)
 
     def _attention_mask(self, mask: dict[str, Tensor] | None):
         """What the model takes: one 4-D mask, or one by layer type; additive floats for eager attention."""

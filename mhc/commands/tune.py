@@ -1,6 +1,6 @@
 """`run.py tune`: find the tree with which these heads decode fastest on this machine.
 
-What a tree is worth hangs on the heads and on the machine: on a CPU every node costs, on a GPU dozens are
+What a tree is worth depends on the heads and on the machine: on a CPU every node costs, on a GPU dozens are
 nearly free. Tuning times plain steps, rounds and drafting here, grows large trees over answers to held-out
 prompts, replays thousands of decodings with smaller trees, and measures the most promising ones.
 Where none is faster than plain decoding, that is what it settles on.

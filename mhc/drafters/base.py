@@ -31,7 +31,7 @@ class Drafter(nn.Module, ABC):
     heads: K, how many tokens beyond the known next one it guesses. `arguments` are the constructor's
     (without the backbone), as a checkpoint keeps them. taps: layers of the backbone whose inputs it reads beside the
     last hidden state. progress: how much of training is over, 0 to 1, for what follows a schedule. free_arguments: those
-    that decide no tensor's shape, so that they may differ between a checkpoint and the run that goes on from it.
+    that decide no tensor's shape, so that they may differ between a checkpoint and the run that resumes from it.
     """
 
     taps: tuple[int, ...] = ()
@@ -42,7 +42,7 @@ class Drafter(nn.Module, ABC):
         super().__init__()
         self.heads = heads
         self.arguments = {"heads": heads, **arguments}
-        self._borrowed = (backbone,)  # a tuple, so that the backbone is no submodule of the drafter
+        self._borrowed = (backbone,)  # a tuple, so that the backbone does not become a submodule of the drafter
 
     @property
     def backbone(self) -> Backbone:
@@ -83,9 +83,9 @@ class Drafter(nn.Module, ABC):
     def observe(
         self, memory: Any, rows: slice, accepted: Features, next_ids: Tensor, start: int | Tensor, counts: Tensor
     ) -> None:
-        """Take note of what was accepted since the last round (after a prefill: the prompt), for the rows named:
+        """Update the memory with the positions accepted since the last round (after a prefill: the prompt), of the rows named:
         features (B,P,...) at positions start (of all, or (B,)), start+1, ... and the token after each, next_ids (B,P).
-        The first counts[b] hold, and the last next_ids token of those is the root of the next tree."""
+        The first counts[b] hold, and the last of their next_ids is the root of the next tree."""
 
     @abstractmethod
     def move(self, memory: Any, source: int, target: int) -> None:

@@ -98,6 +98,6 @@ def explain(comparison: dict[str, Any]) -> str:
     others = "".join(f", {name} {value:.2f}" for name, value in per_ms.items() if name != thrifty)
     return (
         f"{tokens} accepts most ({families[tokens]['chain/T=0']['tokens_per_step']:.2f} tokens per step by chain), {speed} is "
-        f"fastest ({families[speed]['tuned/T=0']['speedup']:.2f}x tuned). Accepted guesses per millisecond of drafting: "
+        f"fastest ({families[speed]['tuned/T=0']['speedup']:.2f}x tuned). Accepted draft tokens per millisecond of drafting: "
         f"{thrifty} {per_ms[thrifty]:.2f}{others}"
     )

@@ -1,4 +1,4 @@
-"""Trees of guesses: their shape, how a drafter grows one, and who is whose ancestor.
+"""Trees of draft tokens: their shape, how a drafter grows one, and which node is whose ancestor.
 
     B rows   N nodes, the root included   R nodes that grow   W children of each   D deepest level
 
@@ -39,7 +39,7 @@ NAMED = Path(__file__).parent
 
 @dataclass
 class Tree:
-    """Guesses to verify. tokens (B,N); the rest has a leading 1 where all rows share the shape.
+    """Draft tokens to verify. tokens (B,N); the rest has a leading 1 where all rows share the shape.
 
     parents (1|B,N), depth (1|B,N), ancestors (1|B,N,N) bool with the node itself, and
     paths (1|B,N,D+1): the nodes from the root to each node, padded by repeating the last.
@@ -90,10 +90,10 @@ class TreeShape(ABC):
     def describe(self) -> dict[str, Any]:
         """What `parse_tree` builds it from again; plain JSON."""
 
-    def with_costs(self, kept: dict[str, Any]) -> dict[str, Any]:
-        """`kept`, and what was measured."""
+    def with_costs(self, shape: dict[str, Any]) -> dict[str, Any]:
+        """A description of the shape, and the measured costs."""
         measured = {"costs": self.costs, "draft_cost": self.draft_cost}
-        return kept | {name: value for name, value in measured.items() if value is not None}
+        return shape | {name: value for name, value in measured.items() if value is not None}
 
 
 def parse_tree(wanted: Any) -> TreeShape:
@@ -154,7 +154,7 @@ class FixedTree(TreeShape):
         index = {(): 0} | {path: number for number, path in enumerate(nodes, 1)}
         for path in nodes:
             if not path or not all(isinstance(rank, int) and rank >= 0 for rank in path):
-                raise UserError(f"tree: {list(path)} is no path of ranks 0, 1, 2, ...")
+                raise UserError(f"tree: {list(path)} is not a path of ranks 0, 1, 2, ...")
             if path[:-1] not in index:
                 raise UserError(f"tree: {list(path)} stands in the tree but its parent {list(path[:-1])} does not")
         self.choices = nodes
@@ -183,7 +183,7 @@ class FixedTree(TreeShape):
 
     @classmethod
     def chain(cls, length: int) -> "FixedTree":
-        """One path of `length` guesses; `chain(0)` is plain decoding."""
+        """One path of `length` draft tokens; `chain(0)` is plain decoding."""
         return cls([(0,) * deep for deep in range(1, length + 1)])
 
     def describe(self) -> dict[str, Any]:
@@ -215,7 +215,7 @@ class DynamicTree(TreeShape):
 
     Without more, every tree has `budget` nodes: nothing waits for the host, and a GPU can capture the round.
     On a CPU, where every node and every level costs:
-    confidence: stop growing where no path that would go on is at least this likely.
+    confidence: stop growing where no path that would be continued is at least this likely.
     costs: what verifying costs, [[nodes, plain steps], ...] as `run.py tune` measures it. Then the tree is cut to
     the N nodes for which (sum of the paths' probabilities) - price * cost(N) is largest.
     price: tokens that one plain step of one row is worth, which is the speedup that the tree will give.
@@ -247,8 +247,8 @@ class DynamicTree(TreeShape):
         self.static, self.expanded_per_level = not confidence and costs is None, width
 
     def describe(self) -> dict[str, Any]:
-        kept = {"width": self.width, "depth": self.max_depth, "budget": self.nodes, "confidence": self.confidence}
-        return self.with_costs(kept if self.costs is None else kept | {"price": self.price})
+        shape = {"width": self.width, "depth": self.max_depth, "budget": self.nodes, "confidence": self.confidence}
+        return self.with_costs(shape if self.costs is None else shape | {"price": self.price})
 
     def grow(self, drafter, state, root: Tensor, noise: RoundNoise) -> Tree:
         rows = len(root)

@@ -1,9 +1,9 @@
-"""Which tree is fastest here? Costs measured on this machine, and guesses recorded on real text, for the replay.
+"""Which tree is fastest here? Costs measured on this machine, and drafts recorded on real text, for the replay.
 
     B rows   N nodes   D depth of a tree   W width   m tokens of an answer
 
 A round costs what growing its tree and what verifying it takes. Both are timed here, interleaved with plain steps.
-What trees guess is recorded by growing large ones at every position of answers to held-out prompts.
+What trees propose is recorded by growing large ones at every position of answers to held-out prompts.
 """
 
 import time
@@ -108,7 +108,9 @@ def measure_costs(
     plain = median(seconds["plain"])
     verify_cost, most = [], 0.0
     for count in counts:
-        most = max(most, median(seconds[count]) / plain)  # more nodes are never cheaper: what says so is noise
+        most = max(
+            most, median(seconds[count]) / plain
+        )  # more nodes are never cheaper: where it seems so, that is noise
         verify_cost.append([count, round(most, 4)])
     draft = {key: round(median(seconds[key]) / plain, 4) for key in grown}
     return Costs(
@@ -127,7 +129,7 @@ def record(
     sampling: Sampling,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Trace]:
-    """Decode the prompts plainly, all at once, and note what trees of every width had guessed at every position."""
+    """Decode the prompts plainly, all at once, and record what trees of every width propose at every position."""
     drafter = engine.require_drafter()
     depth = drafter.heads
     answers = dict(engine.generate_ids(prompts, max_new_tokens, len(prompts), plain=True, sampling=sampling))
@@ -192,7 +194,7 @@ def _ranks(drafter: Drafter, decoder: SpeculativeDecoder, ahead: Tensor) -> Tens
 
 @torch.inference_mode()
 def example_round(engine: Engine, prompt: list[int], sampling: Sampling, rounds: int = 16) -> dict[str, Any]:
-    """Of the first rounds of an answer the one that kept most: its tree, as `pictures.draw_tree` takes it."""
+    """Of the first rounds of an answer the one that accepted most: its tree, as `plots.draw_tree` takes it."""
     length = rounds * (engine.tree.max_depth + 1)
     decoder = engine.speculative_decoder(1, len(prompt) + length)
     decoder.begin([DecodeRequest(prompt, length, sampling)])
@@ -219,5 +221,5 @@ def example_round(engine: Engine, prompt: list[int], sampling: Sampling, rounds:
         "parents": parents,
         "labels": [repr(engine.backbone.tokenizer.decode([token]))[1:-1] or "?" for token in tokens],
         "strong": strong,
-        "title": f"one round of an answer: {len(tokens)} nodes verified, {count - 1} guesses right (green), and the bonus token",
+        "title": f"one round of an answer: {len(tokens)} nodes verified, {count - 1} draft tokens accepted (green), and the bonus token",
     }

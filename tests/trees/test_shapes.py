@@ -68,7 +68,7 @@ def test_chain_of_none_is_the_root_alone():
     assert FixedTree.chain(3).choices == [(0,), (0, 0), (0, 0, 0)]
 
 
-@pytest.mark.parametrize("choices, complaint", [([[0, 0]], "parent"), ([[-1]], "no path"), ([[]], "no path")])
+@pytest.mark.parametrize("choices, complaint", [([[0, 0]], "parent"), ([[-1]], "not a path"), ([[]], "not a path")])
 def test_impossible_trees_are_refused(choices, complaint):
     with pytest.raises(UserError, match=complaint):
         FixedTree(choices)
@@ -352,7 +352,7 @@ def test_choices_are_a_shape_as_list_text_and_file(tmp_path):
         (DYNAMIC | {"width": "two"}, "neither choices nor width, depth and budget"),
         (DYNAMIC | {"budget": 100}, "budget of 100"),
         ([[0, 0]], "its parent"),
-        ('[["a"]]', "no path of ranks"),
+        ('[["a"]]', "not a path of ranks"),
     ],
 )
 def test_shapes_that_cannot_be_are_named(wanted, complaint):
