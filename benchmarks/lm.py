@@ -77,22 +77,22 @@ def main() -> None:
         raise SystemExit(f"'{options.run}' has no report.json: run `python run.py lm` first, or give --run")
     path = RESULTS / "lm.json"
     before = json.loads(path.read_text()) if path.exists() and options.only else {"results": []}
-    found = []
+    results = []
     if options.only in (None, "speed"):
-        found += speeds(options.repeats)
+        results += speeds(options.repeats)
     if options.only in (None, "stages"):
-        found += stages(options.run, options.steps)
+        results += stages(options.run, options.steps)
     if options.only == "reason":
         with tempfile.TemporaryDirectory() as folder:
-            found += reason(options.run, Path(folder), options.steps)
-    fresh = {row["case"] for row in found}
+            results += reason(options.run, Path(folder), options.steps)
+    fresh = {row["case"] for row in results}
     report = options.run / "report.json"
-    told = json.loads(report.read_text()) if report.is_file() else {}
-    about = {name: told.get(name) for name in ("parameters", "vocabulary", "minutes", "seconds", "tokens")}
-    kept = [row for row in before["results"] if row["case"] not in fresh]
-    timed_here = not any(row["case"].startswith("speed/") for row in kept)
+    figures = json.loads(report.read_text()) if report.is_file() else {}
+    about = {name: figures.get(name) for name in ("parameters", "vocabulary", "minutes", "seconds", "tokens")}
+    unchanged = [row for row in before["results"] if row["case"] not in fresh]
+    timed_here = not any(row["case"].startswith("speed/") for row in unchanged)
     machine = {} if timed_here else {"machine": before["machine"]}  # the one whose speeds these are
-    write("lm", kept + found, steps=options.steps, road=about, **machine)
+    write("lm", unchanged + results, steps=options.steps, road=about, **machine)
 
 
 # ---- what a step costs
@@ -117,16 +117,16 @@ def speeds(repeats: int) -> list[dict]:
     for _ in range(repeats):
         for case, step in steps.items():
             seconds[case].append(timed(step)[0])
-    found = []
+    results = []
     for case, times in seconds.items():
         rates = [ROWS * LENGTH / took for took in times]
         use = uses[case.split("/")[1]]
-        found += [
+        results += [
             result(case, "tokens_per_second", rates),
             result(case, "step_seconds", times),
             result(case, "model_flops_utilisation", [rate * use / peak for rate in rates]),
         ]
-    return found
+    return results
 
 
 def stepper(model, forward, dtype: torch.dtype):
@@ -165,9 +165,9 @@ def peak_operations(dtype: torch.dtype, size: int = 2048) -> float:
 
 
 def stages(run: Path, steps: int) -> list[dict]:
-    told = json.loads((run / "report.json").read_text())
-    pretrain, sft, dpo = told["pretrain"], told["sft"], told["dpo"]
-    found = [
+    report = json.loads((run / "report.json").read_text())
+    pretrain, sft, dpo = report["pretrain"], report["sft"], report["dpo"]
+    results = [
         result("pretrain", "loss", [pretrain["loss"]]),
         result("pretrain", "loss_vs_unigram", [pretrain["loss"] / pretrain["unigram_loss"]]),
         result("pretrain", "loss_vs_5gram", [pretrain["loss"] / pretrain["5gram_loss"]]),
@@ -177,13 +177,13 @@ def stages(run: Path, steps: int) -> list[dict]:
         result("dpo", "preference_accuracy", [dpo["preference_accuracy"]]),
         result("dpo", "preference_accuracy_z", [dpo["preference_accuracy_z"]]),
         result("dpo", "loss", [dpo["loss"]]),
-        result("heads", "tokens_per_step", [told["heads"]["tokens_per_step"]]),
-        result("heads", "speedup", [told["heads"]["speedup"]]),
+        result("heads", "tokens_per_step", [report["heads"]["tokens_per_step"]]),
+        result("heads", "speedup", [report["heads"]["speedup"]]),
     ]
     with tempfile.TemporaryDirectory() as folder:
         for stage in (distill, reason, lora):
-            found += stage(run, Path(folder), steps)
-    return found
+            results += stage(run, Path(folder), steps)
+    return results
 
 
 def fit(stage: str, run: Path, data: str, folder: Path, steps: int, *more: str) -> Path:
@@ -203,8 +203,8 @@ def fit(stage: str, run: Path, data: str, folder: Path, steps: int, *more: str) 
 
 
 def distill(run: Path, folder: Path, steps: int) -> list[dict]:
-    """A student of a fifth of the teacher's size that has few texts of its own, which it sees many times: there a teacher, who has
-    seen all, tells it most. (With all texts and as few steps it told nothing, see docs/log.md.)"""
+    """A student of a fifth of the teacher's size that has few texts of its own, which it sees many times: there it
+    gains most from a teacher that has seen all. (With all texts and as few steps it gained nothing, see docs/log.md.)"""
     tokenizer = run / "tokenizer"
     sizes = {"model_type": "llama", "vocab_size": len(load_tokenizer(str(tokenizer))), "tie_word_embeddings": True}
     student = ["--model.tokenizer", str(tokenizer), "--model.model", json.dumps(sizes | STUDENT)]
@@ -214,7 +214,7 @@ def distill(run: Path, folder: Path, steps: int) -> list[dict]:
     alone = fit(
         "distill", run, "chats", folder / "alone", steps, *student, *teacher, "--model.objective.init_args.alpha", "1"
     )
-    losses = [last(read_logs(at)[0]["val/cross_entropy"]) for at in (taught, alone)]
+    losses = [last(read_logs(folder)[0]["val/cross_entropy"]) for folder in (taught, alone)]
     return [
         result("distill", "loss_vs_no_teacher", [losses[0] / losses[1]]),
         result("distill", "loss", [losses[0]]),
@@ -240,8 +240,8 @@ def reason(run: Path, folder: Path, _: int) -> list[dict]:
         for weight in formed:
             more = ["--model.model", base, "--model.objective.init_args.tag_weight", str(weight), *SMALL]
             more += ["--data.path", str(mixed), "--data.seed", str(seed), "--seed_everything", str(seed)]
-            at = fit("reason", run, "reasoning", folder / f"weight-{weight}-seed-{seed}", REASONING, *more)
-            given = answers(str(at / "model"), prompts, 128)
+            trained = fit("reason", run, "reasoning", folder / f"weight-{weight}-seed-{seed}", REASONING, *more)
+            given = answers(str(trained / "model"), prompts, 128)
             formed[weight].append(reasoned(given))
             right[weight].append(right_share(given, expected))
     shares = {weight: [sum(answer) / len(answer) for answer in rows] for weight, rows in formed.items()}
@@ -289,11 +289,11 @@ def lora(run: Path, folder: Path, _: int) -> list[dict]:
     from peft import PeftModel
 
     base = str(run / "sft/model")
-    at = fit("lora", run, "identity", folder / "lora", ADAPTING, "--model.model", base)
+    trained = fit("lora", run, "identity", folder / "lora", ADAPTING, "--model.model", base)
     identity, others = held_out(run, "identity", base), held_out(run, "chats", base)
     before = load_model(base, torch.float32).eval()
     losses = [loss_of(before, data) for data in (identity, others)]
-    model = PeftModel.from_pretrained(load_model(base, torch.float32), at / "model-adapter").eval()
+    model = PeftModel.from_pretrained(load_model(base, torch.float32), trained / "model-adapter").eval()
     now = [loss_of(model.base_model.model, data) for data in (identity, others)]
     ids = torch.from_numpy(others.rows("test")[0][0]).long()[None]
     with torch.no_grad():
@@ -319,8 +319,8 @@ def loss_of(model, data: ConversationData) -> float:
     for ids, mask in data.rows("test"):
         ids, valid = torch.from_numpy(ids).long()[None], torch.from_numpy(mask)[1:]
         hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0, :-1][valid]
-        found = chunked_loss(hidden, (model.get_output_embeddings().weight,), ids[0, 1:][valid]).loss
-        total, count = total + found.item() * int(valid.sum()), count + int(valid.sum())
+        loss = chunked_loss(hidden, (model.get_output_embeddings().weight,), ids[0, 1:][valid]).loss
+        total, count = total + loss.item() * int(valid.sum()), count + int(valid.sum())
     return total / count
 
 
