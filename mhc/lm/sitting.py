@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from mhc.backbone.attention import tree_mask
 from mhc.backbone.cache import TreeCache
 from mhc.backbone.model import Backbone
 from mhc.errors import UserError
@@ -211,16 +210,8 @@ def _letters(backbone: Backbone, cache: TreeCache, start: int, batch: list[Promp
     ids = torch.tensor([[*row, *[0] * (length - len(row))] for _, row in rows], device=backbone.device)  # (R,T)
     cache.lengths = [start] * len(cache.lengths)  # what the batch before has written is overwritten
     cache.set_active(0, len(rows))
-    step = torch.arange(length, device=ids.device)
-    causal = step <= step[:, None]
-    mask = {
-        kind: tree_mask(
-            causal[None], step[None], start, start + length, backbone.window if kind == "sliding_attention" else None
-        )
-        for kind in backbone.layer_types
-    }
-    positions = (start + step).expand(len(rows), -1)
-    _, features = backbone.decode(ids, positions, cache, mask, at=ids.new_zeros(len(rows)))
+    positions = torch.arange(start, start + length, device=ids.device).expand(len(rows), -1)
+    _, features = backbone.decode(ids, positions, cache, None, at=ids.new_zeros(len(rows)))
     picked = [  # row, position, the token after it, question and letter
         (number[question.place, tuple(text[:-1])], place - 1, text[place], b, letter)
         for b, question in enumerate(batch)
