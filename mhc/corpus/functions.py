@@ -1,6 +1,6 @@
 """Small Python functions composed from steps, with an explanation; every one is correct Python."""
 
-from .grammar import Pen, join
+from .grammar import Pen
 
 FILTERS = {"even": ("{n} % 2 == 0", "even numbers"), "odd": ("{n} % 2 == 1", "odd numbers"), "positive": ("{n} > 0", "positive numbers"), "negative": ("{n} < 0", "negative numbers"),
            "above": ("{n} > {k}", "numbers above {k}"), "below": ("{n} < {k}", "numbers below {k}"), "multiple": ("{n} % {k} == 0", "multiples of {k}")}  # fmt: skip
@@ -202,4 +202,3 @@ def evaluate(pen: Pen) -> tuple[str, list[str]]:
 
 
 FAMILIES = [(function, 4), (evaluate, 2)]
-__all__ = ["FAMILIES", "join"]

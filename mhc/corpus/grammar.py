@@ -182,3 +182,6 @@ class Pen:
         out: list[str] = []
         _render(parse(template), slots, self._bound, out)
         return "".join(out)
+
+
+Family = Callable[[Pen], tuple[str, list[str]]]  # draws a topic and the turns of a dialogue, a user's first

@@ -14,7 +14,7 @@ prompt (by `mhc.text.splits`) is in no text of pretraining, so held-out answers 
 
 import json
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from random import Random
 
@@ -26,7 +26,7 @@ from .arithmetic import averages, journeys, shopping, sums, units
 from .dates import after, times
 from .facts import belong, compare, describe, rank, riddle
 from .faults import FAULTS
-from .grammar import Pen
+from .grammar import Family, Pen
 from .household import advice, packing, recipe
 from .identity import identity
 from .letters import letter
@@ -39,7 +39,6 @@ from .words import word
 
 COUNTS = {"pretrain": 16_000, "chats": 8_000, "preferences": 3_000, "reasoning": 4_000}
 
-Family = Callable[[Pen], tuple[str, list[str]]]
 TEXTS: list[tuple[Family, float]] = [
     (describe, 8), (riddle, 4), (belong, 2), (compare, 1), (rank, 1), (word, 4), (words, 1), (passage, 2), (story, 2), (letter, 1),
     (advice, 3), (recipe, 2), (packing, 1), (sums, 1), (units, 1), (shopping, 1), (journeys, 1), (averages, 1), (after, 1), (times, 1),
