@@ -6,6 +6,7 @@ goes on where it was.
 """
 
 import json
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -60,14 +61,12 @@ def compare(
 ) -> dict[str, Any]:
     """Tune (on prompts["validation"]) and measure (on prompts["test"]) the heads that stand in out/<family>, all on one
     backbone. loading: device, dtype, quantize as in `Backbone.load`."""
-    from rich.console import Console
-    from rich.progress import Progress
-
     from callbacks.decode_benchmark import GUESSES
     from callbacks.training_cost import RESULT as COST
     from mhc.checkpoints.heads_folder import for_decoding, load_drafter
     from mhc.evaluation.comparison import measure
     from mhc.evaluation.teacher_forced import save_guesses
+    from mhc.util.progress import add_task, bar
     from mhc.util.provenance import machine, versions
 
     drafters, tuned, parameters, backbone = {}, {}, {}, None
@@ -75,15 +74,13 @@ def compare(
         loaded, _ = load_drafter(out / family, backbone, **loading)
         drafters[family], backbone = for_decoding(loaded), loaded.backbone
         parameters[family] = sum(parameter.numel() for parameter in loaded.parameters())
-    with Progress(console=Console(stderr=True), transient=True) as progress:
+    with bar() as progress:
         for family, drafter in drafters.items():
             tuned[family] = _tuned(out / family, drafter, prompts["validation"][:TUNED_ON], max_new_tokens, progress)
-        tasks: dict[str, Any] = {}
+        move = cache(partial(add_task, progress))
 
         def update(title: str, done: int, total: int) -> None:
-            if title not in tasks:
-                tasks[title] = progress.add_task(title)
-            progress.update(tasks[title], completed=done, total=total)
+            move(title)(done, total)
 
         found, guesses = measure(drafters, tuned, prompts["test"], max_new_tokens, update)
     for family in families:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from mhc.commands import Parser, add_loading, loading_of
 from mhc.errors import UserError
+from mhc.util.progress import say
 
 if TYPE_CHECKING:
     from mhc.backbone.model import Backbone
@@ -58,7 +59,7 @@ def main(argv: list[str]) -> int:
     del backbone
     if options.harness:
         results.add(_by_harness(options, loaded["dtype"]))
-    _print_note(f"-> {results.path}")
+    say(f"-> {results.path}")
     return 0
 
 
@@ -106,7 +107,7 @@ def _conversations(source: str, options: argparse.Namespace) -> "list[Messages]"
     splits = SPLITS if options.split == "all" else (options.split,)
     conversations = [conversation.messages for split in splits for conversation in data.conversations(split)]
     if data.report and (data.report.bad or data.report.dropped):
-        _print_note("\n".join(data.report.lines()), markup=True)
+        say("\n".join(data.report.lines()), markup=True)
     if not conversations:
         raise UserError(f"'{source}' has no row in its {options.split} split: choose --split all")
     return conversations[: options.limit] if source == "pocket" else conversations
@@ -172,20 +173,10 @@ def _result_path(options: argparse.Namespace) -> Path:
 @contextmanager
 def _bar(title: str) -> Iterator[Callable[[int, int], None]]:
     """A bar on standard error; the function takes what is done, and the total."""
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from mhc.util.progress import add_task, counting_bar
 
-    from mhc.distill.features import bar
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with bar(*columns) as progress:
-        task = progress.add_task(title, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
-
-
-def _print_note(text: str, markup: bool = False) -> None:
-    from rich.console import Console
-
-    Console(stderr=True, highlight=False).print(text, markup=markup, soft_wrap=True)
+    with counting_bar() as progress:
+        yield add_task(progress, title)
 
 
 def _parser() -> Parser:

@@ -67,11 +67,11 @@ def _run(
     console: "Console", results: "SweepResults", number: int, settings: dict[str, Any], out: Path, lock: IO[bytes]
 ) -> dict[str, Any]:
     """Run one trial and print how it went; its record."""
-    from rich.console import Console
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 
     from mhc.sweeps.schema import short_names, shown
     from mhc.sweeps.trials import LOG, NeverLogged, judge, run_trial
+    from mhc.util.progress import bar
 
     sweep, folder = results.sweep, out / f"trial-{number:03d}"
     short = short_names(parameter.name for parameter in sweep.varied)
@@ -79,9 +79,7 @@ def _run(
     console.print(", ".join(f"{short[name]} {shown(settings[name])}" for name in short), soft_wrap=True, markup=False)
     console.print(f"{results.outlook()} (it writes {folder / LOG})", style="dim", soft_wrap=True)
     started = time.monotonic()
-    columns = SpinnerColumn(), TextColumn("running"), TimeElapsedColumn()
-    errors = Console(stderr=True)
-    with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as progress:
+    with bar(SpinnerColumn(), TextColumn("running"), TimeElapsedColumn()) as progress:
         progress.add_task("")
         status = run_trial(sweep.arguments(settings, folder), folder, lock)
     try:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from mhc.commands import Parser
 from mhc.errors import UserError
 from mhc.util.files import write_json
+from mhc.util.progress import say
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -37,9 +38,9 @@ def main(argv: list[str]) -> int:
         report = _previous_report(out, settings)
     if report is None:
         report = _make(out, settings)
-        _print_note(f"tokenizer -> {options.out}")
+        say(f"tokenizer -> {options.out}")
     else:
-        _print_note(f"{options.out} is complete")
+        say(f"{options.out} is complete")
     _show(report)
     return 0
 
@@ -116,16 +117,13 @@ def _writing(out: Path) -> Iterator[None]:
 
 def _train(data: list[str], size: int) -> tuple["PreTrainedTokenizerFast", dict[str, Any]]:
     """The tokenizer, and its figures for the report."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
     from mhc.backbone.model import load_tokenizer
     from mhc.lm.compression import compression
     from mhc.lm.tokenizer import train_tokenizer
     from mhc.text.splits import split_conversations
+    from mhc.util.progress import counting_bar
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    with counting_bar() as progress:
         task = progress.add_task("reading", total=None)
         texts, numbers = [], []
         for contents, number in _read(data):
@@ -185,7 +183,7 @@ def _read(data: list[str]) -> Iterator[tuple[list[str], int]]:
         for conversation in iterate(path, report, answered=False):  # a question alone is text as well
             contents = [message["content"] for message in conversation.messages if message["content"]]
             yield contents, prompt_number(conversation.prompt)
-        _print_note("\n".join(report.lines()), markup=True)
+        say("\n".join(report.lines()), markup=True)
 
 
 # -- output ----------------------------------------------------------------------------------
@@ -215,12 +213,6 @@ def _show(report: dict[str, Any]) -> None:
         table.add_row(script, f"{size['documents']:,}", *figures)
     console.print(table)
     console.print(f"{held_out['exact_round_trips']:,} of {held_out['documents']:,} come back unchanged", soft_wrap=True)
-
-
-def _print_note(line: str, markup: bool = False) -> None:
-    from rich.console import Console
-
-    Console(stderr=True, highlight=False).print(line, markup=markup, soft_wrap=True)
 
 
 def _parser() -> Parser:

@@ -26,12 +26,12 @@ from itertools import accumulate, pairwise, takewhile
 from typing import Any
 
 from jinja2.exceptions import TemplateError
-from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from mhc.errors import UserError
 from mhc.text.messages import Messages, checked, clean_text, each_text
+from mhc.util.progress import say
 
 # For a tokenizer without a template (base models): Vicuna's wording, which uses no new tokens.
 DEFAULT_TEMPLATE = (
@@ -265,7 +265,7 @@ def _cached(tokenizer: PreTrainedTokenizerBase, template: str | None) -> ChatTem
     if template is None:
         name = tokenizer.name_or_path or "The tokenizer"
         notice = f"{name} has no chat template: conversations are written USER: ... ASSISTANT: ..."
-        Console(stderr=True).print(notice, markup=False, soft_wrap=True)
+        say(notice)
     return ChatTemplate(tokenizer, template or DEFAULT_TEMPLATE)
 
 

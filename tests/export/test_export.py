@@ -9,29 +9,12 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import mhc.export
-from mhc.checkpoints.heads_folder import save_drafter
 from mhc.commands.export import FORMATS as TOLD
 from mhc.commands.export import main
-from mhc.drafters import Cascade, Diffusion, Drafter, Eagle3, Medusa
+from mhc.drafters import Cascade, Diffusion, Eagle3, Medusa
 from mhc.errors import UserError
 from mhc.export import FORMATS, export
-from mhc.trees.shapes import FixedTree
-
-
-def shaken(drafter: Drafter, amount: float = 0.2) -> Drafter:
-    """The drafter with every weight off its start, which is the identity for most."""
-    dice = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in drafter.parameters():
-            parameter.add_(amount * torch.randn(parameter.shape, generator=dice))
-    return drafter
-
-
-def checkpoint(folder, drafter: Drafter):
-    """`drafter`, shaken, as a folder."""
-    save_drafter(folder / "heads", shaken(drafter), FixedTree.chain(drafter.heads))
-    return folder / "heads"
-
+from tests.helpers.exports import assert_every_tensor_counts, checkpoint
 
 MEDUSA = [(1, False), (1, True), (2, False), (2, True)]  # blocks, lm_heads of their own
 SPECULATORS = [(1, False, False), (3, False, False), (3, True, False), (3, True, True), (1, True, True)]
@@ -102,28 +85,6 @@ def test_hf_names_the_backbone_as_it_was_given(backbones, tmp_path, monkeypatch)
     monkeypatch.setattr(backbone, "name", "some-lab/model")
     written = export(heads, "hf", tmp_path / "out", backbone)
     assert "/home" not in (tmp_path / "out" / "drafter.json").read_text() + written.command
-
-
-def assert_every_tensor_counts(backbone, drafter, format, tmp_path, harm):
-    """A tensor that is harmed, missing, renamed or cut is seen, whichever it is."""
-    export(checkpoint(tmp_path, drafter), format, tmp_path / "out", backbone)
-    path = next((tmp_path / "out").glob("*.safetensors"))
-    whole, chosen = load_file(path), FORMATS[format]
-
-    def apart(tensors) -> float:
-        save_file(tensors, path)
-        return chosen.difference(drafter.eval(), chosen.read(tmp_path / "out", backbone))
-
-    for name, tensor in whole.items():
-        assert apart(whole | {name: harm(tensor)}) > 1e-3, name
-        others = {other: value for other, value in whole.items() if other != name}
-        with pytest.raises(UserError, match=f"lacks {name}"):
-            apart(others)
-        with pytest.raises(UserError, match=f"lacks {name} and has {name}.renamed, unread"):
-            apart(others | {f"{name}.renamed": tensor})
-        with pytest.raises(UserError, match=f"{name} is"):
-            apart(whole | {name: tensor[1:].clone()})
-    assert apart(whole) < 1e-5
 
 
 @pytest.mark.parametrize("format", ["tgi-medusa", "vllm-medusa", "mlp-speculator"])

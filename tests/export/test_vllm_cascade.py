@@ -8,7 +8,7 @@ import pytest
 from mhc.drafters import Cascade, Medusa
 from mhc.errors import UserError
 from mhc.export import FORMATS, export
-from tests.export.test_export import assert_every_tensor_counts, checkpoint
+from tests.helpers.exports import assert_every_tensor_counts, checkpoint
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma2", "gemma3_text", "gpt_neox"])

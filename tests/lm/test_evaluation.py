@@ -17,7 +17,7 @@ from mhc.lm.evaluation import perplexity, ratio, windows
 from mhc.lm.exams import Exam, Question, Subject, read_exam
 from mhc.lm.sitting import CHINESE, ENGLISH, sit
 from mhc.text.encoding import encode
-from tests.conftest import tiny_backbone
+from tests.helpers.backbones import tiny_backbone
 from tests.helpers.killed_runs import tiny_model
 
 DOCUMENTS = [[{"role": "document", "content": text}] for text in ("What is 3 plus 4?", "7 is very surely 7. " * 5, "é")]

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from mhc.errors import UserError
-from tests.conftest import SIZES
+from tests.helpers.backbones import SIZES
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from mhc.errors import UserError
 from mhc.sweeps.parallel_coordinates import FAILED_AT, RED, parallel_figure, spread
 from mhc.sweeps.schema import Parameter, read_sweep, short_names
 from mhc.sweeps.trials import only_runner, read_logged, run_trial
-from tests.commands.test_command_line import sums
+from tests.helpers.runs import sums
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "configs/sweeps").glob("*.yaml"))
@@ -443,9 +443,7 @@ def test_a_wandb_agent_runs_the_file(here, monkeypatch):
 @pytest.mark.filterwarnings("ignore")
 def test_schema_of_wandb_itself(here):
     """`make test-extras`: wandb's own check has nothing against our files, refuses what we refuse, and draws alike."""
-    # not "sweeps": this folder has that name
-    pytest.importorskip("sweeps.params", reason="wandb's schema is in its package `sweeps`: make test-extras")
-    import sweeps
+    sweeps = pytest.importorskip("sweeps", reason="wandb's schema is in its package `sweeps`: make test-extras")
     from sweeps.params import HyperParameter
 
     assert len(FILES) >= 3

@@ -19,7 +19,7 @@ from datamodules.batching import collate
 from mhc.errors import UserError
 from mhc.text.chat_template import template_fingerprint
 from mhc.text.encoding import encode, encode_batch, prompt_ids
-from tests.text.test_encoding import CHATML_TOKENS, LLAMA3_TOKENS, TOKENIZERS, make, make_sentencepiece
+from tests.helpers.templates import CHATML_TOKENS, LLAMA3_TOKENS, TOKENIZERS, make, make_sentencepiece
 
 FOLDER = Path(__file__).parents[1] / "templates"
 DEEPSEEK_TOKENS = [
