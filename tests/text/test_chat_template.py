@@ -369,5 +369,5 @@ def test_where_calls_end_only_tags_can_say(name, called):
 
 
 def test_tools_that_a_template_drops_are_named():
-    with pytest.raises(UserError, match="drops what system or tool turns say, or tools"):
+    with pytest.raises(UserError, match="drops system or tool turns, or their tools and calls"):
         prompt_ids(byte_level("chatml"), ASKED)
