@@ -34,7 +34,7 @@ NEAREST = {
     Medusa: "export vllm-medusa or tgi-medusa",
     Eagle3: "export eagle3-vllm, eagle3-sglang or speculators",
     Diffusion: SERVE,
-    Cascade: f"export vllm-cascade, or {SERVE}, or train a cascade with cell: speculator and tied: true for mlp-speculator",
+    Cascade: f"export vllm-cascade, or {SERVE}",
 }
 
 Engine = Callable[[Tensor, Tensor], Tensor]
