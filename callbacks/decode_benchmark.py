@@ -6,11 +6,10 @@ from typing import Any
 from lightning import Callback, LightningModule, Trainer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
 from callbacks.drafter_checkpoint import DrafterCheckpoint
-from mhc.checkpoints.heads_folder import for_decoding, tuned_tree, write_json
+from mhc.checkpoints.heads_folder import for_decoding, tuned_tree
 from mhc.engine import Engine
 from mhc.errors import UserError
 from mhc.evaluation.decode_benchmark import race
@@ -19,6 +18,8 @@ from mhc.sampling import GREEDY
 from mhc.training.data import data_of
 from mhc.training.draft_module import DraftModule
 from mhc.tuning.measure import example_round
+from mhc.util.files import write_json
+from mhc.util.progress import bar
 from mhc.util.provenance import machine, versions
 
 RESULT, GUESSES = "decode_benchmark.json", "guesses.csv"
@@ -43,7 +44,7 @@ class DecodeBenchmark(Callback):
         callbacks: list[Callback] = getattr(trainer, "callbacks", [])
         trained_for = [c.shape(drafter) for c in callbacks if isinstance(c, DrafterCheckpoint)]
         engine = Engine(module.backbone, drafter, tree or next(iter(trained_for), None))
-        with Progress(transient=True) as progress:
+        with bar() as progress:
             task = progress.add_task(f"decoding {len(prompts)} prompts, plain and with heads", total=len(prompts))
             figures, plain = race(
                 {"": engine}, prompts, self.max_new_tokens, lambda done, _: progress.update(task, completed=done)

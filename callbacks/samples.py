@@ -76,7 +76,7 @@ class Samples(Callback):
             pad_token_id=ends[0],
             **GREEDY,
         )
-        output = model.generate(prompt, attention_mask=torch.ones_like(prompt), generation_config=settings)
+        output = model.generate(prompt, attention_mask=torch.ones_like(prompt), generation_config=settings)  # type: ignore[misc]  # its self type exists for checkers only
         assert isinstance(output, torch.Tensor)
         model.train(training)
         return str(module.tokenizer.decode([token for token in output[0, len(ids) :].tolist() if token not in ends]))

@@ -13,10 +13,10 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from mhc.backbone.packing import PADDING
-from mhc.checkpoints.heads_folder import write_json
 from mhc.distributed.sharding import element_count, summed
 from mhc.lm.module import LMModule
 from mhc.training.draft_module import DraftModule
+from mhc.util.files import write_json
 from mhc.util.provenance import machine, versions, wait
 
 RESULT = "training.json"

@@ -113,20 +113,12 @@ def _engine(options: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
 
 def _answer(engine, questions: list, files: list, wanted) -> None:
     """Answer them with a bar on the terminal, and tell what came out."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
     from mhc.evaluation.mt_bench import answer_questions
+    from mhc.util.progress import counting_bar, say
 
-    console = Console(stderr=True, highlight=False)
     spent = [[0, 0.0] for _ in files]  # tokens and seconds of this run
-    columns = (TextColumn("answering"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
-
-    def say(line: str) -> None:
-        console.print(line, markup=False, soft_wrap=True)
-
-    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as progress:
-        task = progress.add_task("", total=len(questions), rate="")
+    with counting_bar("{task.fields[rate]}") as progress:
+        task = progress.add_task("answering", total=len(questions), rate="")
 
         def show(done: int, records) -> None:
             for sums, record in zip(spent, records):
@@ -136,7 +128,7 @@ def _answer(engine, questions: list, files: list, wanted) -> None:
             rates = [f"{tokens / seconds:,.0f}" for tokens, seconds in spent if seconds]
             progress.update(task, completed=done, rate=" and ".join(rates) + " tokens/s" if rates else "")
 
-        kept = answer_questions(engine, questions, files, wanted, say, show)
+        kept = answer_questions(engine, questions, files, wanted, progress.console.print, show)
     for file, records, (tokens, seconds) in zip(files, kept, spent):
         new = f"{tokens:,} tokens in {seconds:.0f} s ({tokens / seconds:,.0f} tokens/s)" if seconds else "complete"
         say(f"{file.path}: {len(records)} questions, {new}")

@@ -17,10 +17,9 @@ from mhc.estimate.lm import Batch, estimate_model, run_model
 from mhc.lm.lora import LoRA
 from mhc.lm.module import LMModule
 from mhc.lm.objectives import Distillation, NextToken, Preference, Reasoning
-from tests.commands.test_command_line import ROOT
-from tests.conftest import ARCHITECTURES
-from tests.lm.test_models import sizes_of
-from tests.lm.test_objectives import a_module, tokenizer  # noqa: F401 (a fixture)
+from tests.helpers.backbones import ARCHITECTURES
+from tests.helpers.language_models import a_module, sizes_of
+from tests.helpers.runs import ROOT
 
 RECIPES = {  # learning rate, rows, accumulation, length: all rates, and pretraining and tuning whole, are MiniMind's
     "pretrain": (5e-4, 32, 8, 512),
@@ -43,7 +42,7 @@ def estimate(config, batch: Batch, tokens: str = "pocket", **dtypes) -> StepEsti
 
 
 @pytest.mark.parametrize("objective", ["next token", "adapters", "preference", "distillation", "reasoning"])
-def test_a_fake_step_counts_what_a_real_one_holds(tokenizer, tmp_path, objective):  # noqa: F811
+def test_a_fake_step_counts_what_a_real_one_holds(tokenizer, tmp_path, objective):
     """LMModule's own step on real tensors: parameters equal, bytes alike."""
     lora, teacher, kind = None, None, {"preference": Preference, "reasoning": Reasoning}.get(objective, NextToken)
     if objective == "distillation":
@@ -90,7 +89,7 @@ def test_operations_are_six_a_token_and_active_weight(name):
     assert found.step_operations / 256 == pytest.approx(6 * active, rel=0.05)
 
 
-def test_what_waits_and_what_is_cast_is_counted(tokenizer):  # noqa: F811
+def test_what_waits_and_what_is_cast_is_counted(tokenizer):
     """Accumulated gradients stand beside the activations; autocast halves what is kept of these."""
     sizes = ARCHITECTURES["llama"] | {"hidden_size": 64, "intermediate_size": 192, "vocab_size": 300}
     config = AutoConfig.for_model("llama", **sizes)

@@ -12,7 +12,8 @@ from mhc.trees.replay import Costs, Trace, replay_dynamic, replay_fixed
 from mhc.trees.shapes import DynamicTree, FixedTree
 from mhc.tuning.measure import example_round, measure_costs, record
 from mhc.tuning.search import fixed_trees, search
-from tests.test_engine import PROMPTS, randomised
+from tests.helpers.drafters import randomised
+from tests.helpers.engines import PROMPTS
 
 COSTS = Costs(
     plain=0.002,
