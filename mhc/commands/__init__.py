@@ -83,7 +83,7 @@ def engine_of(options: argparse.Namespace, backbone: str | None = None):
         return Engine.from_checkpoint(options.checkpoint, options.backbone, tree, compile, **loading)
     if backbone is None:
         require_model(options)
-    return Engine(Backbone.load(options.backbone or backbone, **loading), compile=compile)
+    return Engine(Backbone.load(options.backbone or str(backbone), **loading), compile=compile)
 
 
 def sampling_of(options: argparse.Namespace):
