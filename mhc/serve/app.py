@@ -65,7 +65,7 @@ class Server:
         self.tokenizer = engine.backbone.tokenizer  # for text, in the event loop
         self._encoder = copy.deepcopy(self.tokenizer)  # for prompts, in a thread: one tokenizer does not serve two
         self._encoding = ThreadPoolExecutor(1, "mhc-encoding")
-        heads = engine.drafter.heads if engine.drafter else 0
+        heads = engine.drafter.draft_length if engine.drafter else 0
         self.metrics = Metrics(heads, name)
         self.worker = Worker(engine, self.metrics, limits.rows, limits.waiting, limits.context, limits.timeout)
         self.fingerprint = f"mhc-{__version__}-{engine.backbone.fingerprint()}"
@@ -76,7 +76,7 @@ class Server:
     def described(self) -> dict[str, Any]:
         """The model as /v1/models lists it; `heads` and `context` are ours."""
         drafter = self.engine.drafter
-        heads = None if drafter is None else {"family": type(drafter).__name__, "heads": drafter.heads}
+        heads = None if drafter is None else {"family": type(drafter).__name__, "heads": drafter.draft_length}
         told = {"id": self.name, "object": "model", "created": 0, "owned_by": "mhc"}
         return told | {"heads": heads, "context": self.worker.context}
 

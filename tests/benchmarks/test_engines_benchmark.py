@@ -55,7 +55,7 @@ def test_vllm_accepts_what_we_accept(engines, tmp_path):
         torch.manual_seed(0)
         drafter = family(backbone)
         memorise(drafter, prompts, answers, steps=20, learning_rate=2e-3)
-        save_drafter(tmp_path / name, drafter, FixedTree.chain(drafter.heads))
+        save_drafter(tmp_path / name, drafter, FixedTree.chain(drafter.draft_length))
         heads.append(str(tmp_path / name))
     lines, versions = engines.measure("pocket", "pocket", heads, options)
     found = {(row["case"], row["metric"]): row["value"] for row in lines}
