@@ -352,7 +352,7 @@ def test_choices_are_a_shape_as_list_text_and_file(tmp_path):
         (DYNAMIC | {"width": "two"}, "neither choices nor width, depth and budget"),
         (DYNAMIC | {"budget": 100}, "budget of 100"),
         ([[0, 0]], "its parent"),
-        ('[["a"]]', "no path of ranks"),
+        ('[["a"]]', "not a path of ranks"),
     ],
 )
 def test_shapes_that_cannot_be_are_named(wanted, complaint):
