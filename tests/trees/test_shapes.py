@@ -68,7 +68,7 @@ def test_chain_of_none_is_the_root_alone():
     assert FixedTree.chain(3).choices == [(0,), (0, 0), (0, 0, 0)]
 
 
-@pytest.mark.parametrize("choices, complaint", [([[0, 0]], "parent"), ([[-1]], "not a path"), ([[]], "no path")])
+@pytest.mark.parametrize("choices, complaint", [([[0, 0]], "parent"), ([[-1]], "not a path"), ([[]], "not a path")])
 def test_impossible_trees_are_refused(choices, complaint):
     with pytest.raises(UserError, match=complaint):
         FixedTree(choices)
