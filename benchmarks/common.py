@@ -18,7 +18,7 @@ sys.path.insert(0, str(ROOT))  # so that a benchmark also runs where the package
 
 import torch
 
-from mhc.checkpoints.heads_folder import write_json
+from mhc.util.files import write_json
 from mhc.util.provenance import machine, versions
 
 

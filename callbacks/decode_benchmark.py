@@ -6,17 +6,18 @@ from typing import Any
 from lightning import Callback, LightningModule, Trainer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
 from callbacks.drafter_checkpoint import DrafterCheckpoint
-from mhc.checkpoints.heads_folder import for_decoding, tuned_tree, write_json
+from mhc.checkpoints.heads_folder import for_decoding, tuned_tree
 from mhc.engine import Engine
 from mhc.errors import UserError
 from mhc.evaluation.decode_benchmark import race
 from mhc.evaluation.teacher_forced import predict_all, save_guesses
 from mhc.sampling import GREEDY
 from mhc.tuning.measure import example_round
+from mhc.util.files import write_json
+from mhc.util.progress import bar
 from mhc.util.provenance import machine, versions
 
 RESULT, GUESSES = "decode_benchmark.json", "guesses.csv"
@@ -39,7 +40,7 @@ class DecodeBenchmark(Callback):
         shapes = [c.shape(module.drafter) for c in trainer.callbacks if isinstance(c, DrafterCheckpoint)]
         tuned = tuned_tree(Path(trainer.default_root_dir))
         engine = Engine(module.backbone, for_decoding(module.drafter), tuned or next(iter(shapes), None))
-        with Progress(transient=True) as progress:
+        with bar() as progress:
             task = progress.add_task(f"decoding {len(prompts)} prompts, plain and with heads", total=len(prompts))
             figures, plain = race(
                 {"": engine}, prompts, self.max_new_tokens, lambda done, _: progress.update(task, completed=done)

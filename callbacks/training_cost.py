@@ -14,8 +14,8 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from mhc.backbone.packing import PADDING
-from mhc.checkpoints.heads_folder import write_json
 from mhc.distributed.sharding import element_count, summed
+from mhc.util.files import write_json
 from mhc.util.provenance import machine, versions, wait
 
 RESULT = "training.json"

@@ -7,17 +7,14 @@ at position t - 1 predicts token t; token 0 is predicted by nothing, whatever th
 """
 
 import json
-import time
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from rich.console import Console
-from rich.progress import Progress
 
 from datamodules.batching import BatchData, BatchDataset, BatchLoader, PackedRows, Row
 from datamodules.readers import Conversation, Report, iterate, source_state
@@ -29,6 +26,7 @@ from mhc.text.messages import Messages
 from mhc.text.splits import SPLITS, prompt_number, split_conversations
 from mhc.util.files import write_json
 from mhc.util.journal import digest
+from mhc.util.progress import track
 
 CHUNK = 1000  # conversations encoded at a time
 
@@ -176,7 +174,7 @@ class ConversationData(BatchData):
 
         count = self.limit or POCKET_COUNT
         self.report = Report("pocket", {"generated": count}, count, count)
-        made = _progress(dialogues(count, self.seed, self.docs_share), count, "making dialogues")
+        made = track(dialogues(count, self.seed, self.docs_share), count, "making dialogues")
         for number, dialogue in enumerate(made, start=1):
             yield Conversation(dialogue["id"], dialogue["messages"], f"pocket:{number}")
 
@@ -280,7 +278,7 @@ class ConversationData(BatchData):
         tokenizer, conversations = self._tokenizer(), self.conversations(split)
         totals.conversations = len(conversations)
         chunks = range(0, len(conversations), CHUNK)
-        for start in _progress(chunks, len(chunks), f"encoding {split}"):
+        for start in track(chunks, len(chunks), f"encoding {split}"):
             several = [conversation.messages for conversation in conversations[start : start + CHUNK]]
             for number, (ids, mask) in enumerate(encode_batch(tokenizer, several), start):
                 totals.truncated += len(ids) > self.max_length
@@ -309,20 +307,3 @@ class ConversationData(BatchData):
                 f"the tokenizer gives id {largest} but the model has {size} rows: "
                 "use the tokenizer the backbone was trained with"
             )
-
-
-def _progress(items: Iterable, total: int, title: str, after: float = 2.0) -> Iterator:
-    """The items, with a bar on the terminal once they take longer than `after` seconds."""
-    started, bar, task = time.monotonic(), None, None
-    try:
-        for done, item in enumerate(items):
-            if bar is None and time.monotonic() - started > after:
-                bar = Progress(console=Console(stderr=True), transient=True)
-                bar.start()
-                task = bar.add_task(title, total=total)
-            if bar is not None:
-                bar.update(task, completed=done)
-            yield item
-    finally:
-        if bar is not None:
-            bar.stop()

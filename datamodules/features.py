@@ -14,9 +14,9 @@ from torch.utils.data import Dataset
 
 from datamodules.batching import DUMMY, BatchData, BatchLoader, Row
 from datamodules.conversations import Prompt
-from mhc.distill.features import bar
 from mhc.distill.shards import AGAIN, PROMPTS, SPLITS, STORES, Samples, open_samples, read_manifest
 from mhc.errors import UserError
+from mhc.util.progress import bar
 
 
 class FeatureBatches(Dataset):

@@ -19,12 +19,12 @@ from torch.utils.data import Dataset
 from datamodules.batching import DUMMY, Row, collate
 from datamodules.conversations import ConversationData
 from datamodules.readers import Report, iterate
-from mhc.distill.features import bar
 from mhc.errors import UserError
 from mhc.text.encoding import encode_batch
 from mhc.text.splits import SPLITS
 from mhc.util.files import write_atomically
 from mhc.util.journal import digest
+from mhc.util.progress import bar
 
 REFERENCE = "reference.safetensors"
 

@@ -8,7 +8,7 @@ import pytest
 from nbclient import NotebookClient
 
 import run
-from tests.commands.test_command_line import COMMON, ROOT, sums
+from tests.helpers.runs import COMMON, ROOT, sums
 
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(900)]
 

@@ -12,8 +12,8 @@ from mhc.engine import Engine
 from mhc.errors import UserError
 from mhc.sampling import GREEDY, Sampler, Sampling, gumbel
 from mhc.trees.shapes import DynamicTree, FixedTree
-from tests.conftest import tiny_backbone
-from tests.test_engine import randomised
+from tests.helpers.backbones import tiny_backbone
+from tests.helpers.drafters import randomised
 
 INFINITY = float("inf")
 WHOLE = 2**64

@@ -17,7 +17,7 @@ from mhc.export.vllm_cascade import vllm_cascade, vllm_tied_cascade
 from mhc.sampling import GREEDY, Sampler
 from mhc.trees.shapes import FixedTree
 from mhc.vllm_plugin import CascadeModel, Cell, load_exactly
-from tests.conftest import tiny_backbone
+from tests.helpers.backbones import tiny_backbone
 
 HEADS = 4
 SORTS = {

@@ -115,20 +115,12 @@ def _engine(options: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
 
 def _answer(engine, questions: list, files: list, settings) -> None:
     """Answer the questions with a progress bar on the terminal, and print a summary."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
     from mhc.evaluation.mt_bench import answer_questions
+    from mhc.util.progress import counting_bar, say
 
-    console = Console(stderr=True, highlight=False)
     totals = [[0, 0.0] for _ in files]  # tokens and seconds of this run
-    columns = (TextColumn("answering"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
-
-    def report(line: str) -> None:
-        console.print(line, markup=False, soft_wrap=True)
-
-    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as progress:
-        task = progress.add_task("", total=len(questions), rate="")
+    with counting_bar("{task.fields[rate]}") as progress:
+        task = progress.add_task("answering", total=len(questions), rate="")
 
         def show(done: int, records) -> None:
             for sums, record in zip(totals, records):
@@ -138,11 +130,11 @@ def _answer(engine, questions: list, files: list, settings) -> None:
             rates = [f"{tokens / seconds:,.0f}" for tokens, seconds in totals if seconds]
             progress.update(task, completed=done, rate=" and ".join(rates) + " tokens/s" if rates else "")
 
-        answered = answer_questions(engine, questions, files, settings, report, show)
+        answered = answer_questions(engine, questions, files, settings, progress.console.print, show)
     for file, records, (tokens, seconds) in zip(files, answered, totals):
         new = f"{tokens:,} tokens in {seconds:.0f} s ({tokens / seconds:,.0f} tokens/s)" if seconds else "complete"
-        report(f"{file.path}: {len(records)} questions, {new}")
-    _report_context_limit(answered[0], engine.backbone.context, report)
+        say(f"{file.path}: {len(records)} questions, {new}")
+    _report_context_limit(answered[0], engine.backbone.context, say)
 
 
 def _report_context_limit(records: dict[int, dict[str, Any]], context: int, report: Callable[[str], None]) -> None:

@@ -33,8 +33,9 @@ def main(argv: list[str]) -> int:
 
     from datamodules import ConversationData
     from mhc.backbone.model import Backbone
-    from mhc.distill.features import collect, in_bytes, tell
+    from mhc.distill.features import collect, in_bytes
     from mhc.text.chat_template import template_fingerprint
+    from mhc.util.progress import say
 
     started, how = time.perf_counter(), loading_of(options)
     backbone = Backbone.load(options.backbone or "pocket", decoding=False, **how)
@@ -57,7 +58,7 @@ def main(argv: list[str]) -> int:
         raise UserError(f"cannot write to --out {options.out}: {error.strerror}") from error
     counts = ", ".join(f"{name} {counts['samples']:,}" for name, counts in manifest["splits"].items())
     advice = "" if manifest["agreement"] > GOOD else ": heads learn best from its own words, see `run.py distill`"
-    tell(
+    say(
         f"{counts} samples, {in_bytes(manifest['bytes'])} in {time.perf_counter() - started:.0f} s -> {options.out}\n"
         f"the backbone would say {manifest['agreement']:.1%} of the {manifest['supervised']:,} supervised tokens itself{advice}"
     )

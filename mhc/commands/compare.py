@@ -6,6 +6,7 @@ goes on where it was.
 """
 
 import json
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -60,14 +61,12 @@ def compare(
 ) -> dict[str, Any]:
     """Tune (on prompts["validation"]) and measure (on prompts["test"]) the heads that stand in out/<family>, all on one
     backbone. loading: device, dtype, quantize as in `Backbone.load`."""
-    from rich.console import Console
-    from rich.progress import Progress
-
     from callbacks.decode_benchmark import GUESSES
     from callbacks.training_cost import RESULT as COST
     from mhc.checkpoints.heads_folder import for_decoding, load_drafter
     from mhc.evaluation.comparison import measure
     from mhc.evaluation.teacher_forced import save_guesses
+    from mhc.util.progress import add_task, bar
     from mhc.util.provenance import machine, versions
 
     drafters, tuned, parameters, backbone = {}, {}, {}, None
@@ -75,15 +74,13 @@ def compare(
         loaded, _ = load_drafter(out / family, backbone, **loading)
         drafters[family], backbone = for_decoding(loaded), loaded.backbone
         parameters[family] = sum(parameter.numel() for parameter in loaded.parameters())
-    with Progress(console=Console(stderr=True), transient=True) as progress:
+    with bar() as progress:
         for family, drafter in drafters.items():
             tuned[family] = _tuned(out / family, drafter, prompts["validation"][:TUNED_ON], max_new_tokens, progress)
-        tasks: dict[str, Any] = {}
+        move = cache(partial(add_task, progress))
 
         def update(title: str, done: int, total: int) -> None:
-            if title not in tasks:
-                tasks[title] = progress.add_task(title)
-            progress.update(tasks[title], completed=done, total=total)
+            move(title)(done, total)
 
         found, guesses = measure(drafters, tuned, prompts["test"], max_new_tokens, update)
     for family in families:
@@ -122,9 +119,9 @@ def write_results(out: Path, comparison: dict[str, Any]) -> None:
     """comparison.json, .md and .png, and the table on the terminal."""
     from rich.console import Console
 
-    from mhc.checkpoints.heads_folder import write_json
     from mhc.evaluation.comparison import as_markdown, explain
     from mhc.reports.plots import draw_comparison
+    from mhc.util.files import write_json
 
     write_json(out / RESULT, comparison)
     table = as_markdown(comparison)
@@ -160,11 +157,12 @@ def show(families: dict[str, Any]) -> None:
 
 def _tuned(folder: Path, drafter, prompts: list[list[int]], max_new_tokens: int, progress) -> dict[str, Any]:
     """The fastest tree of these heads at each temperature; what was found stays beside the heads."""
-    from mhc.checkpoints.heads_folder import TUNED, write_json
+    from mhc.checkpoints.heads_folder import TUNED
     from mhc.commands.tune import tune
     from mhc.engine import Engine
     from mhc.evaluation.comparison import SAMPLINGS
     from mhc.trees.shapes import parse_tree
+    from mhc.util.files import write_json
 
     trees = {}
     for label, sampling in SAMPLINGS.items():

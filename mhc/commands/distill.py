@@ -46,6 +46,7 @@ def _jobs(options: argparse.Namespace) -> list:
     from datamodules.readers import Report, iterate
     from mhc.distill.answers import Job
     from mhc.text.splits import prompt_number, split_conversations
+    from mhc.util.progress import say
 
     if options.data == "pocket":
         from mhc.corpus import POCKET_COUNT, dialogues
@@ -55,7 +56,7 @@ def _jobs(options: argparse.Namespace) -> list:
     for conversation in iterate(options.data, report, answered=False):
         found.append(Job(conversation.id, conversation.messages))
         numbers.append(prompt_number(conversation.prompt))
-    _say("\n".join(report.lines()), markup=True)
+    say("\n".join(report.lines()), markup=True)
     return [found[at] for places in split_conversations(numbers, options.limit).values() for at in places]
 
 
@@ -106,18 +107,15 @@ def _distill(jobs: list, answerer, out: Path, manifest: Path, options: argparse.
     import json
     from contextlib import suppress
 
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
     from mhc.distill.answers import Counts, answer_all
     from mhc.util.files import write_json
+    from mhc.util.progress import counting_bar, say
 
     counts, started = Counts(), time.perf_counter()
     ours = False  # whether we came as far as having the file
-    columns = (TextColumn("distilling"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
     try:
-        with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress:
-            task = progress.add_task("", total=len({job.key for job in jobs}), rate="")
+        with counting_bar("{task.fields[rate]}") as progress:
+            task = progress.add_task("distilling", total=len({job.key for job in jobs}), rate="")
 
             def show(now: Counts) -> None:
                 nonlocal counts, ours
@@ -125,7 +123,7 @@ def _distill(jobs: list, answerer, out: Path, manifest: Path, options: argparse.
                 rate = f"{now.tokens / (time.perf_counter() - started):,.0f} tokens/s"
                 progress.update(task, completed=now.kept_before + now.kept + now.rejected, rate=rate)
 
-            answer_all(jobs, answerer, out, options.seed, WINDOW * options.batch_size, _say, show)
+            answer_all(jobs, answerer, out, options.seed, WINDOW * options.batch_size, say, show)
     finally:  # also where it was stopped
         seconds = time.perf_counter() - started
         told = json.loads(manifest.read_text())
@@ -138,19 +136,13 @@ def _distill(jobs: list, answerer, out: Path, manifest: Path, options: argparse.
             if ours:
                 write_json(manifest, told)
     if not counts.kept and not counts.rejected:
-        _say(f"{out} is complete: {counts.kept_before} conversations")
+        say(f"{out} is complete: {counts.kept_before} conversations")
         return
     rejected = f", {counts.rejected} rejected (see {out.with_suffix('.rejects.jsonl')})" if counts.rejected else ""
-    _say(
+    say(
         f"{counts.kept} conversations, {counts.tokens:,} tokens in {seconds:.0f} s "
         f"({counts.tokens / seconds:,.0f} tokens/s){rejected} -> {out}"
     )
-
-
-def _say(line: str, markup: bool = False) -> None:
-    from rich.console import Console
-
-    Console(stderr=True, highlight=False).print(line, markup=markup, soft_wrap=True)
 
 
 def _parser() -> Parser:

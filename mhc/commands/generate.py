@@ -58,12 +58,10 @@ def _warming(compile: bool):
     if not compile:
         yield None
         return
-    from rich.console import Console
-    from rich.progress import Progress
+    from mhc.util.progress import add_task, bar
 
-    with Progress(console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("compiling", total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
+    with bar() as progress:
+        yield add_task(progress, "compiling")
 
 
 def coloured(tokenizer, answer, style: str = "green"):

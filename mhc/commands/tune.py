@@ -21,12 +21,11 @@ def main(argv: list[str]) -> int:
     """Tune the tree of --checkpoint; returns the exit status."""
     options = _parser().parse_args(argv)
 
-    from rich.console import Console
-    from rich.progress import Progress
-
     from datamodules import ConversationData
-    from mhc.checkpoints.heads_folder import TUNED, write_json
+    from mhc.checkpoints.heads_folder import TUNED
     from mhc.reports.plots import draw_tuning
+    from mhc.util.files import write_json
+    from mhc.util.progress import bar, say
 
     sampling = sampling_of(options)
     engine = engine_of(options)
@@ -38,14 +37,13 @@ def main(argv: list[str]) -> int:
     prompts = [prompt.ids for prompt in data.prompts("validation", options.prompts)]
     if len(prompts) < 2:
         raise UserError(f"'{options.data}' has {len(prompts)} validation prompts: give more conversations")
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True) as progress:
+    with bar() as progress:
         result = tune(engine, prompts, options.max_new_tokens, sampling, progress)
     folder = Path(options.checkpoint)
     write_json(folder / TUNED, result)
     draw_tuning(folder / "tree.png", result["example"], result["points"])
     show(result)
-    console.print(f"-> {Path(options.checkpoint) / 'tree.json'} and tree.png; every command uses the tree from now on")
+    say(f"-> {Path(options.checkpoint) / 'tree.json'} and tree.png; every command uses the tree from now on")
     return 0
 
 
@@ -56,20 +54,17 @@ def tune(engine, prompts: list[list[int]], max_new_tokens: int, sampling, progre
     from mhc.trees.shapes import FixedTree, parse_tree
     from mhc.tuning.measure import example_round, measure_costs, record
     from mhc.tuning.search import COUNTS, fixed_trees, search
+    from mhc.util.progress import add_task
     from mhc.util.provenance import machine, versions
 
-    def bar(title: str):
-        task = progress.add_task(title)
-        return lambda done, total: progress.update(task, completed=done, total=total)
-
-    traces = record(engine, prompts, max_new_tokens, sampling, bar("recording drafts"))
+    traces = record(engine, prompts, max_new_tokens, sampling, add_task(progress, "recording drafts"))
     if not traces:
         raise UserError("every answer ended at its first token, so there is nothing to draft: give other --data")
     fixed = fixed_trees(traces, COUNTS)
-    costs = measure_costs(engine, prompts[0], fixed, sampling, progress=bar("timing rounds"))
+    costs = measure_costs(engine, prompts[0], fixed, sampling, progress=add_task(progress, "timing rounds"))
     candidates = search(traces, costs, fixed)
     chosen = _to_measure(candidates)
-    points, update = [], bar("measuring the most promising trees")
+    points, update = [], add_task(progress, "measuring the most promising trees")
     for number, candidate in enumerate(chosen):
         figures = compare(
             Engine(engine.backbone, engine.drafter, candidate.shape), prompts, max_new_tokens, sampling=sampling

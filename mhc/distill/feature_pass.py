@@ -14,6 +14,7 @@ from mhc.backbone.model import Backbone
 from mhc.distill.shards import STORES
 from mhc.distill.windows import Sample
 from mhc.errors import UserError
+from mhc.util.batches import batches
 
 UNEMBEDDED = 1024  # positions whose logits are held at a time
 
@@ -64,17 +65,6 @@ def read_samples(
             figures["agreed"] += int((said & (read["greedy"][:-1] == ids[1:])).sum())
             advance(len(ids))
     return shard, figures
-
-
-def batches(lengths: dict[int, int], tokens: int) -> Iterator[list[int]]:
-    """Rows of about one length, at most `tokens` a batch, padding included (or a single row)."""
-    batch: list[int] = []
-    for row in sorted(lengths, key=lambda row: -lengths[row]):
-        if batch and lengths[batch[0]] * (len(batch) + 1) > tokens:
-            yield batch
-            batch = []
-        batch.append(row)
-    yield batch
 
 
 @torch.no_grad()

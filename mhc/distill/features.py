@@ -11,11 +11,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 
 from mhc.backbone.model import Backbone
-from mhc.checkpoints.heads_folder import write_json
 from mhc.distill.feature_pass import read_samples
 from mhc.distill.shards import (
     FORMAT,
@@ -32,6 +30,8 @@ from mhc.distill.shards import (
 )
 from mhc.distill.windows import Shard, choose, most_heads, plan, samples_of
 from mhc.errors import UserError
+from mhc.util.files import write_json
+from mhc.util.progress import bar, say
 from mhc.util.provenance import versions
 
 PROMPT_COUNT = 512  # of each held-out split, at most
@@ -149,7 +149,7 @@ def _require_room(
     samples, positions = sum(len(shard.samples) for shard in missing), sum(shard.positions for shard in missing)
     needed = sum(bytes_of(shard, per_position) for shard in missing)
     states, numbers = 1 + len(settings["taps"]), STORES[settings["store"]].itemsize
-    tell(
+    say(
         f"{samples:,} samples in {len(missing)} shards to be written: {positions:,} positions x {per_position:,} bytes "
         f"({states} x {settings['width']} numbers of {numbers} bytes, and 9) = {in_bytes(needed)}; {in_bytes(free)} free"
     )
@@ -197,17 +197,6 @@ def _fill(
 
 
 # -- words -----------------------------------------------------------------------------------------
-
-
-def tell(text: str) -> None:
-    """A line on standard error, in one colour."""
-    Console(stderr=True).print(text, highlight=False, markup=False, soft_wrap=True)
-
-
-def bar(*columns: ProgressColumn) -> Progress:
-    """Progress on standard error; nothing where that is no terminal."""
-    console = Console(stderr=True)
-    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
 
 
 def in_bytes(count: float) -> str:

@@ -111,9 +111,8 @@ def require_residual(drafter: Drafter) -> Cascade:
         raise UserError(f"the plugin runs cascades, and these are {kind.__name__} heads: {NEAREST[kind]}")
     if not isinstance(drafter.cells[0], ResidualCell):
         cell = drafter.arguments["cell"]
-        nearest = "export mlp-speculator" if cell == "speculator" else SERVE
         raise UserError(
-            f"the plugin runs residual cells, and these are cell: {cell}: {nearest}, or train with cell: residual"
+            f"the plugin runs residual cells, and these are cell: {cell}: {SERVE}, or train with cell: residual"
         )
     return drafter
 
@@ -146,7 +145,7 @@ def read_vllm_cascade(folder: Path, backbone: Backbone) -> Engine:
     about = _about(config, ("heads", "blocks"), flags, where)
     heads = about["heads"]
     require(config, {"num_heads": heads}, where)
-    shapes = {"lm_head": (vocabulary, width)}
+    shapes: dict[str, tuple[int, ...]] = {"lm_head": (vocabulary, width)}
     if about["own_embedding"]:
         shapes["embedding"] = (vocabulary, width)
     if about["bias"]:

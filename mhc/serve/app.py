@@ -22,7 +22,6 @@ from starlette.exceptions import HTTPException
 from torch.nn.utils.rnn import pad_sequence
 
 from mhc.decoding.request import DecodeRequest
-from mhc.distill.feature_pass import batches
 from mhc.engine import Engine
 from mhc.errors import UserError
 from mhc.serve.answers import Choice, Delta
@@ -34,6 +33,7 @@ from mhc.serve.requests import ChatRequest, CompletionRequest, Drawing, Embeddin
 from mhc.serve.worker import Busy, Gone, Run, Worker
 from mhc.serve.writing import ChatWriter, TextWriter, Writer
 from mhc.text.encoding import prompt_ids
+from mhc.util.batches import batches
 from mhc.version import __version__
 
 PAGE = Path(__file__).parent / "page"

@@ -57,9 +57,7 @@ class Tree:
 def lineage(parents: Tensor, depth: Tensor, deepest: int) -> tuple[Tensor, Tensor]:
     """Ancestors (B,N,N) and padded paths (B,N,D+1) of nodes with these parents and depths (B,N)."""
     rows, nodes = parents.shape
-    up = [
-        torch.arange(nodes, device=parents.device).expand(rows, -1)
-    ]  # the node, its parent, its grandparent, ... (B,N)
+    up = [torch.arange(nodes, device=parents.device).expand(rows, -1)]  # the node, its parent, its grandparent ...
     for _ in range(deepest):
         up.append(parents.gather(1, up[-1]))
     chain = torch.stack(up, dim=2)  # (B,N,D+1), the root repeated at the end

@@ -9,7 +9,7 @@ from mhc.drafters import Cascade, Diffusion, Eagle3, Medusa
 from mhc.lm.module import LMModule
 from mhc.lm.tokenizer import train_tokenizer
 from mhc.training.draft_module import DraftModule
-from tests.conftest import ARCHITECTURES, VOCABULARY, tiny_backbone
+from tests.helpers.backbones import ARCHITECTURES, VOCABULARY, tiny_backbone
 
 LENGTHS = [[9, 4, 6, 5], [3, 14, 2], [24]]  # of the conversations of three rows
 T = 26

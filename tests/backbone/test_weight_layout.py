@@ -11,8 +11,9 @@ from mhc.drafters import Cascade
 from mhc.engine import Engine
 from mhc.errors import UserError
 from mhc.sampling import GREEDY, Sampling
-from tests.conftest import ARCHITECTURES, SIZES, VOCABULARY, tiny_backbone
-from tests.test_engine import PROMPTS, TREES, answers, randomised, reference
+from tests.helpers.backbones import ARCHITECTURES, SIZES, VOCABULARY, tiny_backbone
+from tests.helpers.drafters import randomised
+from tests.helpers.engines import PROMPTS, TREES, answers, reference
 
 LAYOUTS = [
     False,

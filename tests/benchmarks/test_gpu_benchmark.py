@@ -16,7 +16,7 @@ from mhc.drafters import Cascade, Medusa
 from mhc.engine import Engine
 from mhc.sampling import GREEDY, Sampling
 from mhc.trees.shapes import DynamicTree, FixedTree
-from tests.conftest import tiny_backbone
+from tests.helpers.backbones import tiny_backbone
 
 DECODED = {"tokens_per_step", "speedup_vs_plain", "identical", *(f"head{head}_top1" for head in range(4))}
 ROUND = {"draft_ms", "verify_ms", "round_ms", "round_ms_eager", "round_vs_plain_step", "round_vs_parts"} | {

@@ -10,7 +10,7 @@ from datamodules import ConversationData
 from mhc.backbone.model import Backbone
 from mhc.drafters import Cascade
 from mhc.training.draft_module import DraftModule
-from tests.conftest import tiny_backbone
+from tests.helpers.backbones import tiny_backbone
 
 QUIET = dict(
     accelerator="cpu",

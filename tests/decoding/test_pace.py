@@ -6,8 +6,8 @@ from mhc.decoding.decoder import SpeculativeDecoder
 from mhc.decoding.pace import LONGEST, SHORTEST, Pace
 from mhc.engine import Engine
 from mhc.trees.shapes import FixedTree
-from tests.conftest import Scripted
-from tests.test_engine import NEW, PROMPTS, answers
+from tests.helpers.drafters import Scripted
+from tests.helpers.engines import NEW, PROMPTS, answers
 
 PRICED = FixedTree([(0,) * deep for deep in range(1, 5)], costs=[[1, 1.0], [5, 1.5], [50, 6.0]], draft_cost=0.2)
 

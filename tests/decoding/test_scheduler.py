@@ -12,8 +12,9 @@ from mhc.engine import Engine
 from mhc.errors import UserError
 from mhc.sampling import GREEDY, Sampling
 from mhc.trees.shapes import DynamicTree, FixedTree
-from tests.conftest import tiny_backbone
-from tests.test_engine import TREES, randomised
+from tests.helpers.backbones import tiny_backbone
+from tests.helpers.drafters import randomised
+from tests.helpers.engines import TREES
 
 SETTINGS = [GREEDY, Sampling(0.8, seed=3), Sampling(1.1, top_p=0.8, seed=4), Sampling(1.0, top_k=7, seed=5)]
 

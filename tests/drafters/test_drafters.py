@@ -7,45 +7,19 @@ import torch
 
 from mhc.backbone.model import Backbone, Features
 from mhc.checkpoints.heads_folder import for_decoding, load_drafter, save_drafter
-from mhc.drafters import Cascade, Diffusion, Eagle3, Medusa
+from mhc.drafters import Cascade, Medusa
 from mhc.engine import Engine
 from mhc.errors import UserError
 from mhc.trees.shapes import DynamicTree, FixedTree
+from tests.helpers.drafters import HEADS, VARIANTS, randomised
 from tests.helpers.killed_runs import tiny_model
 
-HEADS = 4
-FAMILIES = {
-    "medusa": lambda backbone: Medusa(backbone, HEADS, blocks=2),
-    "medusa_own": lambda backbone: Medusa(backbone, HEADS, own_lm_head=True),
-    "cascade": lambda backbone: Cascade(backbone, HEADS, blocks=2),
-    "cascade_own": lambda backbone: Cascade(backbone, HEADS, own_lm_head=True),
-    "cascade_unconditioned": lambda backbone: Cascade(backbone, HEADS, condition_first=False),
-    "cascade_tied": lambda backbone: Cascade(backbone, HEADS, tied=True),
-    "cascade_speculator": lambda backbone: Cascade(backbone, HEADS, cell="speculator"),
-    "cascade_low_rank": lambda backbone: Cascade(backbone, HEADS, cell="low_rank", rank=5),
-    "cascade_low_rank_own": lambda backbone: Cascade(backbone, HEADS, cell="low_rank", rank=5, own_lm_head=True),
-    "diffusion": lambda backbone: Diffusion(backbone, HEADS),
-    "diffusion_own": lambda backbone: Diffusion(backbone, HEADS, layers=2, own_lm_head=True),
-    "eagle3": lambda backbone: Eagle3(backbone, HEADS),
-    "eagle3_short_sighted": lambda backbone: Eagle3(backbone, HEADS, context=5),
-    "eagle3_few_words": lambda backbone: Eagle3(backbone, HEADS, draft_vocabulary=40),
-}
 
-
-def shaken(drafter):
-    """Random weights everywhere: at its start a head is the identity and would pass most tests."""
-    torch.manual_seed(3)
-    with torch.no_grad():
-        for parameter in drafter.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.1)
-    return drafter.eval()
-
-
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", VARIANTS)
 def test_training_and_decoding_agree(backbones, family):
     """For the same context a head's logits in training and along a path of a tree differ by at most 1e-5."""
     backbone = backbones("llama")
-    drafter = shaken(FAMILIES[family](backbone))
+    drafter = randomised(VARIANTS[family](backbone), 0.1).eval()
     ids = torch.randint(0, backbone.vocabulary_size, (2, 20))
     features = backbone.features(ids, drafter.taps)
     for row in range(2):
@@ -71,7 +45,7 @@ def test_training_and_decoding_agree(backbones, family):
 
 def test_heads_do_not_share_weights(backbones):
     """`[ResBlock()] * n` would: a gradient of one head must leave the others alone."""
-    for build in FAMILIES.values():
+    for build in VARIANTS.values():
         drafter = build(backbones("llama"))
         assert len({p.data_ptr() for p in drafter.parameters()}) == len(list(drafter.parameters()))
 
@@ -80,7 +54,7 @@ def test_medusa_ignores_its_parent_and_the_cascade_does_not(backbones):
     backbone = backbones("llama")
     hidden = torch.randn(1, 1, backbone.width)
     for family, differs in ((Medusa, False), (Cascade, True)):
-        drafter = shaken(family(backbone, HEADS))
+        drafter = randomised(family(backbone, HEADS), 0.1).eval()
         memory = drafter.allocate(1, 8)
         drafter.observe(memory, slice(0, 1), Features(hidden), torch.tensor([[3]]), 0, torch.tensor([1]))
         with torch.no_grad():
@@ -93,10 +67,10 @@ def test_medusa_ignores_its_parent_and_the_cascade_does_not(backbones):
         assert bool((first != second).any()) == differs
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", VARIANTS)
 def test_saved_heads_come_back(backbones, tmp_path, family):
     backbone = backbones("llama")
-    drafter = shaken(FAMILIES[family](backbone))
+    drafter = randomised(VARIANTS[family](backbone), 0.1).eval()
     tree = FixedTree([[0], [1], [0, 0]])
     save_drafter(tmp_path, drafter, tree)
     loaded, loaded_tree = load_drafter(tmp_path, backbone)
@@ -135,10 +109,10 @@ def test_wrong_or_damaged_heads_are_refused(backbones, tmp_path):
         load_drafter(tmp_path, backbones("llama"))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", VARIANTS)
 def test_heads_trained_in_fp32_decode_in_the_precision_of_their_backbone(backbones, family):
     backbone = Backbone(copy.deepcopy(backbones("llama").model).to(torch.bfloat16))
-    trained = FAMILIES[family](backbone)
+    trained = VARIANTS[family](backbone)
     heads = for_decoding(trained)
     assert {p.dtype for p in heads.parameters()} == {torch.bfloat16}
     assert {p.dtype for p in trained.parameters()} == {torch.float32}

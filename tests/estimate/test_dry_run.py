@@ -17,8 +17,8 @@ from mhc.backbone.model import Backbone, load_config, load_tokenizer
 from mhc.drafters import Cascade, Diffusion, Eagle3, Medusa
 from mhc.estimate.fake_step import Held, has_experts, play, rehearse
 from mhc.estimate.memory import Decoding, Setting, Sharding, cache_bytes, memory, sharding
-from tests.commands.test_command_line import CASCADE, COMMON, ROOT, conversations, small  # noqa: F401 (a fixture)
-from tests.conftest import ARCHITECTURES, tiny_backbone
+from tests.helpers.backbones import ARCHITECTURES, tiny_backbone
+from tests.helpers.runs import CASCADE, COMMON, ROOT, small
 
 GIB = 2**30
 BACKBONES = sorted((ROOT / "tests/backbones").glob("*.json"))  # sizes of the published config.json files
@@ -202,7 +202,7 @@ def test_the_cache_is_as_large_as_the_real_one():
 # ---- as a user meets it
 
 
-def test_fit_tells_and_trains_nothing(conversations, tmp_path, capsys):  # noqa: F811
+def test_fit_tells_and_trains_nothing(conversations, tmp_path, capsys):
     out = tmp_path / "run"
     assert run.main(["fit", *COMMON, *CASCADE, *small(out, conversations), "--dry_run"]) == 0
     told = capsys.readouterr().out
@@ -223,7 +223,7 @@ def test_fit_tells_and_trains_nothing(conversations, tmp_path, capsys):  # noqa:
         (["--dry_run", "--model.dtype", "bfloat16"], "bf16-mixed"),
     ],
 )
-def test_what_cannot_be_is_one_line(conversations, tmp_path, capsys, monkeypatch, more, named):  # noqa: F811
+def test_what_cannot_be_is_one_line(conversations, tmp_path, capsys, monkeypatch, more, named):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert run.main(["fit", *COMMON, *CASCADE, *small(tmp_path / "run", conversations), *more]) == 2
     told = capsys.readouterr().err
@@ -240,7 +240,7 @@ def large(tmp_path):
     return folder
 
 
-def test_advice_where_memory_or_disk_is_short(large, conversations, tmp_path, capsys):  # noqa: F811
+def test_advice_where_memory_or_disk_is_short(large, conversations, tmp_path, capsys):
     card = ["--config", str(ROOT / "configs/trainer/one-24gb.yaml"), "--model.backbone", str(large)]
     chosen = ["fit", *COMMON, *CASCADE, *card, *small(tmp_path / "run", conversations)]
     assert run.main([*chosen, "--dry_run", "24"]) == 0
@@ -252,7 +252,7 @@ def test_advice_where_memory_or_disk_is_short(large, conversations, tmp_path, ca
     assert "default_root_dir" in capsys.readouterr().err
 
 
-def test_a_batch_size_is_found_kept_and_taken_again(conversations, tmp_path, capsys):  # noqa: F811
+def test_a_batch_size_is_found_kept_and_taken_again(conversations, tmp_path, capsys):
     out = tmp_path / "run"
     chosen = ["fit", *COMMON, *CASCADE, *small(out, conversations), "--auto_batch_size"]
     assert run.main(chosen) == 0
@@ -265,7 +265,7 @@ def test_a_batch_size_is_found_kept_and_taken_again(conversations, tmp_path, cap
     assert "batch size 8" in capsys.readouterr().out
 
 
-def test_a_run_for_another_machine_is_told_here(conversations, tmp_path, capsys, monkeypatch):  # noqa: F811
+def test_a_run_for_another_machine_is_told_here(conversations, tmp_path, capsys, monkeypatch):
     """It has GPUs and DeepSpeed, this one has neither; no host holds the whole of a backbone that is read in parts."""
     monkeypatch.setattr("mhc.distributed.strategies.find_spec", lambda package: None)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
@@ -278,7 +278,7 @@ def test_a_run_for_another_machine_is_told_here(conversations, tmp_path, capsys,
         assert ("the host while loading" in told) == loaded_whole
 
 
-def test_only_this_projects_modules_have_a_dry_run(conversations, capsys):  # noqa: F811
+def test_only_this_projects_modules_have_a_dry_run(conversations, capsys):
     other = ["--model", "lightning.pytorch.demos.boring_classes.BoringModel", "--data", "datamodules.ConversationData"]
     assert run.main(["fit", *other, "--data.path", str(conversations), "--dry_run"]) == 2
     assert "DraftModule and LMModule" in capsys.readouterr().err

@@ -16,10 +16,9 @@ from mhc.estimate.fake_step import Held
 from mhc.estimate.lm import Step, put_adapters, rehearse
 from mhc.lm.lora import LoRA, adapt
 from mhc.lm.objectives import Distillation, NextToken, Preference
-from tests.commands.test_command_line import ROOT
-from tests.conftest import ARCHITECTURES, tiny_backbone
-from tests.lm.test_models import sizes_of
-from tests.lm.test_objectives import a_module, tokenizer  # noqa: F401 (a fixture)
+from tests.helpers.backbones import ARCHITECTURES, tiny_backbone
+from tests.helpers.language_models import a_module, sizes_of
+from tests.helpers.runs import ROOT
 
 RECIPES = {  # learning rate, rows, accumulation, length: all rates, and pretraining and tuning whole, are MiniMind's
     "pretrain": (5e-4, 32, 8, 512),
@@ -39,7 +38,7 @@ def rehearsed(name: str, **sizes):
 
 
 @pytest.mark.parametrize("objective", ["next token", "adapters", "preference", "distillation"])
-def test_a_rehearsed_step_counts_what_a_real_one_holds(tokenizer, tmp_path, objective):  # noqa: F811
+def test_a_rehearsed_step_counts_what_a_real_one_holds(tokenizer, tmp_path, objective):
     """LMModule's own step on real tensors: bytes within a quarter (the objectives also look at values)."""
     rows, length, lora, more = 4, 60, None, {}
     kind = NextToken()

@@ -157,7 +157,7 @@ def broken(names: tuple[str, str]) -> dict[str, tuple[list[str], str]]:
         ),
         "no such file": ([drafted, "nowhere.jsonl"], "nowhere.jsonl"),
         "an odd picture": ([drafted, plain, "--picture", "speed.gif"], r"\.png"),
-        "answers as --json": ([drafted, plain, "--json", drafted], "no speed table"),
+        "answers as --json": ([drafted, plain, "--json", drafted], "not a speed table"),
     }
 
 

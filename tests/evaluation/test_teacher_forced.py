@@ -3,54 +3,18 @@
 import csv
 
 import pytest
-import torch
 
-from mhc.drafters import Cascade, Diffusion, Eagle3, Medusa
 from mhc.engine import Engine
 from mhc.evaluation.teacher_forced import accuracy_by_head, kind_of, predict, predicted_tokens_per_step, save_guesses
 from mhc.sampling import Sampling
-from mhc.training.losses import chunked_loss
 from mhc.trees.shapes import DynamicTree, FixedTree
-from tests.test_engine import NEW, PROMPTS, TREES, answers
+from tests.helpers.drafters import HEADS, VARIANTS, memorise
+from tests.helpers.engines import NEW, PROMPTS, TREES, answers
 
-HEADS = 4
-FAMILIES = {
-    "medusa": lambda backbone: Medusa(backbone, HEADS),
-    "cascade": lambda backbone: Cascade(backbone, HEADS),
-    "cascade_tied": lambda backbone: Cascade(backbone, HEADS, tied=True),
-    "cascade_speculator": lambda backbone: Cascade(backbone, HEADS, cell="speculator"),
-    "cascade_low_rank": lambda backbone: Cascade(backbone, HEADS, cell="low_rank", rank=8),
-    "diffusion": lambda backbone: Diffusion(backbone, HEADS),
-    "diffusion_passes": lambda backbone: Diffusion(backbone, HEADS, passes=2),
-    "eagle3": lambda backbone: Eagle3(backbone, HEADS),
-    "eagle3_few_words": lambda backbone: Eagle3(backbone, HEADS, draft_vocabulary=50, context=12),
-}
-
-
-def memorise(drafter, texts: list[list[int]], prompts: list[list[int]], steps: int = 60):
-    """Teach heads the backbone's answers by heart."""
-    torch.manual_seed(0)
-    optimizer = torch.optim.AdamW(drafter.parameters(), lr=0.02, weight_decay=0.0)
-    drafter.train()
-    for _ in range(steps):
-        loss = torch.zeros(())
-        for prompt, answer in zip(prompts, texts):
-            ids = torch.tensor([prompt + answer])
-            position = torch.arange(len(prompt) - 1, ids.shape[1] - 1 - drafter.heads)
-            anchors = torch.zeros_like(position), position
-            features = drafter.backbone.features(ids, drafter.taps)
-            for head, (hidden, weight) in enumerate(drafter(features, ids, anchors)):
-                labels = ids[0, position + 2 + head]
-                loss = (
-                    loss
-                    + chunked_loss(
-                        hidden, drafter.unembedding(head), labels, weight=weight, vocabulary=drafter.vocabulary
-                    ).loss
-                )
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    return drafter.eval()
+FAMILIES = [
+    *("medusa", "cascade", "cascade_tied", "cascade_speculator", "cascade_low_rank", "diffusion", "diffusion_passes"),
+    *("eagle3", "eagle3_few_words"),
+]
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -58,7 +22,7 @@ def taught(backbones, request):
     """Heads that know three of four answers by heart, and the plain answers."""
     backbone = backbones("qwen3")
     plain = answers(Engine(backbone), 1)
-    return memorise(FAMILIES[request.param](backbone), plain[:3], PROMPTS[:3]), plain
+    return memorise(VARIANTS[request.param](backbone), PROMPTS[:3], plain[:3], steps=60, learning_rate=0.02), plain
 
 
 def per_step(found: dict) -> float:

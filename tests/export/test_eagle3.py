@@ -12,7 +12,7 @@ from mhc.errors import UserError
 from mhc.export.eagle3 import IDS, eagle3_sglang, eagle3_vllm, speculators
 from mhc.export.eagle3_import import import_eagle3
 from mhc.export.eagle3_reading import eagle3_difference, read_eagle3_sglang, read_eagle3_vllm, read_speculators
-from tests.conftest import tiny_backbone
+from tests.helpers.backbones import tiny_backbone
 
 FORMATS = {
     "vllm": (eagle3_vllm, read_eagle3_vllm),

@@ -2,8 +2,6 @@
 
 import json
 import pickle
-import sys
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -145,8 +143,7 @@ def test_heads_of_another_model_or_kind_are_refused(backbones, tmp_path):
 
 
 def test_eagle_heads_are_known_by_their_config(backbones, tmp_path, monkeypatch):
-    known = SimpleNamespace(import_eagle3=lambda folder, backbone: (folder, backbone))
-    monkeypatch.setitem(sys.modules, "mhc.export.eagle3_import", known)
+    monkeypatch.setattr("mhc.export.published.import_eagle3", lambda folder, backbone: (folder, backbone))
     for config in ({"architectures": ["LlamaForCausalLMEagle3"]}, {"speculators_model_type": "eagle3"}):
         (tmp_path / "config.json").write_text(json.dumps(config))
         assert read_published(tmp_path, backbones("llama")) == (tmp_path, backbones("llama"))

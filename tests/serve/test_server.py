@@ -19,7 +19,7 @@ from mhc.sampling import GREEDY, Sampling
 from mhc.serve.answers import Choice
 from mhc.text.detokenizer import TextStream
 from mhc.text.encoding import prompt_ids
-from tests.serve.conftest import QUESTIONS, serve
+from tests.helpers.servers import QUESTIONS, serve
 
 CHAT = "/v1/chat/completions"
 

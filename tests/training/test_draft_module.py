@@ -11,7 +11,7 @@ from mhc.backbone.model import Backbone
 from mhc.drafters import Cascade, Diffusion, Eagle3, Medusa
 from mhc.errors import UserError
 from mhc.training.draft_module import DraftModule
-from tests.conftest import tiny_backbone
+from tests.helpers.backbones import tiny_backbone
 
 # Losses of steps 0 and 24 of `train` below: a refactor that moves them is no refactor.
 GOLDEN = {

@@ -15,7 +15,7 @@ from mhc.engine import Engine
 from mhc.errors import UserError
 from mhc.sampling import GREEDY, RoundNoise, Sampler, Sampling, gumbel
 from mhc.trees.shapes import DynamicTree, FixedTree, Tree, cost_of, parse_tree
-from tests.test_engine import randomised
+from tests.helpers.drafters import randomised
 
 
 def dice(rows: list[Sampling], vocabulary: int, depth: int, start: int = 0) -> RoundNoise:
