@@ -53,9 +53,7 @@ def resolve(name: str) -> str:
             raise UserError(f"backbone '{name}' is not a directory: give one with a model, a hub name, or pocket")
         return name
     if not (POCKET / "config.json").exists():
-        raise UserError(
-            f"the pocket backbone is missing from {POCKET}: run `run.py fit --config configs/lm/pocket.yaml`"
-        )
+        raise UserError(f"the pocket backbone is not in {POCKET}: run `run.py fit --config configs/lm/pocket.yaml`")
     return str(POCKET)
 
 
@@ -287,9 +285,7 @@ def packed_options(model: PreTrainedModel, packing: Packing) -> dict[str, Any]:
     window, layer_types = _windows(model.config.get_text_config(decoder=True))
     options: dict[str, Any] = {"position_ids": packing.positions}
     if model.config._attn_implementation == "mhc" and (window is None or packing.longest <= window):
-        unused = torch.ones(
-            1, 1, 1, 1, dtype=torch.bool, device=packing.segments.device
-        )  # so that transformers builds none
+        unused = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=packing.segments.device)  # or a mask is built
         options["packing"], mask = packing, dict.fromkeys(layer_types, unused)
     else:
         mask = {kind: packing.mask(window if kind == "sliding_attention" else None) for kind in layer_types}
