@@ -1,5 +1,5 @@
-"""Part 1 of benchmarks/gpu.py: what steps and rounds of a random model of a given shape cost, and whether captured
-rounds do the same as eager ones."""
+"""Part 1 of benchmarks/gpu.py: costs of steps and rounds of a random model of a given shape, and whether captured
+rounds emit the same as eager ones."""
 
 import copy
 import resource
@@ -27,22 +27,22 @@ from mhc.tuning.measure import bush
 
 CONTEXT, NEW = 512, 64
 COUNTS = (1, 2, 4, 8, 16, 32, 64, 128)  # nodes verified
-WARM = 2  # times through that are not counted
-DATA_SHEET = {"H200": 4.8e12}  # bytes a second
+WARM = 2  # repeats that are not counted
+DATA_SHEET = {"H200": 4.8e12}  # bytes per second
 TREES = {"64": lambda: parse_tree("mc_sim_7b_63"), "dynamic64": lambda: DynamicTree(width=8, depth=4, budget=64)}
 
 
 @dataclass
-class Place:
-    """A decoder whose one row has read the prompt; every timed round starts from there."""
+class Prefilled:
+    """A decoder whose single row has read the prompt; every timed round starts from there."""
 
     engine: Engine
     decoder: Decoder
-    steps: list[Step]  # a round's, and those captured besides
+    steps: list[Step]  # a round's, then others that are captured
     start: tuple[list[int], Tensor]
 
-    def back(self) -> None:
-        """Forget the rounds since."""
+    def rewind(self) -> None:
+        """Undo the rounds since."""
         self.decoder.batch.restore(self.start)
 
     def round(self) -> None:
@@ -50,15 +50,17 @@ class Place:
         self.decoder.run(self.steps[0])
 
     def draft(self) -> None:
-        """The growing of a tree alone."""
+        """Grow a tree, without verifying it."""
         self.decoder.launch(self.steps[1])
 
 
-Calls = dict[tuple[str, str], tuple[Callable[[], Any], Place]]  # by case and metric: what is timed, and where
+Calls = dict[
+    tuple[str, str], tuple[Callable[[], Any], Prefilled]
+]  # by case and metric: what is timed, and on which decoder
 
 
 @torch.inference_mode()
-def place_after(prompt: list[int], engine: Engine, *also: Callable[[SpeculativeDecoder], Step]) -> Place:
+def prefilled(prompt: list[int], engine: Engine, *also: Callable[[SpeculativeDecoder], Step]) -> Prefilled:
     """Compile and capture the engine's round, and the steps `also` of its decoder; read the prompt; make one round."""
     requests = [DecodeRequest(prompt, NEW)]
     decoder: Decoder
@@ -73,10 +75,10 @@ def place_after(prompt: list[int], engine: Engine, *also: Callable[[SpeculativeD
     decoder.warm_up(also=steps[1:])
     decoder.begin(requests)
     assert decoder.graphs is None or all(map(decoder.captured, steps)), "a round was not captured"
-    place = Place(engine, decoder, steps, decoder.batch.snapshot())
-    place.round()
-    place.back()
-    return place
+    prefill = Prefilled(engine, decoder, steps, decoder.batch.snapshot())
+    prefill.round()
+    prefill.rewind()
+    return prefill
 
 
 def grown(decoder: SpeculativeDecoder) -> Tree:
@@ -87,7 +89,7 @@ def grown(decoder: SpeculativeDecoder) -> Tree:
 
 
 def drafting(decoder: SpeculativeDecoder) -> Step:
-    """A step of nothing but drafting, captured like any other."""
+    """A step that only drafts, captured like any other."""
 
     def draft() -> Tensor:
         return grown(decoder).tokens
@@ -95,8 +97,8 @@ def drafting(decoder: SpeculativeDecoder) -> Step:
     return draft
 
 
-class Standing(TreeShape):
-    """A tree grown once and kept: rounds of it are rounds without drafting."""
+class GrownTree(TreeShape):
+    """A tree grown once and reused: its rounds are rounds without drafting."""
 
     def __init__(self, shape: TreeShape):
         self.nodes, self.max_depth, self.width, self.static = shape.nodes, shape.max_depth, shape.width, True
@@ -112,7 +114,7 @@ class Standing(TreeShape):
 
 
 def random_backbone(size: Size, device: torch.device) -> Backbone:
-    """A Llama made in bf16 where it will run; it never ends an answer."""
+    """A random Llama in bf16 on the device; without an end-of-text token."""
     torch.manual_seed(0)
     ends = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
     config = AutoConfig.for_model("llama", **size.random, **ends)
@@ -121,13 +123,13 @@ def random_backbone(size: Size, device: torch.device) -> Backbone:
 
 
 def measure_bandwidth(report: Report, size: Size, device: torch.device) -> tuple[float, float]:
-    """Bytes a second: of a large copy, read and written bytes counted, and of the data sheet (else the copy's)."""
+    """Bytes per second: of a large copy (bytes read and written), and of the data sheet (else the copy's)."""
     source = torch.empty(size.copied, dtype=torch.uint8, device=device).random_()
     target = torch.empty_like(source)
     copies = [timed(lambda: target.copy_(source))[0] for _ in range(WARM + 10)][WARM:]
     measured = 2 * size.copied / median(copies)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
-    sheet = next((value for known, value in DATA_SHEET.items() if known in name), None)
+    sheet = next((value for model, value in DATA_SHEET.items() if model in name), None)
     report.extra["bandwidth_tb_per_s"] = {
         "measured": round(measured / 1e12, 4),
         "data_sheet": None if sheet is None else sheet / 1e12,
@@ -136,7 +138,7 @@ def measure_bandwidth(report: Report, size: Size, device: torch.device) -> tuple
 
 
 def bytes_of_a_step(backbone: Backbone) -> int:
-    """What one token has to read: all weights but the embedding, and the keys and values of the context."""
+    """Bytes read per token: all weights but the embedding, and the keys and values of the context."""
     config = backbone.model.config
     weights = sum(parameter.nbytes for parameter in backbone.model.parameters())
     width = config.hidden_size // config.num_attention_heads
@@ -145,71 +147,71 @@ def bytes_of_a_step(backbone: Backbone) -> int:
 
 
 def measure_shape(report: Report, shape: str, size: Size, device: torch.device) -> None:
-    """Part 1: set everything up, time it all in turns, then see whether captured rounds do what eager ones do."""
+    """Part 1: set everything up, time it interleaved, then check captured rounds against eager ones."""
     bandwidths = None
     with report.part("bandwidth"):
         bandwidths = measure_bandwidth(report, size, device)
     calls: Calls = {}
-    one = None
+    plain = None
     with report.part(f"{shape}/plain: eager"):
         backbone = random_backbone(size, device)
         prompt = torch.randint(backbone.vocabulary_size, (CONTEXT,)).tolist()
         measure_cache(report, f"{shape}/memory", backbone)
-        one = place_after(prompt, Engine(backbone))
-        calls[f"{shape}/plain", "step_ms_eager"] = one.round, one
+        plain = prefilled(prompt, Engine(backbone))
+        calls[f"{shape}/plain", "step_ms_eager"] = plain.round, plain
         report.add(f"{shape}/memory", peak_gib_plain=peak(device))
-    if one is None:
-        return  # without a model that decodes nothing here makes sense
+    if plain is None:
+        return  # nothing else can be measured
     with report.part(f"{shape}/plain: compile, capture"):
-        place = place_after(prompt, Engine(backbone, compile=True))
-        calls[f"{shape}/plain", "step_ms"] = place.round, place
+        prefill = prefilled(prompt, Engine(backbone, compile=True))
+        calls[f"{shape}/plain", "step_ms"] = prefill.round, prefill
     checks = set_up_trees(report, shape, backbone, prompt, calls)
     with report.part(f"{shape}: timing"):
         times = interleaved(calls, size.repeats)
         add_times(report, shape, times, bytes_of_a_step(backbone), bandwidths)
         report.add(f"{shape}/memory", peak_gib=peak(device))
-    for case, (captured, slow) in checks.items():
+    for case, (captured, eager) in checks.items():
         with report.part(f"{case}: captured against eager"):
-            check_texts(report, case, captured, slow, one, prompt)
+            check_texts(report, case, captured, eager, plain, prompt)
 
 
 def set_up_trees(
     report: Report, shape: str, backbone: Backbone, prompt: list[int], calls: Calls
-) -> dict[str, tuple[Place, Place]]:
-    """Compile and capture verification and every family's rounds, and add them to `calls`; by case the places of the
-    captured and of the eager round."""
+) -> dict[str, tuple[Prefilled, Prefilled]]:
+    """Compile and capture verification and every family's rounds, and add them to `calls`; returns by case the decoders
+    of the captured and of the eager round."""
     with torch.device(backbone.device):
         drafters = {family: build(backbone).to(backbone.dtype) for family, build in FAMILIES.items()}
     for count in COUNTS:
         with report.part(f"{shape}/verify: compile, capture {count} nodes"):
-            standing = Standing(bush(count, HEADS))
-            place = place_after(prompt, Engine(backbone, drafters["medusa"], standing, compile=True))
-            calls[f"{shape}/verify", f"t_verify_{count}_ms"] = place.round, place
+            grown_tree = GrownTree(bush(count, HEADS))
+            prefill = prefilled(prompt, Engine(backbone, drafters["medusa"], grown_tree, compile=True))
+            calls[f"{shape}/verify", f"t_verify_{count}_ms"] = prefill.round, prefill
     checks = {}
     for family, drafter in drafters.items():
         for name, tree in TREES.items():
             case = f"{shape}/{family}/{name}"
             with report.part(f"{case}: compile, capture"):
-                standing = place_after(prompt, Engine(backbone, drafter, Standing(tree()), compile=True))
-                whole = place_after(prompt, Engine(backbone, drafter, tree(), compile=True), drafting)
-                slow = place_after(prompt, Engine(backbone, drafter, tree()))
+                verifying = prefilled(prompt, Engine(backbone, drafter, GrownTree(tree()), compile=True))
+                whole = prefilled(prompt, Engine(backbone, drafter, tree(), compile=True), drafting)
+                eager = prefilled(prompt, Engine(backbone, drafter, tree()))
                 calls[case, "draft_ms"] = whole.draft, whole
-                calls[case, "verify_ms"] = standing.round, standing
+                calls[case, "verify_ms"] = verifying.round, verifying
                 calls[case, "round_ms"] = whole.round, whole
-                calls[case, "round_ms_eager"] = slow.round, slow
-                checks[case] = whole, slow
+                calls[case, "round_ms_eager"] = eager.round, eager
+                checks[case] = whole, eager
     return checks
 
 
 @torch.inference_mode()
 def interleaved(calls: Calls, repeats: int) -> dict[tuple[str, str], list[float]]:
-    """Milliseconds of every call, one after the other, `repeats` times over."""
-    found: dict[tuple[str, str], list[float]] = {key: [] for key in calls}
+    """Milliseconds of all calls, one after the other, `repeats` times."""
+    milliseconds: dict[tuple[str, str], list[float]] = {key: [] for key in calls}
     for _ in range(WARM + repeats):
-        for key, (call, place) in calls.items():
-            found[key].append(1000 * timed(call)[0])
-            place.back()
-    return {key: values[WARM:] for key, values in found.items()}
+        for key, (call, prefill) in calls.items():
+            milliseconds[key].append(1000 * timed(call)[0])
+            prefill.rewind()
+    return {key: values[WARM:] for key, values in milliseconds.items()}
 
 
 def add_times(
@@ -219,7 +221,7 @@ def add_times(
     read: int,
     bandwidths: tuple[float, float] | None,
 ) -> None:
-    """The times, and what they are in proportion to each other and to reading `read` bytes."""
+    """Report the times, their ratios, and their share of the time to read `read` bytes."""
     for (case, metric), values in times.items():
         report.add(case, **{metric: values})
     step = times.get((f"{shape}/plain", "step_ms"))
@@ -246,14 +248,14 @@ def ratios(over: list[float], under: list[float]) -> list[float]:
 
 
 def peak(device: torch.device) -> float:
-    """Most GiB that the device (on a CPU this process) ever held."""
+    """Peak memory in GiB of the device (on a CPU: of this process)."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def measure_cache(report: Report, case: str, backbone: Backbone) -> None:
-    """What a cache of one row takes, by the formula and on the device."""
+    """Memory of a cache of one row, by the formula and as measured on the device."""
     config = backbone.model.config
     bucket = BUCKET[backbone.device.type]
     capacity = -(-(CONTEXT + NEW) // bucket) * bucket
@@ -265,24 +267,26 @@ def measure_cache(report: Report, case: str, backbone: Backbone) -> None:
     report.add(case, cache_mib_formula=formula / 2**20, cache_mib_measured=(after - before) / 2**20)
 
 
-# ---- do captured rounds do the same as eager ones?
+# ---- do captured rounds emit the same as eager ones?
 
 
-def check_texts(report: Report, case: str, captured: Place, eager: Place, one: Place, prompt: list[int]) -> None:
-    """Decode the prompt both ways, with heads that know the text, and look where the texts part."""
-    tolerance = logit_tolerance(captured, one)
+def check_texts(
+    report: Report, case: str, captured: Prefilled, eager: Prefilled, plain: Prefilled, prompt: list[int]
+) -> None:
+    """Decode the prompt both ways, with heads trained on the text, and find where the texts diverge."""
+    tolerance = logit_tolerance(captured, plain)
     drafter = captured.engine.drafter
     untrained = copy.deepcopy(drafter.state_dict())
-    expected = answer(one.engine, prompt)
+    expected = answer(plain.engine, prompt)
     memorise(drafter, prompt + expected.token_ids, len(prompt))
     left, right = answer(captured.engine, prompt), answer(eager.engine, prompt)
     drafter.load_state_dict(untrained)
     pairs = enumerate(zip(left.token_ids, right.token_ids))
-    parted = next((at for at, (a, b) in pairs if a != b), NEW)
-    gap = 0.0 if parted == NEW else gap_after(one.engine.backbone, prompt + right.token_ids[:parted])
+    first = next((index for index, (a, b) in pairs if a != b), NEW)
+    gap = 0.0 if first == NEW else gap_after(plain.engine.backbone, prompt + right.token_ids[:first])
     report.add(
         case,
-        tokens_until_first_difference=parted,
+        tokens_until_first_difference=first,
         difference_within_tolerance=gap <= tolerance,
         logit_gap_at_first_difference=gap,
         logit_tolerance=tolerance,
@@ -292,11 +296,11 @@ def check_texts(report: Report, case: str, captured: Place, eager: Place, one: P
 
 def answer(engine: Engine, prompt: list[int], sampling: Sampling = GREEDY, new: int = NEW):
     """The engine's Generation for a prompt of token ids."""
-    return next(found for _, found in engine.generate_ids([prompt], new, sampling=sampling))
+    return next(generation for _, generation in engine.generate_ids([prompt], new, sampling=sampling))
 
 
 def memorise(drafter: Drafter, text: list[int], start: int, steps: int = 40) -> None:
-    """Teach the heads the tokens of one text from `start` on, by heart."""
+    """Overfit the heads on one text from `start` on."""
     ids = torch.tensor([text], device=drafter.backbone.device)
     position = torch.arange(start - 1, len(text) - 1 - drafter.draft_length, device=ids.device)
     features = drafter.backbone.features(ids, drafter.taps)
@@ -313,9 +317,9 @@ def memorise(drafter: Drafter, text: list[int], start: int, steps: int = 40) -> 
 
 
 @torch.inference_mode()
-def logit_tolerance(captured: Place, one: Place) -> float:
+def logit_tolerance(captured: Prefilled, plain: Prefilled) -> float:
     """Largest difference between the logits of a tree's forward and of one-token forwards along its deepest path."""
-    decoder, batch = captured.decoder, one.decoder.batch
+    decoder, batch = captured.decoder, plain.decoder.batch
     assert isinstance(decoder, SpeculativeDecoder)
     tree = grown(decoder)
     inputs = decoder.batch.forward_inputs(tree.ancestors, tree.depth)
@@ -328,8 +332,8 @@ def logit_tolerance(captured: Place, one: Place) -> float:
         )  # (1,1,V)
         differences.append((alone[0, 0].float() - logits[0, node].float()).abs().max().item())
         batch.cache.advance([1])
-    captured.back()
-    one.back()
+    captured.rewind()
+    plain.rewind()
     return max(differences)
 
 

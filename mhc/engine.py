@@ -1,6 +1,6 @@
 """The façade: a target model, optionally with draft heads, that answers prompts.
 
-Plain and speculative decoding emit exactly the same tokens: what is kept is always the target model's own choice.
+Plain and speculative decoding emit exactly the same tokens: emitted tokens are always the target model's own choices.
 *Tokens per step* counts the bonus token, so plain decoding has 1.0.
 """
 
@@ -24,7 +24,7 @@ class Engine:
     """A target model, optionally with a drafter and the shape of the trees that it grows (default: a chain).
 
     compile: rounds run as compiled programs over buffers of fixed sizes, which on CUDA are captured whole (drafting,
-    verification, acceptance, commit) as CUDA graphs. Worth its warm-up where launching operations is what costs.
+    verification, acceptance, commit) as CUDA graphs. Worth its warm-up where kernel launches dominate.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class Engine:
         self.backbone, self.drafter, self.compile = backbone, drafter, compile
         self.tree = tree or FixedTree.chain(0 if drafter is None else drafter.draft_length)
         self.large_batch_tree: TreeShape | None = None
-        self._idle: list[Decoder] = []  # compiled rounds with their buffers, for the next call
+        self._idle: list[Decoder] = []  # a compiled decoder with its buffers, for the next call
         if drafter is not None:
             if self.tree.max_depth > drafter.draft_length:
                 raise UserError(
@@ -55,8 +55,8 @@ class Engine:
     def from_checkpoint(
         cls, path: str, backbone: str | None = None, tree: Any = None, compile: bool = False, **loading: Any
     ) -> "Engine":
-        """The engine of a checkpoint folder. backbone: load the model from here; tree (see `parse_tree`): without, the
-        tuned one where there is one, else the checkpoint's; loading: device, dtype, quantize as in `Backbone.load`."""
+        """The engine of a checkpoint folder. backbone: load the model from here; tree (see `parse_tree`): by default
+        the tuned one if there is one, else the checkpoint's; loading: device, dtype, quantize as in `Backbone.load`."""
         chosen = None if tree is None else parse_tree(tree)
         drafter, stored = load_drafter(path, backbone, **loading)
         return cls(drafter.backbone, for_decoding(drafter), chosen or stored, compile)
@@ -69,35 +69,35 @@ class Engine:
 
     @property
     def speculates(self) -> bool:
-        """Whether there is anything to draft with."""
+        """Whether it has a drafter and a tree with draft tokens."""
         return self.drafter is not None and self.tree.nodes > 1
 
     def require_drafter(self) -> Drafter:
         """The drafter. Raises UserError where there is none."""
         if self.drafter is None:
-            raise UserError("there are no draft heads here: give a checkpoint that has some")
+            raise UserError("this engine has no draft heads: give a checkpoint that has some")
         return self.drafter
 
     def decoder(self, size: int, context: int, plain: bool = False) -> Decoder:
-        """Buffers and rounds for `size` rows of at most `context` tokens, prompt and answer together; plain: without drafts."""
+        """A decoder for `size` rows of at most `context` tokens, prompt and answer together; plain: without drafts."""
         if plain or not self.speculates:
             return PlainDecoder(self.backbone, size, context, self.compile)
         return self.speculative_decoder(size, context)
 
     def speculative_decoder(self, size: int, context: int) -> SpeculativeDecoder:
-        """As `decoder`, drafting even where the tree is a root alone. Raises UserError without a drafter."""
+        """As `decoder`, drafting even where the tree is only a root. Raises UserError without a drafter."""
         return SpeculativeDecoder(
             self.backbone, self.require_drafter(), self.tree, size, context, self.large_batch_tree, self.compile
         )
 
     def scheduler(self, size: int, context: int) -> Scheduler:
-        """Continuous batching of up to `size` requests at once, each of at most `context` tokens with its answer. Where the
-        engine compiles, it does so here."""
+        """Continuous batching of up to `size` requests at once, each of at most `context` tokens with its answer. Compiles
+        here, where the engine is to compile."""
         context = min(context, self.backbone.context)
         decoder = self.decoder(size, context)
         decoder.start(
             [], kinds=[GREEDY, Sampling(temperature=1.0, top_p=0.5)]
-        )  # so that a compiled round can serve all
+        )  # so that a compiled round can serve any
         decoder.warm_up()
         return Scheduler(decoder, self.end_ids, context)
 
@@ -109,9 +109,9 @@ class Engine:
     ) -> Iterator[StepOutput]:
         """Answer requests, up to `batch_size` at once, and yield what each step emitted, under the number of its request.
 
-        Finished rows leave, waiting requests take their place; each row's tokens are those it would
-        get alone. warming(done, total) hears of compilation.
-        Raises UserError where a prompt leaves no room in the backbone's context.
+        Waiting requests take the place of finished ones; each request gets the tokens it would get
+        alone. warming(done, total) reports compilation.
+        Raises UserError where a prompt leaves no tokens of the backbone's context.
         """
         if not requests:
             return
@@ -127,7 +127,7 @@ class Engine:
             self._idle = [decoder]  # the latest only: buffers are large
 
     def _decoder_for(self, requests: Sequence[DecodeRequest], size: int) -> Decoder:
-        """A decoder that these requests fit; compiled rounds bring their buffers along from an earlier call."""
+        """A decoder large enough for these requests; a compiled one is reused from an earlier call."""
         context = max(len(request.prompt) + request.max_new_tokens for request in requests)
         plain = all(request.plain for request in requests) or not self.speculates
         for decoder in self._idle:
@@ -136,7 +136,7 @@ class Engine:
                 return decoder
         return self.decoder(size, context, plain)
 
-    # ---- what most callers want
+    # ---- the usual entry points
 
     def generate_ids(
         self,
@@ -147,7 +147,7 @@ class Engine:
         sampling: Sampling | Sequence[Sampling] = GREEDY,
         warming: Callable[[int, int], None] | None = None,
     ) -> Iterator[tuple[int, Generation]]:
-        """Answers to prompts of token ids in the order in which they finish: (number of the prompt, Generation).
+        """Answers to prompts of token ids as they finish: (number of the prompt, Generation).
         sampling: one for all prompts, or one each; the rest as in `stream`."""
         settings = [sampling] * len(prompts) if isinstance(sampling, Sampling) else list(sampling)
         if len(settings) != len(prompts):
@@ -158,7 +158,7 @@ class Engine:
         last = time.perf_counter()
 
         def warmed(done: int, total: int) -> None:
-            nonlocal last  # compilation is no part of an answer's time
+            nonlocal last  # compilation does not count as an answer's time
             last = time.perf_counter()
             if warming:
                 warming(done, total)

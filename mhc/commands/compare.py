@@ -69,10 +69,11 @@ def compare(
     from mhc.util.progress import add_task, bar
     from mhc.util.provenance import machine, versions
 
-    drafters, tuned, parameters, backbone = {}, {}, {}, None
+    drafters, tuned, parameters = {}, {}, {}
+    backbone = load_drafter(out / families[0], **loading)[0].backbone
     for family in families:
         loaded, _ = load_drafter(out / family, backbone, **loading)
-        drafters[family], backbone = for_decoding(loaded), loaded.backbone
+        drafters[family] = for_decoding(loaded)
         parameters[family] = sum(parameter.numel() for parameter in loaded.parameters())
     with bar() as progress:
         for family, drafter in drafters.items():

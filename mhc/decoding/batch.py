@@ -1,4 +1,4 @@
-"""The rows that are decoded together: everything that a round reads and writes, whoever drafts.
+"""The rows that are decoded together: the buffers that a round reads and writes, with any drafter.
 
 B rows   N nodes   P tokens emitted a row   S slots   V vocabulary
 """
@@ -15,9 +15,9 @@ from mhc.backbone.model import Backbone
 from mhc.decoding.request import DecodeRequest, TokenLogprob
 from mhc.sampling import GREEDY, RoundNoise, Sampler, Sampling
 
-BUCKET = {"cuda": 256, "cpu": 8}  # compiled rounds attend to a multiple of so many slots, CUDA graphs to few multiples
-PREFILL_TOKENS = {"cuda": 8192, "cpu": 1024}  # prompts are read several at once, up to so many tokens with padding
-PREFILL_SHARE = 8  # prefill waits until 1/8 of the rows is free: reading prompts one by one costs twice as much
+BUCKET = {"cuda": 256, "cpu": 8}  # compiled rounds attend to a multiple of this many slots
+PREFILL_TOKENS = {"cuda": 8192, "cpu": 1024}  # tokens of one prefill at most, padding included
+PREFILL_SHARE = 8  # prefill waits until 1/8 of the rows are free: reading prompts one by one costs twice as much
 UNLIMITED = 1 << 30  # tokens that a round may emit for a row: as many as are accepted
 TOP_LOGPROBS = 20  # likeliest tokens reported beside each token
 
@@ -26,7 +26,7 @@ class DecodeBatch:
     """Up to `size` sequences decoded together: their cache, their roots and their noise.
 
     capacity: slots of a row, those of a round's nodes included. fixed: each round computes all rows over a padded cache,
-    so that it can be compiled and captured; all its buffers are made once.
+    so that it can be compiled and captured; all its buffers are allocated once.
     """
 
     def __init__(self, backbone: Backbone, size: int, capacity: int, fixed: bool = False):
@@ -44,11 +44,11 @@ class DecodeBatch:
         self.start([])
 
     def start(self, requests: Sequence[DecodeRequest], kinds: Sequence[Sampling] = ()) -> None:
-        """Serve these requests from now on, numbered in order; none is read yet. kinds: settings that may come besides."""
+        """Serve these requests from now on, numbered in order; none is prefilled yet. kinds: further settings to expect."""
         self.requests = dict(enumerate(requests))
         self.serving: list[int] = []  # request number of each row
         self.remaining: list[int] = []  # tokens that each row may still emit
-        self._logprobs: tuple[Tensor, Tensor, Tensor] | None = None  # of the last forward, where they are wanted
+        self._logprobs: tuple[Tensor, Tensor, Tensor] | None = None  # of the last forward, where a request wants them
         self.cache.lengths = [0] * self.size
         sampling = [request.sampling for request in requests]
         self.sampler.declare([*sampling, *kinds] or [GREEDY])
@@ -62,12 +62,12 @@ class DecodeBatch:
 
     @property
     def root(self) -> Tensor:
-        """(B,) tokens that are decided and not yet read; a view, to be written in place."""
+        """(B,) tokens that are decided but not yet read by the target model; a view, to be written in place."""
         return self._root[self.active]
 
     @property
     def active(self) -> slice:
-        """The rows that a round computes: those being served; in fixed rounds, whose shapes never change, all."""
+        """The rows that a round computes: those being served, or in fixed rounds, whose shapes never change, all."""
         return slice(0, self.size if self.fixed else len(self.serving))
 
     def activate(self) -> None:
@@ -80,12 +80,12 @@ class DecodeBatch:
         return not all(self.requests[number].plain for number in self.serving)
 
     def can_admit(self, waiting: int) -> bool:
-        """Whether enough rows are free to read some of `waiting` prompts into."""
+        """Whether enough rows are free to prefill some of `waiting` prompts."""
         free = self.size - len(self.serving)
         return free >= max(1, min(self.size // PREFILL_SHARE, waiting))
 
     def take_prefill_group(self, waiting: deque[int]) -> list[int]:
-        """As many waiting requests as there are free rows, as far as one forward should read."""
+        """As many waiting requests as there are free rows and as fit into one prefill."""
         numbers: list[int] = []
         longest = 0
         while waiting and len(self.serving) + len(numbers) < self.size:
@@ -103,16 +103,16 @@ class DecodeBatch:
     def forward_inputs(self, ancestors: Tensor, depth: Tensor) -> tuple[Tensor, TreeCache, dict[str, Tensor] | None]:
         """Positions (B,N), cache and mask for a forward over nodes of these depths (1|B,N).
 
-        Positions are kept inside the context: nodes beyond it are never emitted, but models with
-        learned positions could not even look them up.
+        Positions are clamped to the context: nodes beyond it are never emitted, but models with
+        learned positions cannot look them up.
         """
         cache, backbone = self.cache, self.backbone
         start = cache.start
         rows, nodes = self.active.stop, ancestors.shape[1]
-        places = depth + (start if isinstance(start, int) else start[:, None])
-        positions = places.clamp(max=backbone.context - 1).expand(rows, -1)
+        positions = depth + (start if isinstance(start, int) else start[:, None])
+        positions = positions.clamp(max=backbone.context - 1).expand(rows, -1)
         if nodes == 1 and cache.uniform and (backbone.window is None or cache.max_length < backbone.window):
-            return positions, cache, None  # plain causal attention sees the same
+            return positions, cache, None  # equal to plain causal attention
         mask = {
             kind: tree_mask(
                 ancestors, depth, start, cache.extent(nodes), backbone.window if kind == "sliding_attention" else None
@@ -129,7 +129,7 @@ class DecodeBatch:
         self._assign()
 
     def evict(self, row: int) -> None:
-        """A finished row's place is taken by the last one."""
+        """Remove a finished row; the last row takes its place."""
         number, last = self.serving[row], len(self.serving) - 1
         if row != last:
             self.cache.move(last, row)
@@ -138,14 +138,14 @@ class DecodeBatch:
         del self.requests[number]
         self.serving.pop()
         self.remaining.pop()
-        self.cache.clear(last)  # its text may be longer than any that is served
+        self.cache.clear(last)  # its text may be longer than any being served
         self._assign()
 
     def _assign(self) -> None:
-        """Write the rows' own settings where the rounds read them."""
+        """Write each row's settings into the buffers that rounds read."""
         requests = [self.requests[number] for number in self.serving]
         idle = self.active.stop - len(requests)
-        if not self.fixed:  # fixed rounds keep to the kinds declared at the start
+        if not self.fixed:  # fixed rounds keep the kinds declared at the start
             self.sampler.declare([request.sampling for request in requests] or [GREEDY])
         self.sampler.assign([request.sampling for request in requests] + [GREEDY] * idle)
         if requests:
@@ -153,17 +153,17 @@ class DecodeBatch:
             self.max_emitted.copy_(torch.tensor(limits))
 
     def snapshot(self) -> tuple[list[int], Tensor]:
-        """The place in the text, for `restore`."""
+        """The state of all rows, for `restore`."""
         return list(self.cache.lengths), self._root.clone()
 
-    def restore(self, place: tuple[list[int], Tensor]) -> None:
+    def restore(self, snapshot: tuple[list[int], Tensor]) -> None:
         """Go back to a snapshot; what was committed since is overwritten by the next round."""
-        lengths, root = place
+        lengths, root = snapshot
         self.cache.lengths = list(lengths)
         self._root.copy_(root)
         self.activate()
 
-    # ---- log-probabilities of what was emitted
+    # ---- log-probabilities of emitted tokens
 
     @property
     def wants_logprobs(self) -> bool:
@@ -171,7 +171,7 @@ class DecodeBatch:
         return any(self.requests[number].logprobs for number in self.serving)
 
     def record_logprobs(self, logits: Tensor, path: Tensor, emitted: Tensor, wanted: bool) -> None:
-        """Keep the log-probabilities of the tokens emitted (B,P), by the logits (B,N,V) at nodes path (B,P), if `wanted`."""
+        """If `wanted`, store the logprobs of the tokens emitted (B,P), from the logits (B,N,V) at nodes path (B,P)."""
         self._logprobs = None
         if wanted:
             at_path = logits.gather(1, path[..., None].expand(-1, -1, logits.shape[-1])).float().log_softmax(dim=-1)
@@ -179,7 +179,7 @@ class DecodeBatch:
             self._logprobs = at_path.gather(2, emitted[..., None])[..., 0], best.indices, best.values
 
     def logprobs(self) -> list[list[TokenLogprob]]:
-        """Those of the last forward, by row and token; empty where nobody wanted them."""
+        """Those of the last forward, by row and token; empty where no request wants them."""
         if self._logprobs is None:
             return []
         emitted, ids, values = (part.tolist() for part in self._logprobs)

@@ -2,7 +2,7 @@
 
     B rows decoded together   N tree nodes   P nodes of an accepted path   D depth of the tree   V vocabulary
 
-What is kept is always the target model's own choice; the draft decides only how many tokens come out of a round.
+Emitted tokens are always the target model's own choices; the draft only decides how many a round emits.
 """
 
 from abc import ABC, abstractmethod
@@ -22,15 +22,15 @@ from mhc.drafters.base import Drafter
 from mhc.sampling import Sampler, Sampling
 from mhc.trees.shapes import TreeShape
 
-LARGE_BATCH = 16  # rows from which on one draft token a row may be enough
+LARGE_BATCH = 16  # rows from which one draft token per row is enough
 
-Step = Callable[[], Tensor]  # emitted tokens, one line a level, and in the last line how many of them hold: (P+1,B)
+Step = Callable[[], Tensor]  # emitted tokens, one line per level, then their number per row: (P+1,B)
 
 
 class Decoder(ABC):
     """Decodes the rows of one batch, round by round.
 
-    size: rows at most. context: tokens of a prompt and its answer together. nodes: what a round writes behind them.
+    size: rows at most. context: tokens of a prompt and its answer together. nodes: cache slots that a round writes after them.
     compile: rounds run as compiled programs over fixed shapes, on CUDA captured as graphs.
     """
 
@@ -40,7 +40,7 @@ class Decoder(ABC):
         self.backbone, self.compile, self.context = backbone, compile, context
         self.batch = DecodeBatch(backbone, size, context + nodes, fixed=compile)
         self.graphs = Graphs() if compile and backbone.device.type == "cuda" else None
-        self.drafted = 0  # draft tokens in a row that the last round verified at most
+        self.drafted = 0  # draft tokens per path that the last round verified at most
 
     def start(self, requests: Sequence[DecodeRequest], kinds: Sequence[Sampling] = ()) -> None:
         """Serve these requests from now on; see `DecodeBatch.start`."""
@@ -60,16 +60,16 @@ class Decoder(ABC):
 
     @abstractmethod
     def _observe(self, rows: slice, features: Features, next_ids: Tensor, start: int | Tensor, counts: Tensor) -> None:
-        """Rows have new positions with these features; see `Drafter.observe`."""
+        """Update the drafter's memory of these rows; see `Drafter.observe`."""
 
     @abstractmethod
     def _move(self, source: int, target: int) -> None:
-        """Row `source` takes the place of row `target`."""
+        """Copy row `source` over row `target`."""
 
     # ---- what all decoders share
 
     def prefill(self, numbers: list[int]) -> list[int]:
-        """Read these requests into the rows behind those being served; the first token of each answer."""
+        """Prefill these requests into the rows after those being served; the first token of each answer."""
         batch, device = self.batch, self.backbone.device
         first, cache = len(batch.serving), batch.cache
         requests = [batch.requests[number] for number in numbers]
@@ -78,7 +78,7 @@ class Decoder(ABC):
         for row in range(len(prompts)):
             cache.clear(first + row)
         cache.set_active(first, first + len(prompts))
-        # Padding stands behind a prompt, where causal attention does not see it and new text overwrites it.
+        # Padding comes after a prompt, where causal attention does not see it and new text overwrites it.
         ids = torch.tensor([prompt + prompt[-1:] * (max(lengths) - len(prompt)) for prompt in prompts], device=device)
         positions = torch.arange(max(lengths), device=device).expand(len(prompts), -1)
         counts = torch.tensor(lengths, device=device)
@@ -95,13 +95,13 @@ class Decoder(ABC):
         return roots[:, 0].tolist()
 
     def begin(self, requests: Sequence[DecodeRequest]) -> None:
-        """Read these requests at once, so that the next round decodes all of them."""
+        """Prefill these requests together, so that the next round decodes all of them."""
         self.start(requests)
         self.prefill(list(range(len(requests))))
         self.batch.activate()
 
     def plain_step(self) -> Tensor:
-        """One token a row: (2,B), the tokens and ones."""
+        """One token per row: (2,B), the tokens and ones."""
         batch = self.batch
         inputs = batch.forward_inputs(*batch.root_only)
         logits, features = self.backbone.decode(batch.root[:, None], *inputs, compiled=self.compile, taps=self.taps)
@@ -130,21 +130,21 @@ class Decoder(ABC):
         return self.graphs is not None and self._key(step) in self.graphs
 
     def evict(self, row: int) -> None:
-        """A finished row's place is taken by the last one."""
+        """Remove a finished row; the last row takes its place."""
         last = len(self.batch.serving) - 1
         if row != last:
             self._move(last, row)
         self.batch.evict(row)
 
     def _key(self, step: Step) -> tuple[Any, ...]:
-        """What changes the program of a step."""
+        """What a step's computation depends on besides buffer contents: the key of its graph."""
         batch = self.batch
         return step.__name__, batch.cache.extent(self._nodes()), batch.sampler.signature, batch.wants_logprobs
 
     @torch.inference_mode()
     def warm_up(self, progress: Callable[[int, int], None] | None = None, also: Sequence[Step] = ()) -> None:
-        """Compile and capture what the requests at hand will need, or any where there are none yet; progress(done, total).
-        Before any prefill. also: further steps to capture."""
+        """Compile and capture what the current requests will need, or any request where there are none yet; progress(done,
+        total). Call it before any prefill. also: further steps to capture."""
         for step in [*self._steps(), *also] if self.compile else ():
             for done, total in self._capture(step):
                 if progress:
@@ -153,12 +153,12 @@ class Decoder(ABC):
     def _capture(self, step: Step) -> Iterator[tuple[int, int]]:
         batch = self.batch
         requests, cache = batch.requests.values(), batch.cache
-        least = min((len(request.prompt) for request in requests), default=1)
-        most = max((len(request.prompt) + request.max_new_tokens for request in requests), default=cache.capacity)
-        most = min(most, cache.capacity - self._nodes())
-        lengths = [*range(max(1, least // batch.bucket * batch.bucket), most, batch.bucket), most]
+        shortest = min((len(request.prompt) for request in requests), default=1)
+        longest = max((len(request.prompt) + request.max_new_tokens for request in requests), default=cache.capacity)
+        longest = min(longest, cache.capacity - self._nodes())
+        lengths = [*range(max(1, shortest // batch.bucket * batch.bucket), longest, batch.bucket), longest]
         if self.graphs is None:
-            lengths = lengths[:2]  # the second length is compiled for all others as well
+            lengths = lengths[:2]  # the program compiled for the second length serves all others
         for done, length in enumerate(lengths):
             cache.lengths = [length] * batch.size
             cache.set_active(0, batch.size)
@@ -171,7 +171,7 @@ class Decoder(ABC):
 
 
 class PlainDecoder(Decoder):
-    """One token a row and round, as any engine decodes."""
+    """One token per row and round, without drafts."""
 
     def __init__(self, backbone: Backbone, size: int, context: int, compile: bool = False):
         super().__init__(backbone, size, context, 1, compile)
@@ -186,14 +186,14 @@ class PlainDecoder(Decoder):
         return 1
 
     def _observe(self, rows: slice, features: Features, next_ids: Tensor, start: int | Tensor, counts: Tensor) -> None:
-        """Nobody drafts, nobody has to know."""
+        """No drafter, nothing to update."""
 
     def _move(self, source: int, target: int) -> None:
-        """There is nothing beside the batch's own buffers."""
+        """No drafter, no memory to move."""
 
 
 class SpeculativeDecoder(Decoder):
-    """A tree of draft tokens a round, verified in one forward.
+    """A tree of draft tokens per round, verified in one forward.
 
     tree: the shape that the drafter grows. large_batch_tree: the one for LARGE_BATCH rows or more. While the last rounds
     gained less than they cost (mhc.decoding.pace), or every request wants plain decoding, rounds are plain steps.
@@ -209,7 +209,7 @@ class SpeculativeDecoder(Decoder):
         large_batch_tree: TreeShape | None = None,
         compile: bool = False,
     ):
-        # behind a row's text stand the nodes, and the padding of the longest path
+        # after a row's text come the nodes, and the padding of the longest path
         super().__init__(backbone, size, context, max(tree.nodes, tree.max_depth + 1), compile)
         self.drafter, self.taps = drafter, drafter.taps
         self.small_batch_tree, self.large_batch_tree = tree, large_batch_tree or tree
@@ -236,7 +236,7 @@ class SpeculativeDecoder(Decoder):
         return emitted
 
     def speculative_step(self) -> Tensor:
-        """Draft, verify, accept, commit: (D+2,B), the emitted tokens and in the last line how many of them hold.
+        """Draft, verify, accept, commit: (D+2,B), the emitted tokens and in the last line their number per row.
         Everything stays on the device."""
         batch, cache = self.batch, self.batch.cache
         noise = batch.round_noise(self.tree.max_depth)
@@ -255,7 +255,7 @@ class SpeculativeDecoder(Decoder):
         return torch.cat([accepted.emitted.T, accepted.counts[None]])
 
     def _steps(self) -> list[Step]:
-        if self.graphs and not self.tree.static:  # its growth waits for the host
+        if self.graphs and not self.tree.static:  # its growth synchronises with the host
             return []
         return [self.speculative_step, *([self.plain_step] if self.pace.watches else [])]
 

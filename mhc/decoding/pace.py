@@ -1,15 +1,15 @@
-"""Speculate only while it pays: what recent rounds gained, against plain steps.
+"""Speculate only while it pays, judged by the gain of recent rounds over plain steps.
 
 Gain of a round = tokens emitted per row minus its measured cost in plain steps, as `run.py tune` measured it.
 Where the recent gain falls below zero, plain steps follow: 8, then 16, ... up to 128; after each pause speculation is retried
-for TRIAL row-rounds. Everything depends on the text alone, not on a clock, so that the same text is always decoded the same way.
+for TRIAL row-rounds. Decisions depend on the text alone, not on a clock, so that the same text is always decoded the same way.
 """
 
 from mhc.trees.shapes import TreeShape, cost_of
 
 SHORTEST, LONGEST = 8, 128  # plain steps of a pause
-TRIAL = 3  # row-rounds that it takes to judge
-MEMORY = 0.75  # weight of what was before, in the mean over rounds
+TRIAL = 3  # row-rounds needed for a judgement
+MEMORY = 0.75  # weight of earlier rounds in the running mean
 
 
 class Pace:
@@ -22,7 +22,7 @@ class Pace:
 
     @property
     def watches(self) -> bool:
-        """Whether anything can be decided at all."""
+        """Whether there are measured costs to decide by."""
         return self.shape.costs is not None and self.shape.draft_cost is not None
 
     def pays(self) -> bool:
@@ -33,7 +33,7 @@ class Pace:
         return True
 
     def learn(self, tokens: float, rows: int, nodes: int, levels: int) -> None:
-        """A round of `nodes` nodes and `levels` drafted levels has emitted so many `tokens` per row."""
+        """A round of `nodes` nodes and `levels` drafted levels has emitted `tokens` per row."""
         if not self.watches:
             return
         self.gain = MEMORY * self.gain + (1 - MEMORY) * (tokens - self.cost(rows, nodes, levels))
@@ -45,8 +45,8 @@ class Pace:
             self.pause = SHORTEST  # it has paid for a while
 
     def cost(self, rows: int, nodes: int, levels: int) -> float:
-        """What such a round costs, in plain steps of as many rows. Drafting for more rows grows dearer as verifying
-        as many nodes does. Only for a shape that `watches`."""
+        """Cost of such a round, in plain steps of as many rows. Drafting cost is taken to grow with rows as verifying that
+        many nodes does. Only for a shape that `watches`."""
         costs, draft_cost = self.shape.costs, self.shape.draft_cost
         assert costs is not None and draft_cost is not None
         expanded = self.shape.expanded_per_level

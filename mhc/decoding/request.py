@@ -1,4 +1,4 @@
-"""What goes into the decode loop and what comes out of it: requests, the output of each step, whole answers."""
+"""Inputs and outputs of the decode loop: requests, the output of each step, whole answers."""
 
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -8,7 +8,7 @@ from mhc.sampling import GREEDY, Sampling
 
 
 class DecodeRequest(NamedTuple):
-    """One prompt of token ids, how many tokens may follow it and how they are drawn. plain: one token a step, without draft
+    """One prompt of token ids, how many tokens may follow it and how they are drawn. plain: one token per step, without draft
     tokens; logprobs: whether each token comes with its log-probability."""
 
     prompt: list[int]
@@ -20,7 +20,7 @@ class DecodeRequest(NamedTuple):
     def within(self, context: int, number: int = 0) -> "DecodeRequest":
         """The same request with its answer cut to a context of so many tokens.
 
-        Raises UserError, naming request `number`, where the prompt is empty or leaves no room for an answer.
+        Raises UserError, naming request `number`, where the prompt is empty or leaves no tokens for an answer.
         """
         if not self.prompt:
             raise UserError(f"prompt {number} is empty: give it at least one token")
@@ -41,10 +41,10 @@ class TokenLogprob(NamedTuple):
 
 
 class StepOutput(NamedTuple):
-    """What one step emitted for one request: accepted draft tokens and, last, the bonus token that the target model added.
+    """What one step emitted for one request: accepted draft tokens and, last, the bonus token.
 
-    request: its number; finish_reason: 'stop', 'length' or None while the answer continues; logprobs: one a token where the
-    request wants them; drafted: how many draft tokens in a row were verified.
+    request: its number; finish_reason: 'stop', 'length' or None while the answer continues; logprobs: one per token where the
+    request wants them; drafted: how many draft tokens per path were verified.
     """
 
     request: int
@@ -60,7 +60,7 @@ class StepOutput(NamedTuple):
 
     @property
     def bonus_token(self) -> int:
-        """The token that the target model added; of an answer that ends within its draft tokens, their last."""
+        """The target model's token after the accepted draft tokens; the last of these where the answer ends within them."""
         return self.tokens[-1]
 
 

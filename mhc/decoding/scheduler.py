@@ -1,7 +1,7 @@
-"""Continuous batching: requests that come and go while others are decoded.
+"""Continuous batching: requests join and leave while others are decoded.
 
-`submit` hands over a request at any time; each `step` either reads waiting prompts into free rows or decodes one round of the
-rows being served; `cancel` frees a row. An answer depends only on its request, not on the batch it is decoded in.
+`submit` adds a request at any time; each `step` either prefills waiting prompts into free rows or decodes one round of
+the rows being served; `cancel` frees a row. An answer depends only on its request, not on the batch it is decoded in.
 `Engine.stream` runs a scheduler over a list of prompts, mhc.serve one over the requests of a server.
 """
 
@@ -14,7 +14,7 @@ from mhc.decoding.request import DecodeRequest, StepOutput
 
 
 class Scheduler:
-    """Serves the rows of a decoder; what it was started with waits already.
+    """Serves the rows of a decoder; the requests it was started with are waiting already.
 
     end_ids: tokens that end an answer. context: tokens of a prompt and its answer together.
     """
@@ -30,9 +30,9 @@ class Scheduler:
         return bool(self.waiting or self.batch.serving)
 
     def submit(self, number: int, request: DecodeRequest) -> None:
-        """Answer a request under a number of the caller's that is not in use.
+        """Queue a request under an unused number of the caller's choice.
 
-        Raises UserError where the prompt is empty or leaves no room.
+        Raises UserError where the prompt is empty or leaves no tokens for an answer.
         """
         self.batch.requests[number] = request.within(self.context, number)
         self.waiting.append(number)
@@ -47,7 +47,7 @@ class Scheduler:
 
     @torch.inference_mode()
     def step(self) -> list[StepOutput]:
-        """Read waiting prompts into free rows, or decode one round of those being served."""
+        """Prefill waiting prompts into free rows, or decode one round of those being served."""
         batch = self.batch
         if self.waiting and batch.can_admit(len(self.waiting)):
             first = len(batch.serving)
@@ -56,7 +56,7 @@ class Scheduler:
         return self._outputs(self.decoder.decode_round()) if batch.serving else []
 
     def _outputs(self, emitted: list[list[int]], first: int = 0) -> list[StepOutput]:
-        """The outputs of rows first, first+1, ...; the last comes first, since finished rows leave."""
+        """The outputs of rows first, first+1, ...; in reverse, since finished rows are evicted."""
         batch, outputs = self.batch, []
         logprobs = batch.logprobs()
         for row in reversed(range(first, first + len(emitted))):

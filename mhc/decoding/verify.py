@@ -5,7 +5,7 @@
 The target model's choice at node i is the token that follows the path ending in i. A node is accepted
 when it, and every ancestor of it, equals the choice at its parent. Children of one parent carry
 different tokens, so the accepted nodes form one path; the choice at its end is the bonus token.
-Whether it chooses greedily or draws is decided in mhc.sampling.
+Whether that choice is greedy or drawn is decided in mhc.sampling.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from mhc.trees.shapes import Tree
 @dataclass
 class Accepted:
     """path (B,P) nodes from the root, padded; counts (B,) nodes on it, the root included;
-    emitted (B,P): the new tokens of the round, the first counts[b] of which hold (bonus last)."""
+    emitted (B,P): the new tokens of the round, the first counts[b] of which are valid (bonus last)."""
 
     path: Tensor
     counts: Tensor
@@ -27,7 +27,7 @@ class Accepted:
 
 
 def right_nodes(tree: Tree, expected: Tensor, also: Tensor | None = None) -> Tensor:
-    """Which nodes (B,N) carry the token expected there (B,N), or are named by `also` (B,N), and so do all their ancestors.
+    """Which nodes (B,N) carry the token expected there (B,N), or are set in `also` (B,N), together with all their ancestors.
     The root always is right: it was decided in the last round."""
     right = tree.tokens == expected
     if also is not None:
@@ -39,7 +39,7 @@ def right_nodes(tree: Tree, expected: Tensor, also: Tensor | None = None) -> Ten
 def accept(tree: Tree, choices: Tensor, also: Tensor | None = None, max_emitted: Tensor | None = None) -> Accepted:
     """Find the longest path on which every draft token equals the target model's choice (B,N) at its parent.
 
-    also: nodes (B,N) to accept besides (typical acceptance); what is emitted then is the draft tokens on the path.
+    also: further nodes (B,N) to accept (typical acceptance); the draft tokens on the path are then emitted.
     max_emitted: tokens (B,) that a row may emit, at least 1.
     """
     rows = len(choices)

@@ -1,4 +1,4 @@
-"""Medusa: every head guesses from the hidden state alone, none sees another (arXiv 2401.10774)."""
+"""Medusa: every head drafts from the hidden state alone, independent of the others (arXiv 2401.10774)."""
 
 from collections.abc import Iterator
 
@@ -27,10 +27,10 @@ class Medusa(HiddenStateDrafter):
             yield Guess(stack(hidden))
 
     def start_tree(self, memory: Tensor, rows: slice):
-        return 0, memory[rows]  # the head to come, h (B,D)
+        return 0, memory[rows]  # the next head, h (B,D)
 
     def draft_level(self, state, tokens: Tensor, parents: Tensor):
-        """Every node of a level gets the same logits: a Medusa head does not know its parent."""
+        """Every node of a level gets the same logits: a Medusa head does not see the parent."""
         head, hidden = state
         logits = self.unembed(head, self.stacks[head](hidden))  # (B,V)
         return logits[:, None].expand(-1, tokens.shape[1], -1), (head + 1, hidden)

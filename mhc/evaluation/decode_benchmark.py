@@ -1,7 +1,7 @@
 """Plain and speculative decoding of the same prompts, interleaved in one run.
 
-The machine's speed drifts, so each prompt is decoded every way one after the other, in changing
-order, and the speedup is the median of the paired ratios.
+The machine's speed drifts, so each prompt is decoded by all decoders one after the other, in
+changing order, and the speedup is the median of the paired ratios.
 """
 
 import copy
@@ -42,9 +42,9 @@ def race(
     sampling: Sampling = GREEDY,
 ) -> tuple[dict[Name, dict[str, Any]], list[Generation]]:
     """Decode every prompt (token ids) plainly and with each engine, all on one backbone. Returns the plain answers and,
-    for each engine, in the names of `decode_benchmark.json`:
+    for each engine, by the keys of `decode_benchmark.json`:
 
-    tokens_per_step (bonus counted), accepted_histogram (how many steps accepted 0, 1, ... guesses),
+    tokens_per_step (bonus counted), accepted_histogram (how many steps accepted 0, 1, ... draft tokens),
     plain_tokens_per_second, tokens_per_second, speedup (median of the paired ratios) with its quartiles speedup_q1 and
     speedup_q3 and extremes speedup_min and speedup_max, prompts, identical (outputs that are token for token the same).
     """
@@ -59,7 +59,7 @@ def race(
     for engine, _ in runners:
         answer(engine, prompts[0])  # warm up
     for number, prompt in enumerate(prompts):
-        turn = number % len(runners)  # another one is first each time
+        turn = number % len(runners)  # rotate the order
         for engine, finished in runners[turn:] + runners[:turn]:
             finished.append(answer(engine, prompt))
         if progress:
@@ -73,7 +73,7 @@ def _figures(engine: Engine, plain: list[Generation], drafted: list[Generation],
     for answer in drafted:
         for accepted in answer.accepted[1:]:  # the prefill drafts nothing
             histogram[accepted] += 1
-    ratios = [one.seconds / other.seconds for one, other in zip(plain, drafted)]
+    ratios = [p.seconds / d.seconds for p, d in zip(plain, drafted)]
     quarters = quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else ratios * 3
     tokens = sum(len(answer.token_ids) - 1 for answer in drafted)
     return {
@@ -87,7 +87,7 @@ def _figures(engine: Engine, plain: list[Generation], drafted: list[Generation],
         "speedup_min": round(min(ratios), 4),
         "speedup_max": round(max(ratios), 4),
         "prompts": len(drafted),
-        "identical": sum(one.token_ids == other.token_ids for one, other in zip(plain, drafted)),
+        "identical": sum(p.token_ids == d.token_ids for p, d in zip(plain, drafted)),
         "max_new_tokens": max_new_tokens,
         "tree_nodes": engine.tree.nodes,
     }
@@ -95,9 +95,9 @@ def _figures(engine: Engine, plain: list[Generation], drafted: list[Generation],
 
 @torch.inference_mode()
 def round_parts(engine: Engine, prompt: list[int], repeats: int = 30) -> dict[str, float]:
-    """Medians in milliseconds, at one place in the text, interleaved: a plain step, drafting (growing the tree, and
-    reading what was accepted), the verifying forward, a whole round; and the round over drafting plus verifying, which
-    is its host overhead."""
+    """Medians in milliseconds, at one position of the text, interleaved: a plain step, drafting (growing the tree, and
+    observing the accepted tokens), the verifying forward, a whole round; and the round over drafting plus verifying,
+    which is its host overhead."""
     backbone, drafter = engine.backbone, engine.require_drafter()
     decoder = engine.speculative_decoder(1, len(prompt) + engine.tree.max_depth + 1)
     decoder.begin([DecodeRequest(prompt, engine.tree.max_depth + 1)])
@@ -117,9 +117,9 @@ def round_parts(engine: Engine, prompt: list[int], repeats: int = 30) -> dict[st
 
     tree = grow()
     logits, features = verify()
-    path = tree.paths[:, -1]  # of a deepest node
-    every = torch.arange(len(path))[:, None]
-    accepted, next_ids = features.at(every, path), logits.argmax(dim=-1).gather(1, path)
+    path = tree.paths[:, -1]  # of one of the deepest nodes
+    every_row = torch.arange(len(path))[:, None]
+    accepted, next_ids = features.at(every_row, path), logits.argmax(dim=-1).gather(1, path)
     counts = torch.full((1,), path.shape[1], device=path.device)
     steps: dict[str, Callable[[], Any]] = {
         "plain_ms": lambda: decoder.run(decoder.plain_step),

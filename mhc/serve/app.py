@@ -19,6 +19,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
+from starlette.routing import Route
 from torch.nn.utils.rnn import pad_sequence
 
 from mhc.decoding.request import DecodeRequest
@@ -235,7 +236,8 @@ def build(engine: Engine, name: str, limits: Limits) -> FastAPI:
         if body.dimensions not in (None, engine.backbone.width):
             raise Refused(400, f"embeddings have {engine.backbone.width} dimensions: leave it out", "dimensions")
         inputs = await server.encode(lambda tokenizer: _as_ids(tokenizer, several(body.input)), "input")
-        vectors, until = {}, time.monotonic() + limits.timeout
+        vectors: dict[int, Any] = {}
+        until = time.monotonic() + limits.timeout
         for batch in batches(dict(enumerate(map(len, inputs))), EMBEDDED):
             work = partial(server.embed, [inputs[number] for number in batch])
             vectors |= zip(batch, await server.worker.call(work, until))
@@ -276,7 +278,8 @@ def build(engine: Engine, name: str, limits: Limits) -> FastAPI:
 
     _explain(app, server)
     publish(app, name, engine.backbone.width)
-    paths = frozenset(route.path for route in app.routes if "{" not in route.path)
+    named = (route.path for route in app.routes if isinstance(route, Route))
+    paths = frozenset(path for path in named if "{" not in path)
     app.add_middleware(Guards, metrics=server.metrics, key=limits.key, most_bytes=limits.body, paths=paths)
     return app
 

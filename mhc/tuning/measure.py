@@ -1,9 +1,9 @@
-"""Which tree is fastest here? Costs measured on this machine, and drafts recorded on real text, for the replay.
+"""Measurements for the tree search: costs on this machine, and draft tokens recorded on real text.
 
     B rows   N nodes   D depth of a tree   W width   m tokens of an answer
 
-A round costs what growing its tree and what verifying it takes. Both are timed here, interleaved with plain steps.
-What trees propose is recorded by growing large ones at every position of answers to held-out prompts.
+A round costs the growth of its tree plus its verification. Both are timed here, interleaved with plain steps.
+Drafts are recorded by growing large trees at every position of answers to held-out prompts.
 """
 
 import time
@@ -28,7 +28,7 @@ from mhc.util.provenance import wait
 
 
 class _Ready(TreeShape):
-    """No growth at all: a tree that stands already, for timing what comes after drafting."""
+    """A tree that exists already, for timing rounds without drafting."""
 
     def __init__(self, shape: FixedTree, root: Tensor):
         self.nodes, self.max_depth, self.width = shape.nodes, shape.max_depth, shape.width
@@ -41,11 +41,11 @@ class _Ready(TreeShape):
         return self.tree
 
     def describe(self) -> dict[str, Any]:
-        raise NotImplementedError("a tree for timing is never kept")
+        raise NotImplementedError("a tree for timing is never saved")
 
 
 def bush(nodes: int, depth: int) -> FixedTree:
-    """A tree of `nodes` nodes: a chain as deep as it may be, the rest below the root."""
+    """A tree of `nodes` nodes: a chain as deep as allowed, the rest children of the root."""
     chain = min(nodes - 1, depth)
     return FixedTree([*((0,) * d for d in range(1, chain + 1)), *((rank,) for rank in range(1, nodes - chain))])
 
@@ -69,10 +69,10 @@ def measure_costs(
     decoder.begin([DecodeRequest(prompt, 1, sampling)])
     batch, root = decoder.batch, decoder.batch.root.clone()
     start = batch.snapshot()
-    grown: dict[Any, TreeShape] = {  # prices of any kind, so that choosing by them is timed as well
-        (width, deep): DynamicTree(width, deep, most_nodes(width, deep), costs=[[1, 1.0], [64, 3.0]])
+    grown: dict[Any, TreeShape] = {  # arbitrary costs, so that choosing by them is timed as well
+        (width, levels): DynamicTree(width, levels, most_nodes(width, levels), costs=[[1, 1.0], [64, 3.0]])
         for width in WIDTHS
-        for deep in range(1, depth + 1)
+        for levels in range(1, depth + 1)
     } | {("fixed", shape.nodes): shape for shape in fixed}
     ready = {count: _Ready(bush(count, depth), root) for count in counts}
     seconds: dict[Any, list[float]] = {}
@@ -94,8 +94,8 @@ def measure_costs(
 
     for number in range(repeats + 2):
         # plain steps and growth are timed after a verification, which has filled the caches, as when decoding
-        for at, (key, shape) in enumerate(grown.items()):
-            count = counts[at % len(counts)]
+        for number_of_shape, (key, shape) in enumerate(grown.items()):
+            count = counts[number_of_shape % len(counts)]
             timed(count, partial(verify, count))
             timed(key, partial(grow, shape))
         for count in counts:
@@ -108,9 +108,7 @@ def measure_costs(
     plain = median(seconds["plain"])
     verify_cost, most = [], 0.0
     for count in counts:
-        most = max(
-            most, median(seconds[count]) / plain
-        )  # more nodes are never cheaper: where it seems so, that is noise
+        most = max(most, median(seconds[count]) / plain)  # more nodes are never cheaper: a lower time is noise
         verify_cost.append([count, round(most, 4)])
     draft = {key: round(median(seconds[key]) / plain, 4) for key in grown}
     return Costs(
@@ -129,7 +127,7 @@ def record(
     sampling: Sampling,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Trace]:
-    """Decode the prompts plainly, all at once, and record what trees of every width propose at every position."""
+    """Decode the prompts plainly, all at once, and record the drafts of trees of every width at every position."""
     drafter = engine.require_drafter()
     depth = drafter.draft_length
     answers = dict(engine.generate_ids(prompts, max_new_tokens, len(prompts), plain=True, sampling=sampling))
@@ -137,7 +135,7 @@ def record(
     longest = max(map(len, texts))
     shapes = {width: _all_nodes(width, depth) for width in WIDTHS}
     context = min(max(map(len, prompts)) + longest, engine.backbone.context)
-    one_token = FixedTree.chain(0)  # a round: the true one
+    one_token = FixedTree.chain(0)  # each round then emits one token, the true one
     walker = SpeculativeDecoder(engine.backbone, drafter, one_token, len(prompts), context)
     walker.begin([DecodeRequest(prompt, longest, sampling).within(context) for prompt in prompts])
     batch, device = walker.batch, engine.backbone.device
@@ -147,16 +145,16 @@ def record(
     recorded: dict[int, list[tuple[Tensor, Tensor, Tensor]]] = {width: [] for width in WIDTHS}
     ranks = []
     for t in range(longest - 1):
-        ahead = truth[:, t : t + depth + 1]  # (B,D+1): the root and what follows it
+        ahead = truth[:, t : t + depth + 1]  # (B,D+1): the root and the tokens after it
         for width, shape in shapes.items():
             state = drafter.start_tree(walker.memory, batch.active)
             tree = shape.grow(drafter, state, batch.root, batch.round_noise(depth))
             expected = ahead.gather(1, tree.depth.expand(len(ahead), -1))  # the true token of each node's depth
-            assert tree.likely is not None  # dynamic trees know it
+            assert tree.likely is not None  # dynamic trees compute it
             recorded[width].append((tree.likely, tree.depth.expand_as(tree.tokens), right_nodes(tree, expected)))
         ranks.append(_ranks(drafter, walker, ahead))
         walker.run(walker.speculative_step)
-        batch.root.copy_(truth[:, t + 1].clamp(min=0))  # rows that are finished continue with any token
+        batch.root.copy_(truth[:, t + 1].clamp(min=0))  # finished rows continue with any token
         batch.activate()
         if progress:
             progress(t + 1, longest - 1)
@@ -183,10 +181,10 @@ def _ranks(drafter: Drafter, decoder: SpeculativeDecoder, ahead: Tensor) -> Tens
     batch, ranks = decoder.batch, []
     state, noise = drafter.start_tree(decoder.memory, batch.active), batch.round_noise(drafter.draft_length)
     first = torch.zeros(1, 1, dtype=torch.long, device=ahead.device)
-    for deep in range(drafter.draft_length):
-        known = ahead[:, deep + 1]
-        logits, state = drafter.draft_level(state, ahead[:, deep, None].clamp(min=0), first)
-        scores = noise.draft_scores(logits, deep)[:, 0]
+    for depth in range(drafter.draft_length):
+        known = ahead[:, depth + 1]
+        logits, state = drafter.draft_level(state, ahead[:, depth, None].clamp(min=0), first)
+        scores = noise.draft_scores(logits, depth)[:, 0]
         rank = (scores > scores.gather(1, known[:, None].clamp(min=0))).sum(dim=1).clamp(max=RANKS)
         ranks.append(torch.where(known < 0, RANKS, rank))
     return torch.stack(ranks, dim=1)
@@ -194,7 +192,7 @@ def _ranks(drafter: Drafter, decoder: SpeculativeDecoder, ahead: Tensor) -> Tens
 
 @torch.inference_mode()
 def example_round(engine: Engine, prompt: list[int], sampling: Sampling, rounds: int = 16) -> dict[str, Any]:
-    """Of the first rounds of an answer the one that accepted most: its tree, as `plots.draw_tree` takes it."""
+    """Of an answer's first rounds the one that accepted most: its tree, as `mhc.reports.plots.draw_tree` takes it."""
     length = rounds * (engine.tree.max_depth + 1)
     decoder = engine.speculative_decoder(1, len(prompt) + length)
     decoder.begin([DecodeRequest(prompt, length, sampling)])
@@ -214,12 +212,12 @@ def example_round(engine: Engine, prompt: list[int], sampling: Sampling, rounds:
     assert best is not None
     count, tree, emitted = best
     tokens, parents, depth = tree.tokens[0].tolist(), tree.parents[0].tolist(), tree.depth[0].tolist()
-    strong = [True] * len(tokens)
+    accepted = [True] * len(tokens)
     for node in range(1, len(tokens)):
-        strong[node] = strong[parents[node]] and depth[node] < count and tokens[node] == emitted[depth[node] - 1]
+        accepted[node] = accepted[parents[node]] and depth[node] < count and tokens[node] == emitted[depth[node] - 1]
     return {
         "parents": parents,
         "labels": [repr(engine.backbone.tokenizer.decode([token]))[1:-1] or "?" for token in tokens],
-        "strong": strong,
+        "strong": accepted,
         "title": f"one round of an answer: {len(tokens)} nodes verified, {count - 1} draft tokens accepted (green), and the bonus token",
     }

@@ -27,47 +27,47 @@ class Candidate:
 
 
 def most_nodes(width: int, depth: int) -> int:
-    """The largest budget that is worth a look."""
+    """The largest budget worth trying."""
     return min(COUNTS[-1], 1 + width + (depth - 1) * width**2)
 
 
 def fixed_trees(traces: Sequence[Trace], counts: Sequence[int]) -> list[FixedTree]:
-    """For each number of nodes the fixed tree that was right most often: since a path is never more frequent than
+    """For each number of nodes the fixed tree that would have accepted most: since a path is never more frequent than
     its prefix, the most frequent paths of ranks form the best tree."""
-    seen: Counter[tuple[int, ...]] = Counter()
+    frequency: Counter[tuple[int, ...]] = Counter()
     for trace in traces:
         for path in trace.ranks.tolist():
-            for deep in range(len(path)):
-                if path[deep] >= RANKS:
+            for depth in range(len(path)):
+                if path[depth] >= RANKS:
                     break
-                seen[tuple(path[: deep + 1])] += 1
-    ranked = sorted(seen, key=lambda path: (-seen[path], len(path), path))
+                frequency[tuple(path[: depth + 1])] += 1
+    ranked = sorted(frequency, key=lambda path: (-frequency[path], len(path), path))
     return [FixedTree(ranked[: count - 1]) for count in counts if 1 < count <= len(ranked) + 1]
 
 
 def search(traces: Sequence[Trace], costs: Costs, fixed: Sequence[FixedTree]) -> list[Candidate]:
-    """All trees worth a look, fastest first: the fixed ones, and dynamic ones by width, confidence and price."""
+    """All candidate trees, fastest first: the fixed ones, and dynamic ones by width, confidence and price."""
     candidates = []
-    for plain_shape in fixed:
-        drafting = costs.fixed[plain_shape.nodes]
-        priced = FixedTree(plain_shape.choices, costs.verify, round(drafting / plain_shape.max_depth, 4))
-        cost = cost_of(costs.verify, priced.nodes) + drafting
-        candidates.append(Candidate(priced, *replay_fixed(traces, priced, cost)))
+    for tree in fixed:
+        drafting = costs.fixed[tree.nodes]
+        with_costs = FixedTree(tree.choices, costs.verify, round(drafting / tree.max_depth, 4))
+        cost = cost_of(costs.verify, with_costs.nodes) + drafting
+        candidates.append(Candidate(with_costs, *replay_fixed(traces, with_costs, cost)))
     dynamic = []
-    deepest = max(deep for _, deep in costs.draft)
+    deepest = max(depth for _, depth in costs.draft)
     for width in WIDTHS:
         most = most_nodes(width, deepest)
-        level = round(costs.draft[width, deepest] / deepest, 4)
+        draft_cost = round(costs.draft[width, deepest] / deepest, 4)
         for confidence in CONFIDENCES:
             price = 1.0
-            for _ in range(4):  # the price of a plain step is the speed reached: a fixed point
-                shape = DynamicTree(width, deepest, most, confidence, costs.verify, round(price, 3), level)
+            for _ in range(4):  # the price is the speedup that it leads to: a fixed point
+                shape = DynamicTree(width, deepest, most, confidence, costs.verify, round(price, 3), draft_cost)
                 speedup, per_step = replay_dynamic(traces, costs, shape)
                 dynamic.append(Candidate(shape, speedup, per_step))
                 price = speedup
     best = max(dynamic, key=lambda candidate: candidate.speedup).shape
     assert isinstance(best, DynamicTree)
-    for budget in COUNTS:  # how much of it a smaller budget would do
+    for budget in COUNTS:  # whether smaller budgets suffice
         if 1 < budget < best.nodes:
             shape = DynamicTree(best.width, deepest, budget, best.confidence, costs.verify, best.price, best.draft_cost)
             dynamic.append(Candidate(shape, *replay_dynamic(traces, costs, shape)))
