@@ -99,7 +99,8 @@ def scaled(comparison: Path, family: str, size: str) -> float:
             str(steps),
         ]
         budget += ["--trainer.check_val_every_n_epoch", "null", "--model.backbone", settings["backbone"]]
-        budget += ["--model.init_args.drafter.init_args.heads", str(settings["heads"]), *settings["more"], *limits]
+        key = "heads" if family in ("medusa", "cascade") else "draft_length"
+        budget += [f"--model.init_args.drafter.init_args.{key}", str(settings["heads"]), *settings["more"], *limits]
         command = ["fit", *training(family, best_trainer(), data, folder / family, *budget)]
         if run_stage(Console(), f"{family} heads from {size} conversations", command):
             raise SystemExit(1)
@@ -107,7 +108,7 @@ def scaled(comparison: Path, family: str, size: str) -> float:
     source = ConversationData(data)
     source.tokenizer = drafter.backbone.tokenizer
     prompts = [prompt.ids for prompt in source.prompts("test", SCALED_ON)]
-    engine = Engine(drafter.backbone, drafter, FixedTree.chain(drafter.heads))
+    engine = Engine(drafter.backbone, drafter, FixedTree.chain(drafter.draft_length))
     answers = [answer for _, answer in engine.generate_ids(prompts, settings["max_new_tokens"], 16)]
     return sum(len(a.token_ids) - 1 for a in answers) / max(1, sum(a.steps - 1 for a in answers))
 

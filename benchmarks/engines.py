@@ -101,7 +101,7 @@ def measure(name: str, data: str, heads: list[str], options) -> tuple[list[dict[
                 source.tokenizer = backbone.tokenizer
                 prompts = [prompt.ids for prompt in source.prompts("test", options.prompts)]
                 ours[PLAIN] = [answers(Engine(backbone), prompts, options.max_new_tokens)]
-            chain = Engine(backbone, drafter, FixedTree.chain(drafter.heads))
+            chain = Engine(backbone, drafter, FixedTree.chain(drafter.draft_length))
             ours[path.name] = [answers(chain, prompts, options.max_new_tokens, t) for t in (0.0, TEMPERATURE)]
             for format in formats_of(drafter):
                 written = export(path, format, Path(folder) / f"{path.name}-{len(runs)}")

@@ -302,7 +302,7 @@ def answer(engine: Engine, prompt: list[int], sampling: Sampling = GREEDY, new: 
 def memorise(drafter: Drafter, text: list[int], start: int, steps: int = 40) -> None:
     """Overfit the heads on one text from `start` on."""
     ids = torch.tensor([text], device=drafter.backbone.device)
-    position = torch.arange(start - 1, len(text) - 1 - drafter.heads, device=ids.device)
+    position = torch.arange(start - 1, len(text) - 1 - drafter.draft_length, device=ids.device)
     features = drafter.backbone.features(ids, drafter.taps)
     drafter.requires_grad_(True)
     optimizer = torch.optim.AdamW(drafter.parameters(), lr=0.5 / drafter.backbone.width, weight_decay=0.0)

@@ -31,13 +31,13 @@ class Engine:
         self, backbone: Backbone, drafter: Drafter | None = None, tree: TreeShape | None = None, compile: bool = False
     ):
         self.backbone, self.drafter, self.compile = backbone, drafter, compile
-        self.tree = tree or FixedTree.chain(0 if drafter is None else drafter.heads)
+        self.tree = tree or FixedTree.chain(0 if drafter is None else drafter.draft_length)
         self.large_batch_tree: TreeShape | None = None
         self._idle: list[Decoder] = []  # a compiled decoder with its buffers, for the next call
         if drafter is not None:
-            if self.tree.max_depth > drafter.heads:
+            if self.tree.max_depth > drafter.draft_length:
                 raise UserError(
-                    f"the tree is {self.tree.max_depth} deep but the drafter has {drafter.heads} heads: cut the tree"
+                    f"the tree is {self.tree.max_depth} deep but the drafter has {drafter.draft_length} heads: cut the tree"
                 )
             if self.tree.width > backbone.vocabulary_size:
                 raise UserError(

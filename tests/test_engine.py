@@ -42,8 +42,8 @@ def test_plain_is_what_transformers_generates(backbones, references, name, batch
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_heads_change_nothing(backbones, references, name, family, tree, batch_size):
-    untrained = [family(backbones(name), heads=4)] if family in (Medusa, Cascade) else []  # these do nothing at all
-    for drafter in (*untrained, randomised(family(backbones(name), heads=4))):
+    untrained = [family(backbones(name), 4)] if family in (Medusa, Cascade) else []  # these do nothing at all
+    for drafter in (*untrained, randomised(family(backbones(name), 4))):
         engine = Engine(backbones(name), drafter, TREES[tree])
         assert answers(engine, batch_size) == references(name)
 
@@ -74,7 +74,7 @@ def test_drawn_text_hangs_on_the_seed_alone(backbones, name):
             (Eagle3, "chain", 1),
             (Eagle3, "dynamic_cut", 3),
         ):
-            engine = Engine(backbone, randomised(family(backbone, heads=4)), TREES[tree])
+            engine = Engine(backbone, randomised(family(backbone, 4)), TREES[tree])
             assert answers(engine, batch_size, sampling=sampling) == plain, (label, tree)
     assert len({str(text) for text in drawn.values()}) == len(drawn)
 
@@ -126,7 +126,7 @@ def test_rounds_over_fixed_buffers_give_the_same_text(name, monkeypatch):
             for batch_size, plain in ((1, False), (3, False), (3, True)):
                 assert answers(engine, batch_size, sampling=sampling, plain=plain) == text
     for family in (Diffusion, Eagle3):
-        engine = Engine(backbone, randomised(family(backbone, heads=4)), TREES["tree"], compile=True)
+        engine = Engine(backbone, randomised(family(backbone, 4)), TREES["tree"], compile=True)
         for sampling, text in expected.items():
             assert answers(engine, 3, sampling=sampling) == text
 
@@ -250,7 +250,7 @@ def test_in_bf16_texts_part_only_at_near_ties(name):
 def test_context_limit_ends_the_answer(backbones, plain, family):
     backbone = backbones("llama")
     prompt = [token % VOCABULARY for token in range(backbone.context - 3)]
-    engine = Engine(backbone, randomised(family(backbone, heads=4)))
+    engine = Engine(backbone, randomised(family(backbone, 4)))
     answer = engine.generate(prompt, max_new_tokens=50, plain=plain)
     assert answer.token_ids == reference(backbone, prompt, 3)
     assert answer.finish_reason == "length"

@@ -19,10 +19,10 @@ from transformers.utils.logging import disable_progress_bar
 import mhc.backbone.attention  # noqa: F401  (registers the attention named "mhc")
 from mhc.backbone.cache import TreeCache
 from mhc.backbone.packing import Packing
+from mhc.backbone.softcap import capped
 from mhc.backbone.weight_layout import Quantised, lay_out_for_few_rows, quantize_weights, unpack
 from mhc.distributed.sharding import element_count, is_split, whole_weight
 from mhc.errors import UserError
-from mhc.training.losses import capped
 
 POCKET = Path(__file__).parents[1] / "lm" / "pocket"
 

@@ -9,6 +9,7 @@ Loading executes nothing from a file.
 import hashlib
 import inspect
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,19 @@ from mhc.util.files import write_atomically, write_json
 from mhc.version import __version__
 
 DESCRIPTION, WEIGHTS, TUNED = "drafter.json", "drafter.safetensors", "tree.json"
+
+
+# Arguments of heads that were saved before their constructors had one name for each meaning.
+RENAMED = {
+    "Diffusion": {"heads": "draft_length", "layers": "num_layers"},
+    "Eagle3": {"heads": "draft_length", "layers": "taps"},
+}
+
+
+def saved_arguments(description: dict[str, Any]) -> dict[str, Any]:
+    """The constructor's arguments as a description of heads keeps them, under their present names."""
+    names = RENAMED.get(description["drafter"], {})
+    return {names.get(name, name): value for name, value in description["arguments"].items()}
 
 
 def describe(drafter: Drafter) -> dict[str, Any]:
@@ -61,7 +75,7 @@ def require_match(description: dict[str, Any] | None, drafter: Drafter, where: s
 def _built(description: dict[str, Any], drafter: Drafter) -> str:
     """The class and the arguments that decide tensor shapes; what an older version did not know has its default."""
     known = inspect.signature(type(drafter)).parameters
-    arguments = {name: known[name].default for name in drafter.arguments} | description["arguments"]
+    arguments = {name: known[name].default for name in drafter.arguments} | saved_arguments(description)
     shown = ", ".join(f"{key}={value}" for key, value in arguments.items() if key not in drafter.free_arguments)
     return f"{description['drafter']}({shown})"
 
@@ -108,7 +122,7 @@ def load_drafter(path: str | Path, backbone: str | Backbone | None = None, **loa
     try:
         description = json.loads((folder / DESCRIPTION).read_text())
         known = {key: description[key] for key in ("drafter", "arguments", "backbone", "fingerprint", "tree", "sha256")}
-        family = getattr(mhc.drafters, known["drafter"])
+        family, arguments = getattr(mhc.drafters, known["drafter"]), saved_arguments(description)
         tree = parse_tree(known["tree"])
     except FileNotFoundError as error:
         raise UserError(
@@ -119,7 +133,7 @@ def load_drafter(path: str | Path, backbone: str | Backbone | None = None, **loa
     if not isinstance(backbone, Backbone):
         backbone = Backbone.load(backbone or _from_here(folder, known["backbone"]), **loading)
     try:
-        drafter = family(backbone, **known["arguments"])
+        drafter = family(backbone, **arguments)
     except TypeError as error:
         raise UserError(f"'{folder / DESCRIPTION}' is damaged ({error}): train again or restore it") from error
     require_match(description, drafter, f"'{folder}'")
@@ -146,7 +160,8 @@ def _from_here(folder: Path, name: str) -> str:
 def for_decoding(drafter: Drafter) -> Drafter:
     """A copy of the heads as decoding wants them: on their backbone's device, in its precision, laid out for few rows."""
     backbone = drafter.backbone
-    copy = type(drafter)(backbone, **drafter.arguments)
+    family: Callable[..., Drafter] = type(drafter)
+    copy = family(backbone, **drafter.arguments)
     copy.load_state_dict(whole_state(drafter))
     copy = copy.to(backbone.device, backbone.dtype).eval().requires_grad_(False)
     lay_out_for_few_rows(copy)

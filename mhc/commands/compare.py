@@ -69,10 +69,11 @@ def compare(
     from mhc.util.progress import add_task, bar
     from mhc.util.provenance import machine, versions
 
-    drafters, tuned, parameters, backbone = {}, {}, {}, None
+    drafters, tuned, parameters = {}, {}, {}
+    backbone = load_drafter(out / families[0], **loading)[0].backbone
     for family in families:
         loaded, _ = load_drafter(out / family, backbone, **loading)
-        drafters[family], backbone = for_decoding(loaded), loaded.backbone
+        drafters[family] = for_decoding(loaded)
         parameters[family] = sum(parameter.numel() for parameter in loaded.parameters())
     with bar() as progress:
         for family, drafter in drafters.items():
@@ -177,8 +178,9 @@ def _train(console, family: str, trainer: str, data: str, folder: Path, options)
     """Train one family for the budget, or go on with it, or leave it if it is done; the exit status."""
     from callbacks.training_cost import RESULT as COST
 
-    heads = ("--model.init_args.drafter.init_args.heads", str(options.heads))
-    common = [*heads, "--model.backbone", options.backbone, "--trainer.max_epochs", "-1"]
+    key = "heads" if family in ("medusa", "cascade") else "draft_length"
+    length = (f"--model.init_args.drafter.init_args.{key}", str(options.heads))
+    common = [*length, "--model.backbone", options.backbone, "--trainer.max_epochs", "-1"]
     for flag, value in (
         ("data.limit", options.limit),
         ("model.dtype", options.dtype),

@@ -1,6 +1,6 @@
 """The corpus: an endless, reproducible stream of short dialogues for the small chat model.
 
-A dialogue is drawn from one family of topics; `docs_share` of them ask about Python's own documentation.
+A dialogue is drawn from one family of topics; `documentation_share` of them ask about Python's own documentation.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ def _families() -> tuple[list[Family], list[float]]:
 POCKET_COUNT = 60_000  # dialogues of the corpus by default
 
 
-def dialogues(count: int, seed: int = 0, docs_share: float = 0.1) -> Iterator[dict]:
+def dialogues(count: int, seed: int = 0, documentation_share: float = 0.1) -> Iterator[dict]:
     """Yield `count` dialogues {"id", "topic", "messages"} with different first prompts, decided by `seed` alone."""
     rng = Random(f"corpus {seed}")
     pen = Pen(rng)
@@ -38,7 +38,7 @@ def dialogues(count: int, seed: int = 0, docs_share: float = 0.1) -> Iterator[di
     seen: set[bytes] = set()  # for membership only: the order of a set is never used
     number = 0
     while number < count:
-        if rng.random() < docs_share:
+        if rng.random() < documentation_share:
             topic, turns = (reference if rng.random() < 0.3 else docstring)(pen)
         else:
             topic, turns = rng.choices(families, cum_weights=weights)[0](pen)
@@ -52,9 +52,9 @@ def dialogues(count: int, seed: int = 0, docs_share: float = 0.1) -> Iterator[di
         number += 1
 
 
-def fingerprint(count: int, seed: int = 0, docs_share: float = 0.1) -> str:
+def fingerprint(count: int, seed: int = 0, documentation_share: float = 0.1) -> str:
     """Return the sha256 (hex) of the dialogues' JSON lines."""
     digest = hashlib.sha256()
-    for dialogue in dialogues(count, seed, docs_share):
+    for dialogue in dialogues(count, seed, documentation_share):
         digest.update(json.dumps(dialogue, ensure_ascii=False, sort_keys=True).encode() + b"\n")
     return digest.hexdigest()

@@ -78,7 +78,7 @@ def _read(
     greedy = torch.cat([backbone.unembed(part).argmax(dim=-1) for part in parts]).reshape(ids.shape)
     read = {"hidden": features.hidden.to(store), "greedy": greedy.to(torch.int32)}
     if taps:
-        read["taps"] = features.taps.to(store)
+        read["taps"] = features.tapped.to(store)
     read = {name: tensor.cpu() for name, tensor in read.items()}
     for number, text in enumerate(texts):
         yield {name: tensor[number, : len(text)] for name, tensor in read.items()}

@@ -28,7 +28,7 @@ class Guess(NamedTuple):
 class Drafter(nn.Module, ABC):
     """Heads on a shared backbone. Only the drafter's own weights are its parameters.
 
-    heads: K, how many tokens beyond the known next one it drafts. `arguments` are the constructor's
+    draft_length: K, how many tokens beyond the known next one it drafts. `arguments` are the constructor's
     (without the backbone), as a checkpoint stores them. taps: layers of the backbone whose inputs it reads besides the
     last hidden state. progress: the completed share of training, 0 to 1, for schedules. free_arguments: those that
     decide no tensor's shape, so that they may differ between a checkpoint and the run that resumes from it.
@@ -38,11 +38,11 @@ class Drafter(nn.Module, ABC):
     progress: float = 1.0
     free_arguments: frozenset[str] = frozenset()
 
-    def __init__(self, backbone: Backbone, heads: int, **arguments: Any):
+    def __init__(self, backbone: Backbone, draft_length: int, /, **arguments: Any):
         super().__init__()
-        self.heads = heads
-        self.arguments = {"heads": heads, **arguments}
-        self._borrowed = (backbone,)  # a tuple, so that the backbone is not a submodule of the drafter
+        self.draft_length = draft_length
+        self.arguments = arguments
+        self._borrowed = (backbone,)  # a tuple, so that the backbone does not become a submodule of the drafter
 
     @property
     def backbone(self) -> Backbone:
@@ -105,9 +105,9 @@ class Drafter(nn.Module, ABC):
 class HiddenStateDrafter(Drafter):
     """A drafter whose only memory is the hidden state at the last accepted position."""
 
-    def __init__(self, backbone: Backbone, heads: int, own_lm_head: bool, **arguments: Any):
-        super().__init__(backbone, heads, own_lm_head=own_lm_head, **arguments)
-        self.unembeddings = Unembeddings(backbone, heads, own_lm_head)
+    def __init__(self, backbone: Backbone, draft_length: int, own_lm_head: bool, /, **arguments: Any):
+        super().__init__(backbone, draft_length, own_lm_head=own_lm_head, **arguments)
+        self.unembeddings = Unembeddings(backbone, draft_length, own_lm_head)
 
     def unembed(self, head: int, hidden: Tensor) -> Tensor:
         return self.unembeddings(head, hidden)

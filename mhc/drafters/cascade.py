@@ -100,7 +100,14 @@ class Cascade(HiddenStateDrafter):
         tied: bool = False,
         rollout: float = 0.0,
     ):
-        named = {"blocks": blocks, "condition_first": condition_first, "cell": cell, "rank": rank, "tied": tied}
+        named = {
+            "heads": heads,
+            "blocks": blocks,
+            "condition_first": condition_first,
+            "cell": cell,
+            "rank": rank,
+            "tied": tied,
+        }
         super().__init__(backbone, heads, own_lm_head, **named, rollout=rollout)
         width = backbone.width
         cells = {
@@ -138,10 +145,10 @@ class Cascade(HiddenStateDrafter):
         tokens = shifted(ids, anchors, 1)  # the known next token
         share = self.rollout * self.progress if self.training else 0.0
         rolled = torch.rand(len(state), device=state.device) < share if share else None
-        for head in range(self.heads):
+        for head in range(self.draft_length):
             hidden, state = self.advance(head, state, tokens)
             yield Guess(hidden)
-            if head + 1 < self.heads:
+            if head + 1 < self.draft_length:
                 tokens = shifted(ids, anchors, head + 2)
                 if rolled is not None:
                     with torch.no_grad():

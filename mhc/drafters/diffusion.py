@@ -1,6 +1,6 @@
 """The diffusion head: a masked block of tokens, unmasked in parallel from the hidden state.
 
-    B rows   A anchors   L slots (= K heads)   D width   V vocabulary
+    B rows   A anchors   L slots   D width   V vocabulary
 
 The block behind anchor t holds tokens t+2 ... t+1+L; slot k is head k of other drafters. Some of its tokens are masked
 and a small bidirectional transformer over [hidden state; known next token; block] predicts those (masked discrete
@@ -41,7 +41,7 @@ class Layer(nn.Module):
 class Diffusion(HiddenStateDrafter):
     """Masked diffusion over the next K tokens (slots).
 
-    heads: K, the block's length (4 to 8 is usual). layers of the transformer. own_lm_head: a trained lm_head copy for
+    draft_length: K, the block's length (4 to 8 is usual). num_layers: of the transformer. own_lm_head: a trained lm_head copy for
     every slot. schedule: 'linear' or 'kappa', see schedules.py; weighting: 'scheduler' weighs an anchor's loss by the
     schedule (the likelihood bound), 'ones' not at all. passes: denoising passes while drafting; after each, the slots
     of highest confidence are revealed to the next. Trees get one distribution per slot, whatever the earlier slots hold.
@@ -53,27 +53,27 @@ class Diffusion(HiddenStateDrafter):
     def __init__(
         self,
         backbone: Backbone,
-        heads: int = 5,
-        layers: int = 1,
+        draft_length: int = 5,
+        num_layers: int = 1,
         own_lm_head: bool = False,
         schedule: str = "linear",
         weighting: str = "ones",
         passes: int = 1,
     ):
-        named = {"layers": layers, "schedule": schedule, "weighting": weighting, "passes": passes}
-        super().__init__(backbone, heads, own_lm_head, **named)
+        named = {"draft_length": draft_length, "num_layers": num_layers, "schedule": schedule, "weighting": weighting}
+        super().__init__(backbone, draft_length, own_lm_head, **named, passes=passes)
         if schedule not in schedules.COEFFICIENTS:
             raise UserError(f"diffusion schedule '{schedule}': choose {' or '.join(schedules.COEFFICIENTS)}")
         if weighting not in ("scheduler", "ones"):
             raise UserError(f"diffusion weighting '{weighting}': choose scheduler or ones")
-        if not 1 <= passes <= heads:
-            raise UserError(f"diffusion passes is {passes}: it must be between 1 and the {heads} heads")
+        if not 1 <= passes <= draft_length:
+            raise UserError(f"diffusion passes is {passes}: it must be between 1 and the draft_length, {draft_length}")
         self.schedule, self.weighting, self.passes = schedule, weighting, passes
         width = backbone.width
         self.condition = nn.Linear(width, width)
         self.mask = nn.Parameter(torch.zeros(width))
-        self.places = nn.Parameter(torch.randn(2 + heads, width) * 0.1)
-        self.layers = nn.ModuleList(Layer(width, *sizes(backbone.model.config)) for _ in range(layers))
+        self.places = nn.Parameter(torch.randn(2 + draft_length, width) * 0.1)
+        self.layers = nn.ModuleList(Layer(width, *sizes(backbone.model.config)) for _ in range(num_layers))
         self.norm = nn.RMSNorm(width)
         self.out = nn.Linear(width, width)
         nn.init.zeros_(self.out.weight)  # so that every slot is the hidden state itself at first
@@ -92,7 +92,7 @@ class Diffusion(HiddenStateDrafter):
     def corrupt(self, anchors: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """Which slots are masked (A,L), at a random time per anchor, and the weight of its masked slots (A,)."""
         t = self.EARLIEST + (1 - self.EARLIEST) * torch.rand(anchors, device=device)
-        masked = torch.rand(anchors, self.heads, device=device) >= schedules.alpha(self.schedule, t)[:, None]
+        masked = torch.rand(anchors, self.draft_length, device=device) >= schedules.alpha(self.schedule, t)[:, None]
         return masked, schedules.weight(self.schedule, t) if self.weighting == "scheduler" else torch.ones_like(t)
 
     def forward(self, features: Features, ids: Tensor, anchors: tuple[Tensor, Tensor]) -> Iterator[Guess]:
@@ -101,20 +101,20 @@ class Diffusion(HiddenStateDrafter):
         if not self.training:
             yield from (Guess(slot) for slot in self.draft(hidden, known).unbind(dim=1))
             return
-        block = torch.stack([shifted(ids, anchors, 2 + slot) for slot in range(self.heads)], dim=1)  # (A,L)
+        block = torch.stack([shifted(ids, anchors, 2 + slot) for slot in range(self.draft_length)], dim=1)  # (A,L)
         masked, weight = self.corrupt(len(hidden), hidden.device)
-        beyond = position[:, None] + 2 + torch.arange(self.heads, device=ids.device) >= ids.shape[1]
+        beyond = position[:, None] + 2 + torch.arange(self.draft_length, device=ids.device) >= ids.shape[1]
         masked = masked | beyond  # tokens past the row's end cannot be revealed
         slots = self.denoise(hidden, known, block, masked)
-        for slot in range(self.heads):
+        for slot in range(self.draft_length):
             yield Guess(slots[:, slot], weight * masked[:, slot])
 
     def draft(self, hidden: Tensor, known: Tensor) -> Tensor:
         """The slots' hidden states (B,L,D) from all masks: each from the last pass in which it was still masked."""
-        block = known[:, None].repeat(1, self.heads)
+        block = known[:, None].repeat(1, self.draft_length)
         masked = torch.ones_like(block, dtype=torch.bool)
         slots = self.denoise(hidden, known, block, masked)
-        count = -(-self.heads // self.passes)
+        count = -(-self.draft_length // self.passes)
         for _ in range(1, self.passes):  # reveal the masked slots of highest confidence, and denoise again
             share, best = self.logits(slots).softmax(dim=-1).max(dim=-1)  # (B,L)
             sure = share.masked_fill(~masked, -1.0).topk(count, dim=1).indices

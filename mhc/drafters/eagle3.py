@@ -99,7 +99,7 @@ class MidLayer(nn.Module):
 class Eagle3(Drafter):
     """EAGLE-3 draft layer.
 
-    heads: K, steps unrolled in training and levels of a tree. layers: the three layers whose inputs are fused; default
+    draft_length: K, steps unrolled in training and levels of a tree. taps: the three layers whose inputs are fused; default
     2, N/2 and N-3 of N, or N/4, N/2 and N-1 where those collide. draft_vocabulary: draft only this many tokens, the
     most frequent ones of the training answers (default: all). context: how many positions the layer attends to, so
     that relative positions never get larger than in training, whose rows are at most data.max_length long.
@@ -116,8 +116,8 @@ class Eagle3(Drafter):
     def __init__(
         self,
         backbone: Backbone,
-        heads: int = 7,
-        layers: list[int] | None = None,
+        draft_length: int = 7,
+        taps: list[int] | None = None,
         draft_vocabulary: int | None = None,
         context: int = 2048,
         checkpointing: bool = False,
@@ -127,23 +127,24 @@ class Eagle3(Drafter):
         theta: float = 10_000.0,
         epsilon: float = 1e-6,
     ):
-        named: dict[str, Any] = {"layers": layers, "draft_vocabulary": draft_vocabulary, "context": context}
+        named: dict[str, Any] = {"draft_length": draft_length, "taps": taps, "context": context}
+        named |= {"draft_vocabulary": draft_vocabulary}
         shape: dict[str, float | None] = {
             "attention_heads": attention_heads,
             "head_width": head_width,
             "inner_width": inner_width,
         }
         shape |= {"theta": theta, "epsilon": epsilon}
-        super().__init__(backbone, heads, **named, checkpointing=checkpointing, **shape)
-        if context < heads:
-            raise UserError(f"EAGLE-3's context is {context}: it must be at least its {heads} heads")
+        super().__init__(backbone, draft_length, **named, checkpointing=checkpointing, **shape)
+        if context < draft_length:
+            raise UserError(f"EAGLE-3's context is {context}: it must be at least its draft_length, {draft_length}")
         if draft_vocabulary is not None and not 1 <= draft_vocabulary <= backbone.vocabulary_size:
             raise UserError(
                 f"draft_vocabulary is {draft_vocabulary}: it must be between 1 and the backbone's {backbone.vocabulary_size}"
             )
-        self.taps = tuple(layers) if layers is not None else default_taps(backbone.layers)
+        self.taps = tuple(taps) if taps is not None else default_taps(backbone.layers)
         if len(self.taps) != 3 or not all(0 <= layer < backbone.layers for layer in self.taps):
-            raise UserError(f"EAGLE-3's layers are {list(self.taps)}: give three of 0 to {backbone.layers - 1}")
+            raise UserError(f"EAGLE-3's taps are {list(self.taps)}: give three layers of 0 to {backbone.layers - 1}")
         self.context, self.checkpointing, width = context, checkpointing, backbone.width
         self.fc = nn.Linear(3 * width, width, bias=False)
         usual_heads, usual_inner = sizes(backbone.model.config)
@@ -203,7 +204,7 @@ class Eagle3(Drafter):
         state = self.fc(features.tapped.to(dtype))  # (B,T,D)
         keys: list[Tensor] = []
         values: list[Tensor] = []
-        for head in range(self.heads):
+        for head in range(self.draft_length):
             next_ids = ids[:, (place + 1 + head).clamp(max=length - 1)]
             arguments = next_ids, (place + head).expand(rows, -1), state, keys, values
             if self.checkpointing and torch.is_grad_enabled():

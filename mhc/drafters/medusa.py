@@ -16,7 +16,7 @@ class Medusa(HiddenStateDrafter):
     """
 
     def __init__(self, backbone: Backbone, heads: int = 5, blocks: int = 1, own_lm_head: bool = False):
-        super().__init__(backbone, heads, own_lm_head, blocks=blocks)
+        super().__init__(backbone, heads, own_lm_head, heads=heads, blocks=blocks)
         self.stacks = nn.ModuleList(
             nn.Sequential(*(ResBlock(backbone.width) for _ in range(blocks))) for _ in range(heads)
         )

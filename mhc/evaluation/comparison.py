@@ -43,7 +43,7 @@ def measure(
     for label, sampling in SAMPLINGS.items():
         engines = {}
         for name, drafter in drafters.items():
-            engines[name, "chain"] = Engine(drafter.backbone, drafter, FixedTree.chain(drafter.heads))
+            engines[name, "chain"] = Engine(drafter.backbone, drafter, FixedTree.chain(drafter.draft_length))
             engines[name, "tuned"] = Engine(drafter.backbone, drafter, tuned[name][label])
         figures, plain = race(engines, prompts, max_new_tokens, partial(progress, f"decoding at {label}"), sampling)
         for (name, kind), engine in engines.items():
@@ -58,7 +58,9 @@ def measure(
             for number, (name, drafter) in enumerate(drafters.items()):
                 predictions[name] = predict_all(drafter, prompts, answers)
                 families[name]["head_accuracy"] = accuracy_by_head(predictions[name])
-                families[name]["predicted"] = round(predicted_tokens_per_step(predictions[name], drafter.heads), 4)
+                families[name]["predicted"] = round(
+                    predicted_tokens_per_step(predictions[name], drafter.draft_length), 4
+                )
                 progress("predicting", number + 1, len(drafters))
     return families, predictions
 

@@ -43,7 +43,10 @@ def predict(drafter: Drafter, prompt: Sequence[int], answer: Sequence[int]) -> P
     ids = torch.tensor([[*prompt, *answer]], device=backbone.device)
     roots = torch.arange(len(prompt), ids.shape[1] - 1, device=ids.device)  # token t+1 of every anchor
     anchors = torch.zeros_like(roots), roots - 1
-    ranks, confidence = torch.full((len(roots), drafter.heads), RANKS), torch.zeros(len(roots), drafter.heads)
+    ranks, confidence = (
+        torch.full((len(roots), drafter.draft_length), RANKS),
+        torch.zeros(len(roots), drafter.draft_length),
+    )
     for head, (hidden, _) in enumerate(drafter(backbone.features(ids, drafter.taps), ids, anchors)):
         known = ids[0, roots[0] + 1 + head :]  # (A-head,)
         logits = drafter.unembed(head, hidden[: len(known)]).float()

@@ -40,7 +40,7 @@ def card(checkpoint: Path, drafter: Drafter, format: str, command: str, license:
     arguments = ", ".join(f"{name} {value}" for name, value in drafter.arguments.items())
     return (
         f"---\n{front}---\n\n# {family} draft heads for {shown}\n\n"
-        f"{drafter.heads} draft heads with which {shown} decodes several tokens a step, with the text it gives anyway: every "
+        f"{drafter.draft_length} draft heads with which {shown} decodes several tokens a step, with the text it gives anyway: every "
         f"guess is checked by the model itself. Written by `run.py export --format {format}` of mhc {__version__}; "
         f"{arguments}.\n\n## Use\n\nWith these files in a folder `heads`:\n\n```\n"
         f"{command.replace(folders.target(drafter.backbone), place)}\n```\n\n## Measured\n\n{_measured(checkpoint)}"

@@ -159,7 +159,7 @@ def read_speculators(folder: Path, backbone: Backbone) -> EngineDraft:
 def eagle3_difference(drafter: Eagle3, engine: EngineDraft, length: int = 16, seed: int = 0) -> float:
     """How far `apart` our heads, which training asks for whole rows, and the engine are, which drafts token by token."""
     ids, _, ours = said(drafter, length, seed)
-    text, heads = ids[0].tolist(), drafter.heads
+    text, heads = ids[0].tolist(), drafter.draft_length
     return apart(ours, torch.stack([engine.chain(text[: t + 2], text[t + 2 : t + 1 + heads]) for t in range(length)]))
 
 

@@ -127,7 +127,7 @@ def require_path(folder: Path) -> None:
 
 def vllm_command(drafter: Drafter, folder: Path, method: str) -> str:
     """How vLLM serves the backbone with the heads in `folder`."""
-    settings = {"method": method, "model": str(folder), "num_speculative_tokens": drafter.heads}
+    settings = {"method": method, "model": str(folder), "num_speculative_tokens": drafter.draft_length}
     command = ["vllm", "serve", target(drafter.backbone), "--speculative-config"]
     return shlex.join([*command, json.dumps(settings, ensure_ascii=False)])
 
@@ -143,7 +143,7 @@ def said(drafter: Drafter, length: int, seed: int) -> tuple[Tensor, Tensor, Tens
     hidden states there (A,D), and the heads' logits (A,K,V) in fp32."""
     backbone = drafter.backbone
     dice = torch.Generator().manual_seed(seed)
-    ids = torch.randint(0, backbone.vocabulary_size, (1, length + drafter.heads + 1), generator=dice)
+    ids = torch.randint(0, backbone.vocabulary_size, (1, length + drafter.draft_length + 1), generator=dice)
     ids = ids.to(backbone.device)
     positions = torch.arange(length, device=ids.device)
     features = backbone.features(ids, drafter.taps)
@@ -162,7 +162,7 @@ def apart(ours: Tensor, theirs: Tensor) -> float:
 def difference(drafter: Drafter, engine: Engine, length: int = 32, seed: int = 0) -> float:
     """How far `apart` our heads and the engine are, over the backbone's hidden states of random tokens."""
     ids, hidden, ours = said(drafter, length, seed)
-    following = ids[0, 1:].unfold(0, drafter.heads, 1)[:length]  # (A,K): the known next token and those after it
+    following = ids[0, 1:].unfold(0, drafter.draft_length, 1)[:length]  # (A,K): the known next token and those after it
     return apart(ours, engine(hidden, following))
 
 

@@ -53,7 +53,7 @@ def tgi_medusa(drafter: Drafter, folder: Path) -> str:
         if medusa.unembeddings.own or blocks != 1:
             tensors[f"{head}.{blocks}.weight"] = stored(medusa.unembeddings.weight(head), backbone)
     config = {
-        "medusa_num_heads": medusa.heads,
+        "medusa_num_heads": medusa.draft_length,
         "medusa_num_layers": blocks,
         "base_model_name_or_path": target(backbone),
     }
@@ -73,7 +73,7 @@ def vllm_medusa(drafter: Drafter, folder: Path) -> str:
         for block, linear in enumerate(linears_of(stack)):
             tensors[f"blocks.{head}.layers.{block}.weight"] = stored(linear.weight, backbone)
             tensors[f"blocks.{head}.layers.{block}.bias"] = stored(linear.bias, backbone)
-    for head in range(1 if shared else medusa.heads):
+    for head in range(1 if shared else medusa.draft_length):
         tensors[f"lm_heads.{head}.weight"] = stored(medusa.unembeddings.weight(head), backbone)
     config = {
         "model_type": "medusa",
@@ -81,7 +81,7 @@ def vllm_medusa(drafter: Drafter, folder: Path) -> str:
         "hidden_size": backbone.width,
         "vocab_size": backbone.vocabulary_size,
         "truncated_vocab_size": backbone.vocabulary_size,
-        "num_heads": medusa.heads,
+        "num_heads": medusa.draft_length,
         "num_hidden_layers": medusa.arguments["blocks"],
         "medusa_fc_bias": True,  # without it the biases are dropped in silence
         "original_lm_head": shared,

@@ -20,8 +20,10 @@ from mhc.reports.html import STYLE, duration, figure, flat, last_name, pairs, se
 from mhc.reports.plots import curves_svg, histogram_svg, tree_svg
 from mhc.reports.run_logs import Curves, read_logs
 
-TRAINER = ("accelerator", "devices", "num_nodes", "strategy", "precision", "max_epochs", "max_steps", "max_time")
-TRAINER += ("accumulate_grad_batches", "gradient_clip_val", "val_check_interval", "check_val_every_n_epoch")
+TRAINER = (
+    *("accelerator", "devices", "num_nodes", "strategy", "precision", "max_epochs", "max_steps", "max_time"),
+    *("accumulate_grad_batches", "gradient_clip_val", "val_check_interval", "check_val_every_n_epoch"),
+)
 
 
 def report(folder: Path) -> str:

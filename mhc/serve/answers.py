@@ -115,8 +115,10 @@ def text_logprobs(tokenizer, tokens: list[tuple[int, TokenLogprob]], top: int, s
 def token_bytes(tokenizer: PreTrainedTokenizerBase, token: int) -> bytes:
     """The bytes that a token stands for, which need be no whole character."""
     name = tokenizer.convert_ids_to_tokens(token)
-    if token in tokenizer.added_tokens_decoder or name is None:
-        return (name or "").encode()
+    if not isinstance(name, str):
+        return b""
+    if token in tokenizer.added_tokens_decoder:
+        return name.encode()
     if len(name) == 6 and name.startswith("<0x") and name.endswith(">"):
         return bytes([int(name[3:5], 16)])
     table = _byte_table()

@@ -19,6 +19,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
+from starlette.routing import Route
 from torch.nn.utils.rnn import pad_sequence
 
 from mhc.decoding.request import DecodeRequest
@@ -64,7 +65,7 @@ class Server:
         self.tokenizer = engine.backbone.tokenizer  # for text, in the event loop
         self._encoder = copy.deepcopy(self.tokenizer)  # for prompts, in a thread: one tokenizer does not serve two
         self._encoding = ThreadPoolExecutor(1, "mhc-encoding")
-        heads = engine.drafter.heads if engine.drafter else 0
+        heads = engine.drafter.draft_length if engine.drafter else 0
         self.metrics = Metrics(heads, name)
         self.worker = Worker(engine, self.metrics, limits.rows, limits.waiting, limits.context, limits.timeout)
         self.fingerprint = f"mhc-{__version__}-{engine.backbone.fingerprint()}"
@@ -75,7 +76,7 @@ class Server:
     def described(self) -> dict[str, Any]:
         """The model as /v1/models lists it; `heads` and `context` are ours."""
         drafter = self.engine.drafter
-        heads = None if drafter is None else {"family": type(drafter).__name__, "heads": drafter.heads}
+        heads = None if drafter is None else {"family": type(drafter).__name__, "heads": drafter.draft_length}
         told = {"id": self.name, "object": "model", "created": 0, "owned_by": "mhc"}
         return told | {"heads": heads, "context": self.worker.context}
 
@@ -235,7 +236,8 @@ def build(engine: Engine, name: str, limits: Limits) -> FastAPI:
         if body.dimensions not in (None, engine.backbone.width):
             raise Refused(400, f"embeddings have {engine.backbone.width} dimensions: leave it out", "dimensions")
         inputs = await server.encode(lambda tokenizer: _as_ids(tokenizer, several(body.input)), "input")
-        vectors, until = {}, time.monotonic() + limits.timeout
+        vectors: dict[int, Any] = {}
+        until = time.monotonic() + limits.timeout
         for batch in batches(dict(enumerate(map(len, inputs))), EMBEDDED):
             work = partial(server.embed, [inputs[number] for number in batch])
             vectors |= zip(batch, await server.worker.call(work, until))
@@ -276,7 +278,8 @@ def build(engine: Engine, name: str, limits: Limits) -> FastAPI:
 
     _explain(app, server)
     publish(app, name, engine.backbone.width)
-    paths = frozenset(route.path for route in app.routes if "{" not in route.path)
+    named = (route.path for route in app.routes if isinstance(route, Route))
+    paths = frozenset(path for path in named if "{" not in path)
     app.add_middleware(Guards, metrics=server.metrics, key=limits.key, most_bytes=limits.body, paths=paths)
     return app
 

@@ -195,7 +195,7 @@ class Worker:
         except Exception:
             log.exception("the engine failed; /health says so from now on")
         finally:
-            self._loop.call_soon_threadsafe(self._fail)
+            self._in_loop(self._fail)
 
     def _obey(self, wait: bool) -> bool:
         """Carry out the commands that have come; False at the last one. wait: there is nothing else to do."""
@@ -222,7 +222,12 @@ class Worker:
         pieces = self.scheduler.step()
         for piece in pieces:
             self.metrics.count_round(piece.drafted, len(piece.tokens))
-        self._loop.call_soon_threadsafe(self._hand_out, pieces)
+        self._in_loop(self._hand_out, pieces)
+
+    def _in_loop(self, call: Callable[..., None], *arguments: Any) -> None:
+        """Have the event loop do this soon."""
+        assert self._loop is not None  # `start` set it before this thread began
+        self._loop.call_soon_threadsafe(call, *arguments)
 
     def _submit(self, number: int, asked: DecodeRequest) -> None:
         self.metrics.prompt_tokens.inc(len(asked.prompt))

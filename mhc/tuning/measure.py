@@ -62,7 +62,7 @@ def measure_costs(
     """Time plain steps, rounds of 1 to 64 nodes, and growth of the fixed trees and of every width and depth,
     interleaved; medians."""
     drafter = engine.require_drafter()
-    depth = drafter.heads
+    depth = drafter.draft_length
     counts = [count for count in COUNTS if count < engine.backbone.context - len(prompt)]
     chain = FixedTree.chain(depth)
     decoder = SpeculativeDecoder(engine.backbone, drafter, chain, 1, len(prompt) + 1 + counts[-1])
@@ -129,7 +129,7 @@ def record(
 ) -> list[Trace]:
     """Decode the prompts plainly, all at once, and record the drafts of trees of every width at every position."""
     drafter = engine.require_drafter()
-    depth = drafter.heads
+    depth = drafter.draft_length
     answers = dict(engine.generate_ids(prompts, max_new_tokens, len(prompts), plain=True, sampling=sampling))
     texts = [answers[number].token_ids for number in range(len(prompts))]
     longest = max(map(len, texts))
@@ -179,9 +179,9 @@ def _all_nodes(width: int, depth: int) -> DynamicTree:
 def _ranks(drafter: Drafter, decoder: SpeculativeDecoder, ahead: Tensor) -> Tensor:
     """Rank (B,D) of the true token in each head's list along the true path, at most RANKS; ahead (B,D+1)."""
     batch, ranks = decoder.batch, []
-    state, noise = drafter.start_tree(decoder.memory, batch.active), batch.round_noise(drafter.heads)
+    state, noise = drafter.start_tree(decoder.memory, batch.active), batch.round_noise(drafter.draft_length)
     first = torch.zeros(1, 1, dtype=torch.long, device=ahead.device)
-    for depth in range(drafter.heads):
+    for depth in range(drafter.draft_length):
         known = ahead[:, depth + 1]
         logits, state = drafter.draft_level(state, ahead[:, depth, None].clamp(min=0), first)
         scores = noise.draft_scores(logits, depth)[:, 0]

@@ -75,7 +75,7 @@ def test_each_conversation_is_read_as_if_alone(backbones, name, lengths):
 @pytest.mark.parametrize("family", [Medusa, Cascade, Eagle3, Diffusion])
 def test_the_loss_and_its_gradient_are_those_of_unpacked_rows(monkeypatch, family, objective):
     monkeypatch.setattr(Backbone, "load", classmethod(lambda cls, name, **_: tiny_backbone("llama")))
-    module = DraftModule(lambda backbone: family(backbone, heads=4), "tiny", objective=objective)
+    module = DraftModule(lambda backbone: family(backbone, 4), "tiny", objective=objective)
     if family is Diffusion:
         module.eval()  # while training its masks are random; eval drafts, as decoding does
     found = []

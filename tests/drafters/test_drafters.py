@@ -1,13 +1,15 @@
 """What every drafter must keep: training and decoding see the same function, and heads are apart."""
 
 import copy
+import json
+from functools import partial
 
 import pytest
 import torch
 
 from mhc.backbone.model import Backbone, Features
-from mhc.checkpoints.heads_folder import for_decoding, load_drafter, save_drafter
-from mhc.drafters import Cascade, Medusa
+from mhc.checkpoints.heads_folder import for_decoding, load_drafter, require_match, save_drafter
+from mhc.drafters import Cascade, Diffusion, Eagle3, Medusa
 from mhc.engine import Engine
 from mhc.errors import UserError
 from mhc.trees.shapes import DynamicTree, FixedTree
@@ -80,6 +82,30 @@ def test_saved_heads_come_back(backbones, tmp_path, family):
         assert torch.equal(before, after), name
     stored = (tmp_path / "drafter.safetensors").stat().st_size
     assert stored < 4 * sum(p.numel() for p in drafter.parameters()) + 10_000  # no backbone in there
+
+
+@pytest.mark.parametrize(
+    "drafter, old",
+    [
+        (partial(Diffusion, num_layers=2), {"heads": HEADS, "layers": 2}),
+        (partial(Eagle3, taps=[0, 1, 1]), {"heads": HEADS, "layers": [0, 1, 1]}),
+    ],
+)
+def test_heads_saved_under_old_argument_names_load(backbones, tmp_path, drafter, old):
+    """drafter.json, and the description in a checkpoint, from before each name had one meaning."""
+    backbone = backbones("llama")
+    saved = randomised(drafter(backbone, HEADS))
+    save_drafter(tmp_path, saved, FixedTree.chain(HEADS))
+    description = json.loads((tmp_path / "drafter.json").read_text())
+    for name in ("draft_length", "num_layers", "taps"):
+        description["arguments"].pop(name, None)
+    description["arguments"] |= old
+    (tmp_path / "drafter.json").write_text(json.dumps(description))
+    loaded, _ = load_drafter(tmp_path, backbone)
+    assert loaded.arguments == saved.arguments
+    require_match(description, saved, "the checkpoint")
+    with pytest.raises(UserError, match="draft_length=9"):
+        require_match(description | {"arguments": old | {"heads": 9}}, saved, "the checkpoint")
 
 
 def test_heads_find_a_backbone_named_relatively_from_anywhere(tmp_path, monkeypatch):

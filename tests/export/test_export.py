@@ -47,7 +47,7 @@ def biased(backbone):
 
 @pytest.mark.parametrize(
     "family",
-    [Medusa, Cascade, lambda b: Diffusion(b, heads=3), lambda b: Eagle3(b, heads=2)],
+    [Medusa, Cascade, lambda b: Diffusion(b, draft_length=3), lambda b: Eagle3(b, draft_length=2)],
     ids=["medusa", "cascade", "diffusion", "eagle3"],
 )
 def test_hf_takes_every_family(tiny, tmp_path, family):
@@ -100,7 +100,7 @@ def test_a_config_that_misleads_the_engine_is_an_error(backbones, tmp_path, form
     "format, family, told",
     [
         ("vllm-medusa", Cascade, "do not see each other|see the hidden state alone.*run.py serve"),
-        ("tgi-medusa", lambda b: Eagle3(b, heads=2), "export eagle3-vllm"),
+        ("tgi-medusa", lambda b: Eagle3(b, draft_length=2), "export eagle3-vllm"),
     ],
 )
 def test_what_an_engine_cannot_serve_is_refused_with_the_nearest_choice(tiny, tmp_path, format, family, told):

@@ -20,7 +20,7 @@ VARIANTS = {
     "cascade_low_rank": lambda backbone: Cascade(backbone, HEADS, cell="low_rank", rank=5),
     "cascade_low_rank_own": lambda backbone: Cascade(backbone, HEADS, cell="low_rank", rank=5, own_lm_head=True),
     "diffusion": lambda backbone: Diffusion(backbone, HEADS),
-    "diffusion_own": lambda backbone: Diffusion(backbone, HEADS, layers=2, own_lm_head=True),
+    "diffusion_own": lambda backbone: Diffusion(backbone, HEADS, num_layers=2, own_lm_head=True),
     "diffusion_passes": lambda backbone: Diffusion(backbone, HEADS, passes=2),
     "eagle3": lambda backbone: Eagle3(backbone, HEADS),
     "eagle3_short_sighted": lambda backbone: Eagle3(backbone, HEADS, context=5),
@@ -49,7 +49,7 @@ def memorise(
         loss = torch.zeros(())
         for prompt, answer in zip(prompts, answers):
             ids = torch.tensor([prompt + answer])
-            position = torch.arange(len(prompt) - 1, ids.shape[1] - 1 - drafter.heads)
+            position = torch.arange(len(prompt) - 1, ids.shape[1] - 1 - drafter.draft_length)
             features = drafter.backbone.features(ids, drafter.taps)
             for head, (hidden, weight) in enumerate(drafter(features, ids, (torch.zeros_like(position), position))):
                 labels, matrices = ids[0, position + 2 + head], drafter.unembedding(head)

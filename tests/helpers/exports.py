@@ -15,7 +15,7 @@ from tests.helpers.drafters import randomised
 
 def checkpoint(folder: Path, drafter: Drafter) -> Path:
     """`drafter`, randomised, as a folder."""
-    save_drafter(folder / "heads", randomised(drafter, 0.2), FixedTree.chain(drafter.heads))
+    save_drafter(folder / "heads", randomised(drafter, 0.2), FixedTree.chain(drafter.draft_length))
     return folder / "heads"
 
 

@@ -40,6 +40,6 @@ def module_on(backbone, family, monkeypatch, **arguments) -> DraftModule:
     """A DraftModule whose heads are not at their start, where most families are the identity."""
     monkeypatch.setattr(Backbone, "load", classmethod(lambda cls, name, **_: backbone))
     torch.manual_seed(0)
-    module = DraftModule(lambda backbone: family(backbone, heads=HEADS), "tiny", **arguments)
+    module = DraftModule(lambda backbone: family(backbone, HEADS), "tiny", **arguments)
     randomised(module.drafter, 0.05)
     return module

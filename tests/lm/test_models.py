@@ -79,7 +79,7 @@ def test_it_takes_heads_and_its_text_stays(name, family, batch_size):
     expected = [reference(Backbone(model), prompt) for prompt in PROMPTS]
     backbone = Backbone(model)
     for tree in (FixedTree([[0], [1], [0, 0], [0, 1], [0, 0, 0]]), DynamicTree(width=3, depth=4, budget=14)):
-        engine = Engine(backbone, randomised(family(backbone, heads=4)), tree)
+        engine = Engine(backbone, randomised(family(backbone, 4)), tree)
         assert answers(engine, batch_size) == expected
 
 

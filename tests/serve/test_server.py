@@ -476,7 +476,7 @@ def test_counters(live, http):
     grown = {name: value - before.get(name, 0) for name, value in after.items()}
     assert grown["mhc_generated_tokens_total"] == 30 and grown["mhc_steps_total"] == told["steps"]
     assert grown["mhc_prompt_tokens_total"] == answer["usage"]["prompt_tokens"]
-    heads = range(live.engine.drafter.heads)
+    heads = range(live.engine.drafter.draft_length)
     accepted = [grown[f'mhc_accepted_tokens_total{{head="{head}"}}'] for head in heads]
     drafted = [grown[f'mhc_drafted_tokens_total{{head="{head}"}}'] for head in heads]
     assert sum(accepted) == 30 - told["steps"] and accepted == sorted(accepted, reverse=True)
