@@ -7,6 +7,7 @@ turn, in one run: two runs an hour apart compare the machine's moods. `run.py sp
 import argparse
 import json
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +129,8 @@ def _answer(engine, questions: list, files: list, wanted) -> None:
             rates = [f"{tokens / seconds:,.0f}" for tokens, seconds in spent if seconds]
             progress.update(task, completed=done, rate=" and ".join(rates) + " tokens/s" if rates else "")
 
-        kept = answer_questions(engine, questions, files, wanted, progress.console.print, show)
+        above = partial(progress.console.print, markup=False, soft_wrap=True)  # lines go above the bar
+        kept = answer_questions(engine, questions, files, wanted, above, show)
     for file, records, (tokens, seconds) in zip(files, kept, spent):
         new = f"{tokens:,} tokens in {seconds:.0f} s ({tokens / seconds:,.0f} tokens/s)" if seconds else "complete"
         say(f"{file.path}: {len(records)} questions, {new}")
