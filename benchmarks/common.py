@@ -18,8 +18,8 @@ sys.path.insert(0, str(ROOT))  # so that a benchmark also runs where the package
 
 import torch
 
-from mhc.checkpoints.heads_folder import write_json
 from mhc.evaluation.decode_benchmark import machine, versions
+from mhc.util.files import write_json
 
 
 def result(case: str, metric: str, values: list[float], quartiles: bool = False) -> dict[str, Any]:

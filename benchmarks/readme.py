@@ -15,11 +15,11 @@ from rich.console import Console
 from rich.text import Text
 
 from common import ROOT, machine, versions
-from mhc.checkpoints.heads_folder import write_json
 from mhc.commands.generate import coloured
 from mhc.engine import Engine
 from mhc.evaluation.comparison import as_markdown, explain
 from mhc.reports.plots import draw_comparison
+from mhc.util.files import write_json
 
 RUN, RESULTS, DOCS = ROOT / "runs/quickstart", ROOT / "benchmarks/results", ROOT / "docs"
 PROMPT = "Write a happy story about Anna, who is curious. It should mention: a sailor, a green lantern and the harbour."

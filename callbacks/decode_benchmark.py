@@ -9,13 +9,14 @@ from rich.console import Console
 from rich.table import Table
 
 from callbacks.drafter_checkpoint import DrafterCheckpoint
-from mhc.checkpoints.heads_folder import for_decoding, tuned_tree, write_json
+from mhc.checkpoints.heads_folder import for_decoding, tuned_tree
 from mhc.engine import Engine
 from mhc.errors import UserError
 from mhc.evaluation.decode_benchmark import machine, race, versions
 from mhc.evaluation.teacher_forced import foretell_all, save_guesses
 from mhc.sampling import GREEDY
 from mhc.tuning.measure import example_round
+from mhc.util.files import write_json
 from mhc.util.progress import bar
 
 RESULT, GUESSES = "decode_benchmark.json", "guesses.csv"

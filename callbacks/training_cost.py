@@ -14,9 +14,9 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from mhc.backbone.packing import PADDING
-from mhc.checkpoints.heads_folder import write_json
 from mhc.distributed.sharding import element_count, summed
 from mhc.evaluation.decode_benchmark import machine, versions, wait
+from mhc.util.files import write_json
 
 RESULT = "training.json"
 

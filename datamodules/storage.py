@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -172,10 +172,3 @@ def _temporary(path: Path, name: str) -> Path:
 def _unwritable(path: object, problem: OSError) -> UserError:
     free = shutil.disk_usage(Path(str(path)).parent).free / 2**30
     return UserError(f"cannot write '{path}' ({problem.strerror}, {free:.1f} GiB free): choose another --data.cache")
-
-
-def described(files: Iterable[Path]) -> Iterator[tuple[str, int, int]]:
-    """Name, size and time of files: what tells whether they are still the same."""
-    for file in files:
-        status = file.stat()
-        yield str(file), status.st_size, status.st_mtime_ns

@@ -119,9 +119,9 @@ def write_results(out: Path, comparison: dict[str, Any]) -> None:
     """comparison.json, .md and .png, and the table on the terminal."""
     from rich.console import Console
 
-    from mhc.checkpoints.heads_folder import write_json
     from mhc.evaluation.comparison import as_markdown, explain
     from mhc.reports.plots import draw_comparison
+    from mhc.util.files import write_json
 
     write_json(out / RESULT, comparison)
     table = as_markdown(comparison)
@@ -157,11 +157,12 @@ def show(families: dict[str, Any]) -> None:
 
 def _tuned(folder: Path, drafter, prompts: list[list[int]], max_new_tokens: int, progress) -> dict[str, Any]:
     """The fastest tree of these heads at each temperature; what was found stays beside the heads."""
-    from mhc.checkpoints.heads_folder import TUNED, write_json
+    from mhc.checkpoints.heads_folder import TUNED
     from mhc.commands.tune import tune
     from mhc.engine import Engine
     from mhc.evaluation.comparison import SAMPLINGS
     from mhc.trees.shapes import shape_of
+    from mhc.util.files import write_json
 
     trees = {}
     for label, sampling in SAMPLINGS.items():

@@ -24,7 +24,7 @@ def main(argv: list[str]) -> int:
     from rich.console import Console
 
     from callbacks.decode_benchmark import RESULT, show
-    from mhc.checkpoints.heads_folder import write_json
+    from mhc.util.files import write_json
 
     console, out, started = Console(), Path(options.out), time.perf_counter()
     stages = list(_stages(out, options.conversations, options.trainer or best_trainer()))

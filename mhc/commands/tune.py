@@ -22,8 +22,9 @@ def main(argv: list[str]) -> int:
     options = _parser().parse_args(argv)
 
     from datamodules import ConversationData
-    from mhc.checkpoints.heads_folder import TUNED, write_json
+    from mhc.checkpoints.heads_folder import TUNED
     from mhc.reports.plots import draw_tuning
+    from mhc.util.files import write_json
     from mhc.util.progress import bar, say
 
     sampling = sampling_of(options)

@@ -14,7 +14,6 @@ from typing import Any
 from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 
 from mhc.backbone.model import Backbone
-from mhc.checkpoints.heads_folder import write_json
 from mhc.distill.feature_pass import read_samples
 from mhc.distill.shards import (
     FORMAT,
@@ -32,6 +31,7 @@ from mhc.distill.shards import (
 from mhc.distill.windows import Shard, choose, most_heads, plan, samples_of
 from mhc.errors import UserError
 from mhc.evaluation.decode_benchmark import versions
+from mhc.util.files import write_json
 from mhc.util.progress import bar, say
 
 PROMPT_COUNT = 512  # of each held-out split, at most

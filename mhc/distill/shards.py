@@ -26,9 +26,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from mhc.checkpoints.heads_folder import write_atomically, write_json
 from mhc.distill.windows import Shard
 from mhc.errors import UserError
+from mhc.util.files import write_atomically, write_json
 
 FORMAT = 1
 MANIFEST, PROMPTS = "manifest.json", "prompts.json"

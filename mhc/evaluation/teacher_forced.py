@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mhc.checkpoints.heads_folder import write_atomically
 from mhc.drafters import Drafter
 from mhc.trees.shapes import FixedTree
 from mhc.tuning.replay import RANKS, Trace, replay_fixed
+from mhc.util.files import write_atomically
 
 
 @dataclass

@@ -18,8 +18,7 @@ from mhc.drafters import Eagle3
 from mhc.drafters.eagle3 import default_taps
 from mhc.errors import UserError
 from mhc.export.eagle3 import IDS
-from mhc.export.folders import CONFIG, read_config, require_shapes
-from mhc.export.published import first_of, read_weights
+from mhc.export.folders import CONFIG, first_of, read_config, read_weights, require_shapes
 
 FILES = ("model.safetensors", "pytorch_model.safetensors", "pytorch_model.bin")  # the first that is there
 OTHER = (  # what makes another network of it
