@@ -68,7 +68,7 @@ class ConversationData(BatchData):
         pack: put whole conversations side by side into rows of exactly max_length tokens; each still sees itself alone.
         seed: decides the order of batches and the generated dialogues.
         workers: processes that collate batches; 0 does it in the main process.
-        docs_share: for "pocket", the share of dialogues about Python's documentation.
+        documentation_share: for "pocket", the share of dialogues about Python's documentation.
         cache: a folder that conversations and token ids are kept in and mapped from, so that data may be larger than
             memory and are tokenized once; without, all of it is held in memory.
         answered: false keeps prompts without an answer as well; their answers are then empty (for distillation).
@@ -85,7 +85,7 @@ class ConversationData(BatchData):
         pack: bool = False,
         seed: int = 0,
         workers: int = 0,
-        docs_share: float = 0.1,
+        documentation_share: float = 0.1,
         cache: str | None = None,
         answered: bool = True,
         max_bad_share: float = 0.1,
@@ -100,7 +100,7 @@ class ConversationData(BatchData):
             raise UserError(f"data.max_bad_share is {max_bad_share}: it must be between 0 and 1")
         self.path, self.max_length, self.batch_size, self.limit = path, max_length, batch_size, limit
         self.supervise, self.pack, self.seed, self.workers = supervise, pack, seed, workers
-        self.docs_share, self.answered, self.max_bad_share = docs_share, answered, max_bad_share
+        self.documentation_share, self.answered, self.max_bad_share = documentation_share, answered, max_bad_share
         self.cache = None if cache is None else Path(cache)
         self.tokenizer = None
         self.report: Report | None = None
@@ -174,7 +174,7 @@ class ConversationData(BatchData):
 
         count = self.limit or POCKET_COUNT
         self.report = Report("pocket", {"generated": count}, count, count)
-        made = track(dialogues(count, self.seed, self.docs_share), count, "making dialogues")
+        made = track(dialogues(count, self.seed, self.documentation_share), count, "making dialogues")
         for number, dialogue in enumerate(made, start=1):
             yield Conversation(dialogue["id"], dialogue["messages"], f"pocket:{number}")
 
@@ -183,7 +183,7 @@ class ConversationData(BatchData):
     def _source(self) -> dict[str, Any]:
         """What decides which conversations there are."""
         if self.path == "pocket":
-            return {name: getattr(self, name) for name in ("path", "limit", "seed", "docs_share")}
+            return {name: getattr(self, name) for name in ("path", "limit", "seed", "documentation_share")}
         return {"source": source_state(self.path), "answered": self.answered, "max_bad_share": self.max_bad_share}
 
     def _cached(self) -> tuple[StoredConversations, array]:

@@ -22,7 +22,8 @@ from mhc.util.progress import bar
 class FeatureBatches(Dataset):
     """Indexed with a list of sample numbers, gives what `DraftModule.losses` takes, right padded:
 
-    ids (B,T) int64, mask (B,T) bool, hidden (B,T,D), taps (B,T,n*D) where columns of them are wanted, counted (B,T) bool.
+    ids (B,T) int64, mask (B,T) bool, hidden (B,T,D), taps (B,T,n*D) where columns of them are wanted, loss_positions (B,T)
+    bool.
     columns: the places of the wanted layers among those stored. agreed: only tokens that the backbone would say itself
     are targets. An empty list gives a dummy row that nothing is learned from.
     """
@@ -41,7 +42,7 @@ class FeatureBatches(Dataset):
             "ids": torch.full((rows, longest), self.pad_id),
             "mask": torch.zeros(rows, longest, dtype=torch.bool),
             "hidden": torch.zeros(rows, longest, self.width, dtype=STORES[self.store]),
-            "counted": torch.zeros(rows, longest, dtype=torch.bool),
+            "loss_positions": torch.zeros(rows, longest, dtype=torch.bool),
         }
         if self.columns:
             shape = rows, longest, len(self.columns), self.width
@@ -51,7 +52,7 @@ class FeatureBatches(Dataset):
             batch["ids"][at, :length] = samples.read(number, "ids")
             batch["mask"][at, :length] = self._mask(number)
             batch["hidden"][at, :length] = samples.read(number, "hidden")
-            batch["counted"][at, first:last] = True
+            batch["loss_positions"][at, first:last] = True
             if self.columns:
                 taps = samples.read(number, "taps").unflatten(-1, (-1, self.width))
                 batch["taps"][at, :length] = taps[:, self.columns]
@@ -199,9 +200,9 @@ class FeatureData(BatchData):
                 f"{_named(drafter.taps)}: collect with --taps {' '.join(map(str, drafter.taps))}"
             )
         most = self.manifest["most_heads"]
-        if most is not None and drafter.heads > most:
+        if most is not None and drafter.draft_length > most:
             raise UserError(
-                f"'{self.path}' leaves room for {most} heads between its samples, not {drafter.heads}: collect with a "
+                f"'{self.path}' leaves room for {most} heads between its samples, not {drafter.draft_length}: collect with a "
                 "smaller --stride"
             )
         return [settings["taps"].index(layer) for layer in drafter.taps]

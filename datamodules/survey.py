@@ -93,7 +93,7 @@ def _share(data: ConversationData) -> float:
 def _part(data: ConversationData, path: Path) -> ConversationData:
     """The same data module over the first PART conversations."""
     if data.path == "pocket":
-        settings = {"path": "pocket", "limit": 2 * PART, "docs_share": data.docs_share}
+        settings = {"path": "pocket", "limit": 2 * PART, "documentation_share": data.documentation_share}
     else:
         first = islice(iterate(data.path, Report(data.path)), PART)
         path.write_text("".join(json.dumps({"messages": each.messages}) + "\n" for each in first))

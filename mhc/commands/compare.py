@@ -65,14 +65,15 @@ def compare(
     from callbacks.training_cost import RESULT as COST
     from mhc.checkpoints.heads_folder import for_decoding, load_drafter
     from mhc.evaluation.comparison import measure
-    from mhc.evaluation.decode_benchmark import machine, versions
     from mhc.evaluation.teacher_forced import save_guesses
     from mhc.util.progress import add_task, bar
+    from mhc.util.provenance import machine, versions
 
-    drafters, tuned, parameters, backbone = {}, {}, {}, None
+    drafters, tuned, parameters = {}, {}, {}
+    backbone = load_drafter(out / families[0], **loading)[0].backbone
     for family in families:
         loaded, _ = load_drafter(out / family, backbone, **loading)
-        drafters[family], backbone = for_decoding(loaded), loaded.backbone
+        drafters[family] = for_decoding(loaded)
         parameters[family] = sum(parameter.numel() for parameter in loaded.parameters())
     with bar() as progress:
         for family, drafter in drafters.items():
@@ -139,14 +140,14 @@ def show(families: dict[str, Any]) -> None:
 
     table = Table(title="the same held-out prompts; tokens per step, and speedup", box=SIMPLE_HEAD, padding=(0, 1))
     table.add_column("drafter", no_wrap=True)
-    for heading in ("head 0", "chain", "foretold", "draft", "tuned", "speedup", "T=1"):
+    for heading in ("head 0", "chain", "predicted", "draft", "tuned", "speedup", "T=1"):
         table.add_column(heading, justify="right", no_wrap=True)
     for name, found in families.items():
         table.add_row(
             name,
             f"{found['head_accuracy'][0]['top1']:.0%}",
             f"{found['chain/T=0']['tokens_per_step']:.2f}",
-            f"{found['simulated']:.2f}",
+            f"{found['predicted']:.2f}",
             f"{found['chain_ms']['draft_ms']:.1f} ms",
             f"{found['tuned/T=0']['tokens_per_step']:.2f}",
             f"{found['tuned/T=0']['speedup']:.2f}x",
@@ -161,7 +162,7 @@ def _tuned(folder: Path, drafter, prompts: list[list[int]], max_new_tokens: int,
     from mhc.commands.tune import tune
     from mhc.engine import Engine
     from mhc.evaluation.comparison import SAMPLINGS
-    from mhc.trees.shapes import shape_of
+    from mhc.trees.shapes import parse_tree
     from mhc.util.files import write_json
 
     trees = {}
@@ -169,7 +170,7 @@ def _tuned(folder: Path, drafter, prompts: list[list[int]], max_new_tokens: int,
         path = folder / (TUNED if label == "T=0" else f"tree.{label}.json")
         if not path.exists():
             write_json(path, tune(Engine(drafter.backbone, drafter), prompts, max_new_tokens, sampling, progress))
-        trees[label] = shape_of(json.loads(path.read_text())["tree"])
+        trees[label] = parse_tree(json.loads(path.read_text())["tree"])
     return trees
 
 
@@ -177,8 +178,9 @@ def _train(console, family: str, trainer: str, data: str, folder: Path, options)
     """Train one family for the budget, or go on with it, or leave it if it is done; the exit status."""
     from callbacks.training_cost import RESULT as COST
 
-    heads = ("--model.init_args.drafter.init_args.heads", str(options.heads))
-    common = [*heads, "--model.backbone", options.backbone, "--trainer.max_epochs", "-1"]
+    key = "heads" if family in ("medusa", "cascade") else "draft_length"
+    length = (f"--model.init_args.drafter.init_args.{key}", str(options.heads))
+    common = [*length, "--model.backbone", options.backbone, "--trainer.max_epochs", "-1"]
     for flag, value in (
         ("data.limit", options.limit),
         ("model.dtype", options.dtype),

@@ -67,7 +67,7 @@ def _in_process(options: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
 
     if options.model is not None:
         raise UserError("--model goes with --server: give --backbone here")
-    engine = engine_of(options, "pocket").for_many()
+    engine = engine_of(options, "pocket").with_large_batch_tree()
     backbone = engine.backbone
     told = {
         "backbone": backbone.name,

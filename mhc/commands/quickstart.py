@@ -33,12 +33,13 @@ def main(argv: list[str]) -> int:
         if status:
             return status
     drafters = {name: json.loads((out / name / RESULT).read_text()) for name in DRAFTERS}
-    report = {"seconds": round(time.perf_counter() - started, 1), "drafters": drafters}
+    seconds = round(time.perf_counter() - started, 1)
+    report = {"seconds": seconds, "drafters": drafters}
     write_json(out / "report.json", report)
     draw_accuracy(drafters, out / "head_accuracy.png")
     show(drafters)
     console.print(
-        f"done in {report['seconds'] / 60:.1f} minutes: {out / 'report.json'}, {out / 'head_accuracy.png'}\n"
+        f"done in {seconds / 60:.1f} minutes: {out / 'report.json'}, {out / 'head_accuracy.png'}\n"
         f"ask it something: python run.py generate --checkpoint {out / 'cascade'} --prompt "
         '"Write a thank-you letter from Luis to Leo. It is for the teddy bear."',
         soft_wrap=True,

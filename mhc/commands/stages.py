@@ -31,14 +31,14 @@ def best_trainer() -> str:
     """The file of configs/trainer that makes the most of this machine."""
     import torch
 
-    from mhc.estimate.dry_run import speed
+    from mhc.util.machine import product_speed
 
     if torch.cuda.is_available():
         return "gpu"
     if not torch.cpu._is_avx512_bf16_supported():
         return "cpu"
     # Some processors have the instructions and are half as fast with them (an Intel Xeon without AMX; docs/log.md).
-    half, full = (speed(False, dtype)[0] for dtype in (torch.bfloat16, torch.float32))
+    half, full = (product_speed(False, dtype)[0] for dtype in (torch.bfloat16, torch.float32))
     return "cpu-bf16" if half > 1.2 * full else "cpu"
 
 

@@ -156,9 +156,9 @@ def answer_all(
             answers = begun.setdefault(piece["key"], [])
             if piece["turn"] == len(answers):  # else it was given to an answer that is damaged now
                 answers.append((piece["text"], piece["finish_reason"]))
-        waiting = {job.key: job for job in jobs}  # identical rows stand once
-        counts.kept_before = sum(key in done for key in waiting)
-        waiting = [job for key, job in waiting.items() if key not in done]
+        unique = {job.key: job for job in jobs}  # identical rows stand once
+        counts.kept_before = sum(key in done for key in unique)
+        waiting = [job for key, job in unique.items() if key not in done]
         for job in waiting:
             for text, reason in begun.get(job.key, [])[: sum(m["role"] == "assistant" for m in job.source)]:
                 job.answer(text, reason)

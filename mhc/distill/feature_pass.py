@@ -14,6 +14,7 @@ from mhc.backbone.model import Backbone
 from mhc.distill.shards import STORES
 from mhc.distill.windows import Sample
 from mhc.errors import UserError
+from mhc.util.batches import batches
 
 UNEMBEDDED = 1024  # positions whose logits are held at a time
 
@@ -66,17 +67,6 @@ def read_samples(
     return shard, figures
 
 
-def batches(lengths: dict[int, int], tokens: int) -> Iterator[list[int]]:
-    """Rows of about one length, at most `tokens` a batch, padding included (or a single row)."""
-    batch: list[int] = []
-    for row in sorted(lengths, key=lambda row: -lengths[row]):
-        if batch and lengths[batch[0]] * (len(batch) + 1) > tokens:
-            yield batch
-            batch = []
-        batch.append(row)
-    yield batch
-
-
 @torch.no_grad()
 def _read(
     backbone: Backbone, texts: list[Tensor], taps: tuple[int, ...], store: torch.dtype
@@ -88,7 +78,7 @@ def _read(
     greedy = torch.cat([backbone.unembed(part).argmax(dim=-1) for part in parts]).reshape(ids.shape)
     read = {"hidden": features.hidden.to(store), "greedy": greedy.to(torch.int32)}
     if taps:
-        read["taps"] = features.taps.to(store)
+        read["taps"] = features.tapped.to(store)
     read = {name: tensor.cpu() for name, tensor in read.items()}
     for number, text in enumerate(texts):
         yield {name: tensor[number, : len(text)] for name, tensor in read.items()}

@@ -30,9 +30,9 @@ from mhc.distill.shards import (
 )
 from mhc.distill.windows import Shard, choose, most_heads, plan, samples_of
 from mhc.errors import UserError
-from mhc.evaluation.decode_benchmark import versions
 from mhc.util.files import write_json
 from mhc.util.progress import bar, say
+from mhc.util.provenance import versions
 
 PROMPT_COUNT = 512  # of each held-out split, at most
 
@@ -43,7 +43,8 @@ def collect(backbone: Backbone, data: Any, out: Path, settings: dict[str, Any]) 
     data: has rows(split) of (ids, mask) and prompts(split, count), as ConversationData. Raises UserError where the folder
     holds something else or was filled under other settings, and where the disk is too small; nothing is written then.
     """
-    found, digest = {}, hashlib.sha256()
+    found: dict[str, list[Any]] = {}
+    digest = hashlib.sha256()
     for split in SPLITS:
         found[split] = []
         for number, (ids, mask, *_) in enumerate(data.rows(split)):
@@ -70,8 +71,8 @@ def collect(backbone: Backbone, data: Any, out: Path, settings: dict[str, Any]) 
     if not (out / PROMPTS).exists():
         held_out = {split: data.prompts(split, PROMPT_COUNT) for split in SPLITS[1:]}
         write_json(out / PROMPTS, {split: [asdict(prompt) for prompt in some] for split, some in held_out.items()})
-    notes = _fill(backbone, data, out, shards, notes, manifest)
-    supervised, agreed, size = (sum(note[name] for note in notes) for name in ("supervised", "agreed", "bytes"))
+    filled = _fill(backbone, data, out, shards, notes, manifest)
+    supervised, agreed, size = (sum(note[name] for note in filled) for name in ("supervised", "agreed", "bytes"))
     figures = {"supervised": supervised, "agreement": round(agreed / max(1, supervised), 6), "bytes": size}
     manifest = (before or manifest) | figures | {"complete": True}
     write_json(out / MANIFEST, manifest)

@@ -94,7 +94,8 @@ class Server:
 
     def __call__(self, requests: Iterable[Request]) -> Iterator[Reply]:
         replies: queue.Queue = queue.Queue()  # of futures
-        loop, on_the_way = asyncio.new_event_loop(), set()
+        loop = asyncio.new_event_loop()
+        on_the_way: set[Any] = set()
         thread = threading.Thread(target=loop.run_forever, daemon=True)
         thread.start()
         client = self.openai.AsyncOpenAI(**self._options())

@@ -94,7 +94,7 @@ def _some(rows: list[list[Sample]], most: int) -> list[list[Sample]]:
 
 def plan(splits: dict[str, list[list[Sample]]], per_position: int, shard_bytes: int) -> list[Shard]:
     """Rows dealt out to shards in order, each shard at most `shard_bytes` (or a single row)."""
-    shards = []
+    shards: list[Shard] = []
     for split, rows in splits.items():
         first = len(shards)
         samples: list[Sample] = []

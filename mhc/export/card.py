@@ -7,11 +7,11 @@ from typing import Any
 
 import yaml
 
-import mhc
 from mhc.checkpoints.heads_folder import DESCRIPTION, TUNED, WEIGHTS
 from mhc.drafters import Drafter
 from mhc.errors import UserError
 from mhc.export import folders
+from mhc.version import __version__
 
 CARD, DECODED, TRAINED = "README.md", "decode_benchmark.json", "training.json"
 
@@ -40,8 +40,8 @@ def card(checkpoint: Path, drafter: Drafter, format: str, command: str, license:
     arguments = ", ".join(f"{name} {value}" for name, value in drafter.arguments.items())
     return (
         f"---\n{front}---\n\n# {family} draft heads for {shown}\n\n"
-        f"{drafter.heads} draft heads with which {shown} decodes several tokens a step, with the text it gives anyway: every "
-        f"guess is checked by the model itself. Written by `run.py export --format {format}` of mhc {mhc.__version__}; "
+        f"{drafter.draft_length} draft heads with which {shown} decodes several tokens a step, with the text it gives anyway: every "
+        f"guess is checked by the model itself. Written by `run.py export --format {format}` of mhc {__version__}; "
         f"{arguments}.\n\n## Use\n\nWith these files in a folder `heads`:\n\n```\n"
         f"{command.replace(folders.target(drafter.backbone), place)}\n```\n\n## Measured\n\n{_measured(checkpoint)}"
     )

@@ -74,7 +74,7 @@ def import_eagle3(folder: Path, backbone: Backbone, layers: list[int] | None = N
         tensors["fc.weight"] = torch.nn.functional.pad(tensors["fc.weight"], (0, absent * width))
     drafter = Eagle3(
         backbone,
-        layers=taps,
+        taps=taps,
         draft_vocabulary=drafted if drafted < vocabulary else None,
         context=max(int(config.get("max_position_embeddings") or 0), min(backbone.context, 1 << 17), 2048),
         attention_heads=queries,

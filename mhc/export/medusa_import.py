@@ -1,8 +1,8 @@
 """Published Medusa heads turned into ours.
 
-FasterDecoding's names are `{head}.{block}.linear.*` and `{head}.{blocks}.weight`, in later releases behind `medusa_head.`;
-vLLM's are `blocks.{head}.layers.{block}.*` and `lm_heads.{head}.weight`. The tensors say how many heads there are: config.json
-of the published Vicuna heads counts two of its five.
+FasterDecoding's names are `{head}.{block}.linear.*` and `{head}.{blocks}.weight`, in later releases behind `medusa_head.`; vLLM's are
+`blocks.{head}.layers.{block}.*` and `lm_heads.{head}.weight`. The tensors say how many heads there are: config.json of the
+published Vicuna heads counts two of its five.
 """
 
 import re

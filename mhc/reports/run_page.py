@@ -20,8 +20,10 @@ from mhc.reports.html import STYLE, duration, figure, flat, last_name, pairs, se
 from mhc.reports.plots import curves_svg, histogram_svg, tree_svg
 from mhc.reports.run_logs import Curves, read_logs
 
-TRAINER = ("accelerator", "devices", "num_nodes", "strategy", "precision", "max_epochs", "max_steps", "max_time")
-TRAINER += ("accumulate_grad_batches", "gradient_clip_val", "val_check_interval", "check_val_every_n_epoch")
+TRAINER = (
+    *("accelerator", "devices", "num_nodes", "strategy", "precision", "max_epochs", "max_steps", "max_time"),
+    *("accumulate_grad_batches", "gradient_clip_val", "val_check_interval", "check_val_every_n_epoch"),
+)
 
 
 def report(folder: Path) -> str:
@@ -187,11 +189,11 @@ def _training(curves: Curves, cost: dict[str, Any]) -> str:
         numbers = sorted(int(match[1]) for match in found if match)
         return {f"head {number}": f"val/head{number}_{kind}" for number in numbers}
 
-    step = {"decoded": "val/tokens_per_step", "foretold": "val/simulated_tokens_per_step"}
+    step = {"decoded": "val/tokens_per_step", "predicted": "val/predicted_tokens_per_step"}
     step["from any position"] = "val/expected_tokens_per_step"
     charts = [
         ("loss", {"training": "train/loss", "validation": "val/loss"}, ""),
-        ("tokens per step, validation", step, "Where drafting does as in training, decoded lies on foretold."),
+        ("tokens per step, validation", step, "Where drafting does as in training, decoded lies on predicted."),
         ("loss of each head, validation", by_head("loss"), ""),
         ("top-1 of each head, validation", by_head("top1"), ""),
         ("learning rate", {"": "train/learning_rate"}, ""),

@@ -19,11 +19,10 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
+from starlette.routing import Route
 from torch.nn.utils.rnn import pad_sequence
 
-import mhc
-from mhc.decoding.batch import Asked
-from mhc.distill.feature_pass import batches
+from mhc.decoding.request import DecodeRequest
 from mhc.engine import Engine
 from mhc.errors import UserError
 from mhc.serve.answers import Choice, Delta
@@ -35,6 +34,8 @@ from mhc.serve.requests import ChatRequest, CompletionRequest, Drawing, Embeddin
 from mhc.serve.worker import Busy, Gone, Run, Worker
 from mhc.serve.writing import ChatWriter, TextWriter, Writer
 from mhc.text.encoding import prompt_ids
+from mhc.util.batches import batches
+from mhc.version import __version__
 
 PAGE = Path(__file__).parent / "page"
 KEEP_ALIVE = 15.0  # seconds without a word, after which proxies and clients grow uneasy
@@ -64,10 +65,10 @@ class Server:
         self.tokenizer = engine.backbone.tokenizer  # for text, in the event loop
         self._encoder = copy.deepcopy(self.tokenizer)  # for prompts, in a thread: one tokenizer does not serve two
         self._encoding = ThreadPoolExecutor(1, "mhc-encoding")
-        heads = engine.drafter.heads if engine.drafter else 0
+        heads = engine.drafter.draft_length if engine.drafter else 0
         self.metrics = Metrics(heads, name)
         self.worker = Worker(engine, self.metrics, limits.rows, limits.waiting, limits.context, limits.timeout)
-        self.fingerprint = f"mhc-{mhc.__version__}-{engine.backbone.fingerprint()}"
+        self.fingerprint = f"mhc-{__version__}-{engine.backbone.fingerprint()}"
 
     def close(self) -> None:
         self._encoding.shutdown(cancel_futures=True)
@@ -75,7 +76,7 @@ class Server:
     def described(self) -> dict[str, Any]:
         """The model as /v1/models lists it; `heads` and `context` are ours."""
         drafter = self.engine.drafter
-        heads = None if drafter is None else {"family": type(drafter).__name__, "heads": drafter.heads}
+        heads = None if drafter is None else {"family": type(drafter).__name__, "heads": drafter.draft_length}
         told = {"id": self.name, "object": "model", "created": 0, "owned_by": "mhc"}
         return told | {"heads": heads, "context": self.worker.context}
 
@@ -100,11 +101,13 @@ class Server:
                 raise Refused(400, told, param, "context_length_exceeded")
         return prompts
 
-    def ask(self, body: Drawing, prompts: list[list[int]], likelihoods: bool) -> Run:
+    def ask(self, body: Drawing, prompts: list[list[int]], logprobs: bool) -> Run:
         """Queue what the request wants: each prompt `n` times."""
         most = body.most_tokens or self.worker.context  # the session keeps to the room that there is
         asked = [
-            Asked(prompt, most, each, bool(body.plain), likelihoods) for prompt in prompts for each in body.samplings()
+            DecodeRequest(prompt, most, each, bool(body.plain), logprobs)
+            for prompt in prompts
+            for each in body.samplings()
         ]
         if len(asked) > self.worker.most:
             raise Refused(
@@ -208,7 +211,7 @@ def build(engine: Engine, name: str, limits: Limits) -> FastAPI:
         await server.worker.close()
         server.close()
 
-    app = FastAPI(title="mhc", version=mhc.__version__, lifespan=life, docs_url=None, redoc_url=None)
+    app = FastAPI(title="mhc", version=__version__, lifespan=life, docs_url=None, redoc_url=None)
     app.state.server = server
 
     @app.post("/v1/chat/completions", responses=RESPONSES["chat"])
@@ -233,7 +236,8 @@ def build(engine: Engine, name: str, limits: Limits) -> FastAPI:
         if body.dimensions not in (None, engine.backbone.width):
             raise Refused(400, f"embeddings have {engine.backbone.width} dimensions: leave it out", "dimensions")
         inputs = await server.encode(lambda tokenizer: _as_ids(tokenizer, several(body.input)), "input")
-        vectors, until = {}, time.monotonic() + limits.timeout
+        vectors: dict[int, Any] = {}
+        until = time.monotonic() + limits.timeout
         for batch in batches(dict(enumerate(map(len, inputs))), EMBEDDED):
             work = partial(server.embed, [inputs[number] for number in batch])
             vectors |= zip(batch, await server.worker.call(work, until))
@@ -274,7 +278,8 @@ def build(engine: Engine, name: str, limits: Limits) -> FastAPI:
 
     _explain(app, server)
     publish(app, name, engine.backbone.width)
-    paths = frozenset(route.path for route in app.routes if "{" not in route.path)
+    named = (route.path for route in app.routes if isinstance(route, Route))
+    paths = frozenset(path for path in named if "{" not in path)
     app.add_middleware(Guards, metrics=server.metrics, key=limits.key, most_bytes=limits.body, paths=paths)
     return app
 

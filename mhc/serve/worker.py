@@ -15,8 +15,7 @@ from functools import partial
 from itertools import count
 from typing import Any
 
-from mhc.decoding.batch import Asked
-from mhc.decoding.scheduler import Piece
+from mhc.decoding.request import DecodeRequest, StepOutput
 from mhc.engine import Engine
 from mhc.serve.metrics import Metrics
 
@@ -38,14 +37,14 @@ class Gone(Exception):
 class Run:
     """The answers to one request. Leave it with `close`, however it ends: what is not finished is then given up."""
 
-    def __init__(self, worker: "Worker", asked: list[Asked]):
+    def __init__(self, worker: "Worker", asked: list[DecodeRequest]):
         self.worker = worker
-        self.pieces: asyncio.Queue = asyncio.Queue()  # of (index, Piece) or Gone
+        self.pieces: asyncio.Queue = asyncio.Queue()  # of (index, StepOutput) or Gone
         self.started = time.monotonic()
         self.numbers = [worker.enter(self, index, each) for index, each in enumerate(asked)]
         self.open = set(range(len(asked)))
 
-    async def next(self, patience: float) -> tuple[int, Piece] | None:
+    async def next(self, patience: float) -> tuple[int, StepOutput] | None:
         """The next piece and the index of its answer; None where nothing came for so many seconds. Raises TimeoutError at
         the end of the request's time, Gone where nothing will come any more."""
         left = self.started + self.worker.timeout - time.monotonic()
@@ -79,9 +78,9 @@ class Worker:
 
     def __init__(self, engine: Engine, metrics: Metrics, rows: int, waiting: int, context: int, timeout: float):
         self.engine, self.metrics, self.timeout = engine, metrics, timeout
-        self.session = engine.session(rows, context)
+        self.scheduler = engine.scheduler(rows, context)
         self.rows, self.most = rows, rows + waiting
-        self.context = self.session.context
+        self.context = self.scheduler.context
         self.jobs: dict[int, tuple[Run, int]] = {}
         self.read: set[int] = set()  # of the jobs those whose prompt was read
         self.alive_at = time.monotonic()
@@ -113,7 +112,7 @@ class Worker:
             not self._failed and self._thread.is_alive() and time.monotonic() - self.alive_at < max(60.0, self.timeout)
         )
 
-    def run(self, asked: list[Asked]) -> Run:
+    def run(self, asked: list[DecodeRequest]) -> Run:
         """Ask for these answers. Raises Busy where they are too many, Gone where nobody decodes."""
         self._require_place(len(asked))
         return Run(self, asked)
@@ -125,7 +124,7 @@ class Worker:
             waves = len(self.jobs) / self.rows
             raise Busy(max(1, min(60, round(waves * self.seconds_each))))
 
-    def enter(self, run: Run, index: int, asked: Asked) -> int:
+    def enter(self, run: Run, index: int, asked: DecodeRequest) -> int:
         number = next(self._numbers)
         self.jobs[number] = run, index
         self._commands.put(partial(self._submit, number, asked))
@@ -137,7 +136,7 @@ class Worker:
         if self.jobs.pop(number, None):
             self.read.discard(number)
             self.metrics.cancelled.inc()
-            self._commands.put(partial(self.session.cancel, number))
+            self._commands.put(partial(self.scheduler.cancel, number))
             self._tell_load()
 
     async def call(self, work: Callable[[], Any], until: float) -> Any:
@@ -153,18 +152,18 @@ class Worker:
         finally:
             self._awaited.discard(done)
 
-    def _hand_out(self, pieces: list[Piece]) -> None:
+    def _hand_out(self, pieces: list[StepOutput]) -> None:
         now = time.monotonic()
         for piece in pieces:
-            run, index = self.jobs.get(piece.prompt, (None, 0))
+            run, index = self.jobs.get(piece.request, (None, 0))
             if run is None:
                 continue  # left a moment ago
-            if piece.prompt not in self.read:
-                self.read.add(piece.prompt)
+            if piece.request not in self.read:
+                self.read.add(piece.request)
                 self.metrics.first_token.observe(now - run.started)
             if piece.finish_reason is not None:
-                del self.jobs[piece.prompt]
-                self.read.discard(piece.prompt)
+                del self.jobs[piece.request]
+                self.read.discard(piece.request)
                 self.metrics.answer.observe(now - run.started)
                 self.seconds_each += 0.1 * (now - run.started - self.seconds_each)
             run.pieces.put_nowait((index, piece))
@@ -189,14 +188,14 @@ class Worker:
 
     def _work(self) -> None:
         try:
-            while self._obey(wait=not self.session.busy):
-                if self.session.busy:
+            while self._obey(wait=not self.scheduler.busy):
+                if self.scheduler.busy:
                     self._decode()
                 self.alive_at = time.monotonic()
         except Exception:
             log.exception("the engine failed; /health says so from now on")
         finally:
-            self._loop.call_soon_threadsafe(self._fail)
+            self._in_loop(self._fail)
 
     def _obey(self, wait: bool) -> bool:
         """Carry out the commands that have come; False at the last one. wait: there is nothing else to do."""
@@ -220,11 +219,16 @@ class Worker:
                 done.set_exception(problem)
 
     def _decode(self) -> None:
-        pieces = self.session.step()
+        pieces = self.scheduler.step()
         for piece in pieces:
             self.metrics.count_round(piece.drafted, len(piece.tokens))
-        self._loop.call_soon_threadsafe(self._hand_out, pieces)
+        self._in_loop(self._hand_out, pieces)
 
-    def _submit(self, number: int, asked: Asked) -> None:
+    def _in_loop(self, call: Callable[..., None], *arguments: Any) -> None:
+        """Have the event loop do this soon."""
+        assert self._loop is not None  # `start` set it before this thread began
+        self._loop.call_soon_threadsafe(call, *arguments)
+
+    def _submit(self, number: int, asked: DecodeRequest) -> None:
         self.metrics.prompt_tokens.inc(len(asked.prompt))
-        self.session.submit(number, *asked)
+        self.scheduler.submit(number, asked)

@@ -17,35 +17,9 @@ from mhc.distill import features, shards
 from mhc.distill.features import collect
 from mhc.distill.windows import Sample, choose, cut, lead_of, most_heads, plan, samples_of
 from mhc.errors import UserError
-from tests.commands.test_command_line import sums
-from tests.conftest import VOCABULARY, tiny_backbone
-
-ROOT = Path(__file__).parents[2]
-
-
-class Rows:
-    """Data made of rows: the part of ConversationData that collecting reads."""
-
-    def __init__(self, lengths: list[int], seed: int = 0):
-        random = np.random.default_rng(seed)
-        made = [(random.integers(0, VOCABULARY, n).astype(np.int32), random.random(n) < 0.8) for n in lengths]
-        self.by_split = {"train": made[2:], "validation": made[:1], "test": made[1:2]}
-
-    def rows(self, split):
-        return self.by_split[split]
-
-    def prompts(self, split, count):
-        return []
-
-
-def settings_for(backbone, **changes) -> dict:
-    """Settings as the command makes them, small."""
-    made = {
-        **{"sample_size": 24, "stride": 8, "max_samples": None, "store": "float32", "shard_mib": 1},
-        **{"batch_tokens": 128, "taps": [0, 1], "width": backbone.width, "backbone": backbone.name},
-        "fingerprint": backbone.fingerprint(),
-    }
-    return made | changes
+from tests.helpers.backbones import tiny_backbone
+from tests.helpers.features import Rows, settings_for
+from tests.helpers.runs import ROOT, sums
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from mhc.reports.html import duration
 from mhc.reports.plots import MOST_POINTS, curves_svg, tree_svg
 from mhc.reports.run_logs import read_logs
 from mhc.reports.run_page import report
-from tests.commands.test_command_line import CASCADE, COMMON, small, sums
+from tests.helpers.runs import CASCADE, COMMON, small, sums
 
 VOID = {"meta", "path", "use", "rect", "circle", "line"}
 
