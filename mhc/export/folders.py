@@ -77,34 +77,6 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise UserError(f"cannot read '{path}' ({error}): fetch or export it again") from error
 
 
-def first_of(folder: Path, names: tuple[str, ...]) -> Path:
-    """The first of these files that is there; UserError where none is."""
-    path = next((folder / name for name in names if (folder / name).exists()), None)
-    if path is None:
-        raise UserError(f"no heads in '{folder}': none of {', '.join(names)} is there")
-    return path
-
-
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """A safetensors file, or a torch file of which nothing but tensors is taken."""
-    if path.suffix == ".safetensors":
-        return read_tensors(path)
-    try:
-        with warnings.catch_warnings(action="ignore"):  # on pickles of another protocol
-            found: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f"'{path}' is damaged or holds more than tensors, and nothing in it is executed: ask its author for "
-            "safetensors"
-        ) from error
-    except (OSError, RuntimeError, EOFError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200] or repr(error)
-        raise UserError(f"cannot read '{path}' ({reason}): fetch it again") from error
-    if not isinstance(found, dict) or not all(isinstance(tensor, Tensor) for tensor in found.values()):
-        raise UserError(f"'{path}' holds no dictionary of tensors: give the heads' state dict")
-    return found
-
-
 def require_shapes(tensors: dict[str, Tensor], shapes: dict[str, tuple[int, ...]], where: str) -> None:
     """Raise UserError unless the tensors are just these."""
     missing, unread = sorted(shapes.keys() - tensors.keys()), sorted(tensors.keys() - shapes.keys())
