@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from mhc.backbone.packing import PADDING
 from mhc.errors import UserError
+from mhc.text.splits import SPLITS
 
 DUMMY = 3  # tokens of the row that a process gets where the last global batch has none for it
 OPEN = 48  # rows being filled at a time when packing
@@ -134,6 +135,11 @@ class BatchLoader(DataLoader):
         self.sampler.skip = state["trained"]
 
 
+def splits_for(stage: str | None) -> tuple[str, ...]:
+    """The splits that a stage of Lightning's (fit, validate, test) reads; None is all of them."""
+    return {"fit": SPLITS[:2], "validate": SPLITS[1:2], "test": SPLITS[2:]}.get(stage or "", SPLITS)
+
+
 class BatchData(LightningDataModule):
     """A data module with one loader for each of "train", "validation" and "test", shared out over the processes.
 
@@ -154,6 +160,14 @@ class BatchData(LightningDataModule):
         rank, world = (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
         order = BatchOrder(lengths, self.batch_size * world, self.seed, split != "train", rank, world)
         return BatchLoader(dataset, order, self.workers, self._trained)
+
+    def val_dataloader(self) -> BatchLoader:
+        """The validation split in a fixed order."""
+        return self.loader("validation")
+
+    def test_dataloader(self) -> BatchLoader:
+        """The test split in a fixed order."""
+        return self.loader("test")
 
     def _trained(self) -> int:
         """Batches of the epoch that are behind us; 0 at its end, for then a whole one follows."""

@@ -16,14 +16,14 @@ from typing import Any, Literal
 
 import numpy as np
 
-from datamodules.batching import BatchData, BatchDataset, BatchLoader, PackedRows, Row
+from datamodules.batching import BatchData, BatchDataset, BatchLoader, PackedRows, Row, splits_for
 from datamodules.readers import Conversation, Report, iterate, source_state
 from datamodules.storage import EncodedRows, StoredConversations
 from mhc.errors import UserError
 from mhc.text.chat_template import chat_template, template_fingerprint
 from mhc.text.encoding import encode_batch, prompt_ids
 from mhc.text.messages import Messages
-from mhc.text.splits import SPLITS, prompt_number, split_conversations
+from mhc.text.splits import prompt_number, split_conversations
 from mhc.util.files import write_json
 from mhc.util.journal import digest
 from mhc.util.progress import track
@@ -113,8 +113,7 @@ class ConversationData(BatchData):
 
     def setup(self, stage: str | None = None) -> None:
         """Read, split and encode what `stage` (fit, validate, test; None is all) needs; once."""
-        needed = {"fit": SPLITS[:2], "validate": SPLITS[1:2], "test": SPLITS[2:]}.get(stage, SPLITS)
-        for split in needed:
+        for split in splits_for(stage):
             self.rows(split)
 
     def train_dataloader(self) -> BatchLoader:
@@ -122,14 +121,6 @@ class ConversationData(BatchData):
         if not self.rows("train"):
             raise UserError(f"{self.path}: every conversation is held out, none is left to train on: add some")
         return self.loader("train")
-
-    def val_dataloader(self) -> BatchLoader:
-        """The validation split in a fixed order."""
-        return self.loader("validation")
-
-    def test_dataloader(self) -> BatchLoader:
-        """The test split in a fixed order."""
-        return self.loader("test")
 
     def batches(self, split: str) -> tuple[BatchDataset, Sequence[int]]:
         """Every row of a split, packed where asked, and their lengths."""

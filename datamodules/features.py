@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from datamodules.batching import DUMMY, BatchData, BatchLoader, Row
+from datamodules.batching import DUMMY, BatchData, BatchLoader, Row, splits_for
 from datamodules.conversations import Prompt
-from mhc.distill.shards import AGAIN, PROMPTS, SPLITS, STORES, Samples, open_samples, read_manifest
+from mhc.distill.shards import AGAIN, PROMPTS, STORES, FeatureShards, open_samples, read_manifest
 from mhc.errors import UserError
 from mhc.util.progress import bar
 
@@ -28,7 +28,9 @@ class FeatureBatches(Dataset):
     are targets. An empty list gives a dummy row that nothing is learned from.
     """
 
-    def __init__(self, samples: Samples, pad_id: int, width: int, columns: Sequence[int], store: str, agreed: bool):
+    def __init__(
+        self, samples: FeatureShards, pad_id: int, width: int, columns: Sequence[int], store: str, agreed: bool
+    ):
         self.samples, self.pad_id, self.width, self.columns = samples, pad_id, width, list(columns)
         self.store, self.agreed = store, agreed
 
@@ -104,14 +106,14 @@ class FeatureData(BatchData):
             raise UserError(f"data.supervise is {supervise!r}: choose text or agreed")
         self.path, self.batch_size, self.seed, self.workers = Path(path), batch_size, seed, workers
         self.supervise = supervise
-        self._samples: dict[str, Samples] = {}
+        self._samples: dict[str, FeatureShards] = {}
 
     # -- Lightning ---------------------------------------------------------------------------------
 
     def setup(self, stage: str | None = None) -> None:
         """Check that the features belong to the module's backbone and drafter, and open what `stage` needs; once."""
         self._columns()
-        for split in {"fit": SPLITS[:2], "validate": SPLITS[1:2], "test": SPLITS[2:]}.get(stage, SPLITS):
+        for split in splits_for(stage):
             self.samples(split)
 
     def train_dataloader(self) -> BatchLoader:
@@ -119,14 +121,6 @@ class FeatureData(BatchData):
         if not len(self.samples("train")):
             raise UserError(f"'{self.path}' has no samples to train on: collect more")
         return self.loader("train")
-
-    def val_dataloader(self) -> BatchLoader:
-        """The validation split in a fixed order."""
-        return self.loader("validation")
-
-    def test_dataloader(self) -> BatchLoader:
-        """The test split in a fixed order."""
-        return self.loader("test")
 
     def batches(self, split: str) -> tuple[FeatureBatches, Sequence[int]]:
         """Every sample of a split, and their lengths."""
@@ -146,7 +140,7 @@ class FeatureData(BatchData):
             self._manifest = read_manifest(self.path)
         return self._manifest
 
-    def samples(self, split: str) -> Samples:
+    def samples(self, split: str) -> FeatureShards:
         """The samples of a split, their shards verified the first time."""
         if split not in self._samples:
             with bar() as progress:

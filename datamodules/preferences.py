@@ -16,12 +16,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from datamodules.batching import DUMMY, Row, collate
+from datamodules.batching import DUMMY, Row, collate, splits_for
 from datamodules.conversations import ConversationData
 from datamodules.readers import Report, iterate
 from mhc.errors import UserError
 from mhc.text.encoding import encode_batch
-from mhc.text.splits import SPLITS
 from mhc.util.files import write_atomically
 from mhc.util.journal import digest
 from mhc.util.progress import bar
@@ -75,7 +74,7 @@ class PreferenceData(ConversationData):
 
     def setup(self, stage: str | None = None) -> None:
         """Read, split and encode what `stage` needs; once."""
-        for split in {"fit": SPLITS[:2], "validate": SPLITS[1:2], "test": SPLITS[2:]}.get(stage, SPLITS):
+        for split in splits_for(stage):
             self.batches(split)
 
     def train_dataloader(self):

@@ -5,6 +5,8 @@ from typing import Any, NoReturn
 
 from mhc.errors import UserError
 
+FAMILIES = ("medusa", "cascade", "diffusion", "eagle3")  # of draft heads
+
 
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are one line, like all others. example: shown below the help, lines as they are."""
