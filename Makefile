@@ -1,6 +1,6 @@
 # make quickstart   train and compare draft heads on the embedded model, in minutes (set-up included)
 # make lm           a small language model from nothing: tokenizer, pretraining, tuning, preferences, heads
-# make test         run the tests            make check   lint and format check
+# make test         run the tests            make check   lint, format and type check
 # make format       mend both                make bench   measure; writes benchmarks/results/
 
 PYTHON ?= python3
@@ -31,6 +31,7 @@ test-extras: $(READY)
 check: $(READY)
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
 
 format: $(READY)
 	$(RUN) -m ruff check --fix .
@@ -48,4 +49,4 @@ $(READY): setup.cfg constraints.txt
 	@touch $(READY)
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache

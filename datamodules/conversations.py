@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from torch.utils.data import Dataset
 
-from datamodules.batching import BatchData, BatchDataset, BatchLoader, PackedRows, Row, splits_for
+from datamodules.batching import BatchData, BatchDataset, Lengths, PackedRows, Row
 from datamodules.readers import Conversation, Report, iterate, source_state
 from datamodules.storage import EncodedRows, StoredConversations
 from mhc.errors import UserError
@@ -102,35 +103,27 @@ class ConversationData(BatchData):
         self.supervise, self.pack, self.seed, self.workers = supervise, pack, seed, workers
         self.documentation_share, self.answered, self.max_bad_share = documentation_share, answered, max_bad_share
         self.cache = None if cache is None else Path(cache)
-        self.tokenizer = None
+        self.tokenizer: Any = None
         self.report: Report | None = None
         self.totals: dict[str, Totals] = {}
         self._conversations: dict[str, Sequence[Conversation]] = {}
         self._rows: dict[str, EncodedRows] = {}
-        self._batches: dict[str, tuple[BatchDataset, Sequence[int]]] = {}
+        self._batches: dict[str, tuple[BatchDataset, Lengths]] = {}
 
     # -- Lightning ---------------------------------------------------------------------------------
 
-    def setup(self, stage: str | None = None) -> None:
-        """Read, split and encode what `stage` (fit, validate, test; None is all) needs; once."""
-        for split in splits_for(stage):
-            self.rows(split)
+    def nothing_to_train_on(self) -> str:
+        return f"{self.path}: every conversation is held out, none is left to train on: add some"
 
-    def train_dataloader(self) -> BatchLoader:
-        """Batches in an order that is a pure function of (seed, epoch, size of a global batch)."""
-        if not self.rows("train"):
-            raise UserError(f"{self.path}: every conversation is held out, none is left to train on: add some")
-        return self.loader("train")
-
-    def batches(self, split: str) -> tuple[BatchDataset, Sequence[int]]:
+    def batches(self, split: str) -> tuple[Dataset, Lengths]:
         """Every row of a split, packed where asked, and their lengths."""
         if split not in self._batches:
-            rows: Sequence[Row] = self.rows(split)
-            lengths, pad_id = rows.lengths, self._tokenizer().pad_token_id or 0
+            rows, pad_id = self.rows(split), self._tokenizer().pad_token_id or 0
             if self.pack:
-                rows = PackedRows(rows, lengths, self.max_length, self.seed, pad_id)
-                lengths = np.full(len(rows), self.max_length)
-            self._batches[split] = BatchDataset(rows, pad_id), lengths
+                packed = PackedRows(rows, rows.lengths, self.max_length, self.seed, pad_id)
+                self._batches[split] = BatchDataset(packed, pad_id), np.full(len(packed), self.max_length)
+            else:
+                self._batches[split] = BatchDataset(rows, pad_id), rows.lengths
         return self._batches[split]
 
     # -- conversations -----------------------------------------------------------------------------
@@ -145,8 +138,10 @@ class ConversationData(BatchData):
                 found, numbers = self._cached()
             limit = None if self.path == "pocket" else self.limit
             for name, chosen in split_conversations(numbers, limit).items():
-                some = isinstance(found, StoredConversations)
-                self._conversations[name] = found.only(chosen) if some else [found[i] for i in chosen]
+                if isinstance(found, StoredConversations):
+                    self._conversations[name] = found.only(chosen)
+                else:
+                    self._conversations[name] = [found[i] for i in chosen]
         return self._conversations[split]
 
     def _read(self, numbers: array) -> Iterator[Conversation]:
@@ -179,23 +174,26 @@ class ConversationData(BatchData):
 
     def _cached(self) -> tuple[StoredConversations, array]:
         """The conversations as files of the cache, read into it where they are not there, and their prompt_numbers."""
+        assert self.cache is not None
         at = self.cache / digest(self._source()) / "conversations"
-        told = at.with_name("report.json")
+        report = at.with_name("report.json")
         numbers, found = array("Q"), StoredConversations.mapped(at)
-        if found is None or not told.exists():
+        if found is None or not report.exists():
             found = StoredConversations.on_disk(at, self._read(numbers))
             np.save(at.with_name("numbers.npy"), np.frombuffer(numbers, np.uint64))
-            write_json(told, {"report": asdict(self.report), "source": self._source()})  # last: now it is whole
-        self.report = Report(**json.loads(told.read_text())["report"])
+            assert self.report is not None  # reading made it
+            write_json(report, {"report": asdict(self.report), "source": self._source()})  # last: now it is whole
+        self.report = Report(**json.loads(report.read_text())["report"])
         return found, array("Q", np.load(at.with_name("numbers.npy")).tobytes())
 
     def prompts(self, split: str, count: int) -> list[Prompt]:
         """At most `count` different prompts of a split, shorter than max_length, ordered by their hash. Of a
         conversation with several answers one is asked for, chosen by the same hash."""
-        tokenizer, found, seen = self._tokenizer(), [], set()
+        tokenizer, seen = self._tokenizer(), set()
+        prompts: list[Prompt] = []
         by_hash = sorted(self.conversations(split), key=lambda c: (prompt_number(c.prompt), c.id))
         for conversation in by_hash:
-            if len(found) == count:
+            if len(prompts) == count:
                 break
             turns = [at for at, m in enumerate(conversation.messages) if m["role"] == "assistant"]
             if not turns:
@@ -204,8 +202,8 @@ class ConversationData(BatchData):
             ids = prompt_ids(tokenizer, messages)
             if len(ids) < self.max_length and tuple(ids) not in seen:
                 seen.add(tuple(ids))
-                found.append(Prompt(conversation.id, messages, ids))
-        return found
+                prompts.append(Prompt(conversation.id, messages, ids))
+        return prompts
 
     # -- encoding ----------------------------------------------------------------------------------
 
@@ -230,24 +228,27 @@ class ConversationData(BatchData):
     def _cached_rows(self, split: str, totals: Totals) -> tuple[EncodedRows, Totals]:
         """The rows as files of the cache, encoded into it where they are not there."""
         tokenizer = self._tokenizer()
-        told = {
+        assert self.cache is not None
+        settings = {
             "limit": self.limit,
             "max_length": self.max_length,
             "supervise": self.supervise,
             "template": template_fingerprint(tokenizer),
             "tokenizer": digest(tokenizer.get_vocab()),
         }
-        at = self.cache / digest(self._source()) / digest(told) / split
+        at = self.cache / digest(self._source()) / digest(settings) / split
         result = at.with_name(f"{split}.json")
         rows = EncodedRows.mapped(at)
         if rows is None or not result.exists():
             rows = EncodedRows.on_disk(at, self._encoded(split, totals))
-            write_json(result, {"totals": asdict(totals), "encoded": told})
+            write_json(result, {"totals": asdict(totals), "encoded": settings})
         return rows, Totals(**json.loads(result.read_text())["totals"])
 
     def origins(self, numbers: Sequence[int]) -> list[str]:
         """Where training rows come from: "file.jsonl:12" of each conversation, several for a packed row."""
-        packed = self.trainer.train_dataloader.dataset.rows
+        assert self.trainer is not None
+        loader: Any = self.trainer.train_dataloader
+        packed = loader.dataset.rows
         if isinstance(packed, PackedRows):
             numbers = [row for number in numbers for row in packed.bins[number]]
         conversations = self.conversations("train")
@@ -271,9 +272,9 @@ class ConversationData(BatchData):
         chunks = range(0, len(conversations), CHUNK)
         for start in track(chunks, len(chunks), f"encoding {split}"):
             several = [conversation.messages for conversation in conversations[start : start + CHUNK]]
-            for number, (ids, mask) in enumerate(encode_batch(tokenizer, several), start):
-                totals.truncated += len(ids) > self.max_length
-                ids, mask = np.array(ids[: self.max_length], np.int32), np.array(mask[: self.max_length], bool)
+            for number, (all_ids, targets) in enumerate(encode_batch(tokenizer, several), start):
+                totals.truncated += len(all_ids) > self.max_length
+                ids, mask = np.array(all_ids[: self.max_length], np.int32), np.array(targets[: self.max_length], bool)
                 if self.supervise == "all":
                     mask[:] = True
                 if not mask.any():
@@ -284,7 +285,7 @@ class ConversationData(BatchData):
                 totals.largest_id = max(totals.largest_id, int(ids.max()))
                 yield number, (ids, mask)
 
-    def _tokenizer(self):
+    def _tokenizer(self) -> Any:
         if self.tokenizer is None:
             if self.trainer is None:
                 raise UserError("ConversationData has no tokenizer: set data.tokenizer or give it a trainer")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from datamodules.batching import DUMMY, BatchData, BatchLoader, Row, splits_for
+from datamodules.batching import DUMMY, BatchData, Lengths, Row
 from datamodules.conversations import Prompt
 from mhc.distill.shards import AGAIN, PROMPTS, STORES, FeatureShards, open_samples, read_manifest
 from mhc.errors import UserError
@@ -110,22 +110,14 @@ class FeatureData(BatchData):
 
     # -- Lightning ---------------------------------------------------------------------------------
 
-    def setup(self, stage: str | None = None) -> None:
-        """Check that the features belong to the module's backbone and drafter, and open what `stage` needs; once."""
-        self._columns()
-        for split in splits_for(stage):
-            self.samples(split)
+    def nothing_to_train_on(self) -> str:
+        return f"'{self.path}' has no samples to train on: collect more"
 
-    def train_dataloader(self) -> BatchLoader:
-        """Batches in an order that is a pure function of (seed, epoch, size of a global batch)."""
-        if not len(self.samples("train")):
-            raise UserError(f"'{self.path}' has no samples to train on: collect more")
-        return self.loader("train")
-
-    def batches(self, split: str) -> tuple[FeatureBatches, Sequence[int]]:
-        """Every sample of a split, and their lengths."""
-        samples, settings = self.samples(split), self.manifest["settings"]
+    def batches(self, split: str) -> tuple[FeatureBatches, Lengths]:
+        """Every sample of a split, and their lengths. Raises UserError unless the features belong to the module's backbone
+        and drafter."""
         columns, agreed = self._columns(), self.supervise == "agreed"
+        samples, settings = self.samples(split), self.manifest["settings"]
         batches = FeatureBatches(
             samples, self.manifest["pad_id"], settings["width"], columns, settings["store"], agreed
         )
@@ -151,7 +143,8 @@ class FeatureData(BatchData):
     def rows(self, split: str) -> list[Row]:
         """ids (T) int32 and mask (T) bool of every sample; the mask is True where a supervised token counts, so that
         none is there twice."""
-        samples, rows = self.samples(split), []
+        samples = self.samples(split)
+        rows: list[Row] = []
         for number, (ids, mask, greedy) in enumerate(samples.each("ids", "mask", "greedy")):
             mask = targets(mask, ids, greedy) if self.supervise == "agreed" else mask.clone()
             first, last = samples.counted[number]
@@ -181,7 +174,7 @@ class FeatureData(BatchData):
         drafter = getattr(module, "drafter", None)
         if drafter is None:
             raise UserError("collected features are for draft heads: a language model trains on ConversationData")
-        backbone = module.backbone
+        backbone: Any = module.backbone
         if (settings["fingerprint"], settings["width"]) != (backbone.fingerprint(), backbone.width):
             raise UserError(
                 f"'{self.path}' was collected from backbone '{settings['backbone']}' ({settings['fingerprint']}), not from "

@@ -102,13 +102,13 @@ def iterate(
                 raise row
             form, turns = turns_of(row, rejected)
             messages, repairs = _documented(turns, answered) if form == "text" else _repair(turns, answered)
-        except Broken as reason:
-            report.count(report.broken, str(reason), where)
+        except Broken as problem:
+            report.count(report.broken, str(problem), where)
             if report.read >= EARLY and report.bad > max_bad_share * report.read:
                 break
             continue
-        except Dropped as reason:
-            report.count(report.dropped, str(reason), where)
+        except Dropped as problem:
+            report.count(report.dropped, str(problem), where)
             continue
         for repair in repairs:
             report.count(report.repaired, repair, where)

@@ -24,7 +24,7 @@ GIVE_UP = 50  # rejections in a row
 
 @dataclass(frozen=True)
 class Request:
-    """The answer wanted behind these messages. seed: hangs on the run's seed, the conversation and the turn alone."""
+    """The answer wanted behind these messages. seed: depends on the run's seed, the conversation and the turn alone."""
 
     key: str
     messages: Messages
@@ -169,11 +169,12 @@ def answer_all(
             kept.append(job.record())
             counts.kept += 1
         requests = Requests([job for job in waiting if not job.complete], seed, window)
+        refusal: str | None = None
         for reply in answerer(requests):
             job = requests.active[reply.key]
             turn = len(job.finish_reasons)
-            reason = reply.reason or (None if reply.text.strip() else "an empty answer")
-            if reason is None:
+            refusal = reply.reason or (None if reply.text.strip() else "an empty answer")
+            if refusal is None:
                 in_a_row = 0
                 job.answer(reply.text, reply.finish_reason)
                 counts.answers, counts.tokens = counts.answers + 1, counts.tokens + reply.tokens
@@ -184,19 +185,19 @@ def answer_all(
                     continue
             else:
                 in_a_row += reply.attempts > 0
-                told = {"id": job.id, "key": job.key, "turn": turn, "reason": reason, "attempts": reply.attempts}
-                refused.append(told)
+                record = {"id": job.id, "key": job.key, "turn": turn, "reason": refusal, "attempts": reply.attempts}
+                refused.append(record)
                 counts.rejected += 1
-            ended = reason is not None and (reply.final or reply.reason is None) and turn
-            if reason is None or ended:
+            ended = refusal is not None and (reply.final or reply.reason is None) and turn
+            if refusal is None or ended:
                 kept.append(job.record())
                 counts.kept += 1
             del requests.active[job.key]
             progress(counts)
             if in_a_row >= GIVE_UP:
-                raise UserError(f"{GIVE_UP} prompts in a row were rejected, the last one: {reason}")
+                raise UserError(f"{GIVE_UP} prompts in a row were rejected, the last one: {refusal}")
         if counts.rejected and not counts.kept + counts.kept_before:
-            raise UserError(f"all {counts.rejected} prompts were rejected, see {rejects}; the last one: {reason}")
+            raise UserError(f"all {counts.rejected} prompts were rejected, see {rejects}; the last one: {refusal}")
     if not counts.rejected:
         partial.unlink()
         rejects.unlink()
@@ -256,7 +257,9 @@ def open_manifest(path: Path, out: Path, partial: Path, settings: dict[str, Any]
             told = json.loads(path.read_text())
             made_with = dict(told["settings"])
         except (ValueError, KeyError, TypeError) as problem:
-            raise UserError(f"'{path}' is none of ours or damaged: choose another --out") from problem
+            raise UserError(
+                f"'{path}' is damaged or was not written by this command: choose another --out"
+            ) from problem
         _require_same(made_with, settings, out)
     try:
         write_json(path, told | notes)

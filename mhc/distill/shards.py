@@ -120,7 +120,7 @@ def check_shard(folder: Path, name: str, collection: str) -> dict[str, Any]:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a folder; raises UserError where there is none of ours."""
+    """The manifest of a folder; raises UserError where `run.py collect` wrote none."""
     path = folder / MANIFEST
     try:
         manifest = json.loads(path.read_text())

@@ -77,7 +77,7 @@ def require_precision(dtype: str, told: str | int | None, on_gpu: bool) -> None:
 
 
 def require_strategy(strategy: Any, on_gpu: bool, elsewhere: bool = False) -> None:
-    """Raise UserError for a strategy, as a command line or a file gives it, that is none of ours, that wants GPUs where
+    """Raise UserError for a strategy, as a command line or a file gives it, that is not one of this project, that wants GPUs where
     none compute, or that lacks a package, unless it shall run elsewhere. (jsonargparse, which makes them, would hide what
     their constructors say.)"""
     if strategy is None or strategy in NAMES:
