@@ -19,7 +19,7 @@ from mhc.util.batches import batches
 UNEMBEDDED = 1024  # positions whose logits are held at a time
 
 
-def read_samples(
+def compute_features(
     backbone: Backbone,
     rows: Any,
     samples: list[Sample],

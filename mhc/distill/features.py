@@ -14,12 +14,11 @@ from typing import Any
 from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 
 from mhc.backbone.model import Backbone
-from mhc.distill.feature_pass import read_samples
+from mhc.distill.feature_pass import compute_features
 from mhc.distill.shards import (
     FORMAT,
     MANIFEST,
     PROMPTS,
-    SPLITS,
     STORES,
     bytes_of,
     bytes_per_position,
@@ -30,6 +29,7 @@ from mhc.distill.shards import (
 )
 from mhc.distill.windows import Shard, choose, most_heads, plan, samples_of
 from mhc.errors import UserError
+from mhc.text.splits import SPLITS
 from mhc.util.files import write_json
 from mhc.util.progress import bar, say
 from mhc.util.provenance import versions
@@ -185,7 +185,7 @@ def _fill(
             progress.update(task, completed=done, rate=rate)
 
         for shard in missing:
-            tensors, figures = read_samples(backbone, rows[shard.split], shard.samples, settings, advance)
+            tensors, figures = compute_features(backbone, rows[shard.split], shard.samples, settings, advance)
             about = {
                 "collection": manifest["collection"],
                 "split": shard.split,
