@@ -47,10 +47,11 @@ def offline(live, messages: list[dict], new: int, sampling: Sampling = GREEDY):
 
 
 def settle(live) -> None:
-    """Wait until nothing is being decoded."""
-    worker = live.app.state.server.worker
+    """Wait until nothing is being decoded or still to be counted: five quiet looks in a row."""
+    worker, quiet = live.app.state.server.worker, 0
     for _ in range(500):
-        if not worker.jobs and not worker.scheduler.busy:
+        quiet = 0 if worker.jobs or worker.scheduler.busy or not worker._commands.empty() else quiet + 1
+        if quiet == 5:
             return
         time.sleep(0.02)
     raise AssertionError("answers are still being made")
