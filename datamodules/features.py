@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from datamodules.batching import DUMMY, BatchData, Lengths, Row
 from datamodules.conversations import Prompt
-from mhc.distill.shards import AGAIN, PROMPTS, STORES, Samples, open_samples, read_manifest
+from mhc.distill.shards import AGAIN, PROMPTS, STORES, FeatureShards, open_shards, read_manifest
 from mhc.errors import UserError
 from mhc.util.progress import bar
 
@@ -28,7 +28,9 @@ class FeatureBatches(Dataset):
     are targets. An empty list gives a dummy row that nothing is learned from.
     """
 
-    def __init__(self, samples: Samples, pad_id: int, width: int, columns: Sequence[int], store: str, agreed: bool):
+    def __init__(
+        self, samples: FeatureShards, pad_id: int, width: int, columns: Sequence[int], store: str, agreed: bool
+    ):
         self.samples, self.pad_id, self.width, self.columns = samples, pad_id, width, list(columns)
         self.store, self.agreed = store, agreed
 
@@ -104,7 +106,7 @@ class FeatureData(BatchData):
             raise UserError(f"data.supervise is {supervise!r}: choose text or agreed")
         self.path, self.batch_size, self.seed, self.workers = Path(path), batch_size, seed, workers
         self.supervise = supervise
-        self._samples: dict[str, Samples] = {}
+        self._samples: dict[str, FeatureShards] = {}
 
     # -- Lightning ---------------------------------------------------------------------------------
 
@@ -130,12 +132,12 @@ class FeatureData(BatchData):
             self._manifest = read_manifest(self.path)
         return self._manifest
 
-    def samples(self, split: str) -> Samples:
+    def samples(self, split: str) -> FeatureShards:
         """The samples of a split, their shards verified the first time."""
         if split not in self._samples:
             with bar() as progress:
                 task = progress.add_task(f"verifying {split}", total=self.manifest["splits"][split]["shards"])
-                self._samples[split] = open_samples(self.path, split, lambda: progress.advance(task))
+                self._samples[split] = open_shards(self.path, split, lambda: progress.advance(task))
         return self._samples[split]
 
     def rows(self, split: str) -> list[Row]:

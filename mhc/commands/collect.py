@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 from mhc.commands import Parser, add_backbone, loading_of
+from mhc.commands.stages import FAMILIES
 from mhc.errors import UserError
 
 GOOD = 0.8  # of the supervised tokens, above which data are the backbone's own words
@@ -99,11 +100,10 @@ def _parser() -> Parser:
         "Says first how much disk that takes. Stopped runs go on where they were: call the same command again.",
     )
     add = parser.add_argument
-    families = ("medusa", "cascade", "diffusion", "eagle3")
     add("--data", default="pocket", metavar="PATH", help="conversations (default: pocket, the generated dialogues)")
     add("--out", required=True, metavar="DIR", help="folder for the shards; train with --data.path DIR")
     add("--taps", type=int, nargs="+", metavar="LAYER", help="keep the inputs of these layers too (default: none)")
-    add("--drafter", choices=families, help="keep the layers that this family reads, in place of --taps")
+    add("--drafter", choices=FAMILIES, help="keep the layers that this family reads, in place of --taps")
     add("--store", choices=("bfloat16", "float16", "float32"), default="bfloat16", help="on disk (default bfloat16)")
     add("--sample_size", type=int, default=512, metavar="T", help="cut longer rows into samples of T (default 512)")
     add("--stride", type=int, default=256, metavar="T", help="from one sample's start to the next (default 256)")

@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from mhc.commands import Parser, add_backbone, loading_of
-from mhc.commands.stages import TRAINERS, best_trainer, distilling, remember, run_stage, training
+from mhc.commands.stages import FAMILIES, TRAINERS, best_trainer, distilling, remember, run_stage, training
 from mhc.errors import UserError
 
-FAMILIES = ("medusa", "cascade", "diffusion", "eagle3")
 STEPS = 375  # three epochs of 4,000 conversations
 VALIDATIONS = 5  # over a training; the best of them is kept
 TRIAL = 20  # steps that tell how long one takes

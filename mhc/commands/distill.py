@@ -80,7 +80,7 @@ def _in_process(options: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
 
 def _server(options: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
     """A server that answers, and what the manifest says of it."""
-    from mhc.distill.openai_server import Server
+    from mhc.distill.openai_server import OpenAIAnswerer
 
     if options.checkpoint or options.backbone:
         raise UserError("--server answers by itself: leave --backbone and --checkpoint out")
@@ -89,7 +89,7 @@ def _server(options: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
     sampling: dict[str, Any] = {"temperature": options.temperature, "top_p": options.top_p}
     if options.top_k:
         sampling["extra_body"] = {"top_k": options.top_k}
-    server = Server(
+    server = OpenAIAnswerer(
         options.server,
         options.model,
         sampling,

@@ -16,6 +16,7 @@ from mhc.util.files import write_json
 
 ROOT = Path(__file__).parents[2]
 RUN, CONFIGS = ROOT / "run.py", ROOT / "configs"
+FAMILIES = ("medusa", "cascade", "diffusion", "eagle3")  # files of configs/drafter
 TRAINERS = ("cpu", "cpu-bf16", "gpu")
 SETTINGS = "settings.json"
 

@@ -2,7 +2,7 @@
 
 A *back end* is a function: requests in, one reply to each in any order. It takes requests as it has room for them: an
 iteration that ends may be begun again, since every reply may bring a further request, until there is none and no reply
-is due. `InProcess` is this project's engine; `mhc.distill.openai_server.Server` asks an OpenAI-compatible one. Everything else is the
+is due. `InProcess` is this project's engine; `mhc.distill.openai_server.OpenAIAnswerer` asks an OpenAI-compatible one. Everything else is the
 same for both.
 """
 

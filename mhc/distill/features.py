@@ -14,12 +14,11 @@ from typing import Any
 from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 
 from mhc.backbone.model import Backbone
-from mhc.distill.feature_pass import read_samples
+from mhc.distill.feature_pass import compute_features
 from mhc.distill.shards import (
     FORMAT,
     MANIFEST,
     PROMPTS,
-    SPLITS,
     STORES,
     bytes_of,
     bytes_per_position,
@@ -28,8 +27,9 @@ from mhc.distill.shards import (
     read_manifest,
     write_shard,
 )
-from mhc.distill.windows import Shard, choose, most_heads, plan, samples_of
+from mhc.distill.windows import Shard, choose, most_heads, plan, windows_of
 from mhc.errors import UserError
+from mhc.text.splits import SPLITS
 from mhc.util.files import write_json
 from mhc.util.progress import bar, say
 from mhc.util.provenance import versions
@@ -49,7 +49,7 @@ def collect(backbone: Backbone, data: Any, out: Path, settings: dict[str, Any]) 
         found[split] = []
         for number, (ids, mask, *_) in enumerate(data.rows(split)):
             digest.update(split.encode() + ids.tobytes() + mask.tobytes())
-            found[split].append(samples_of(number, mask, settings["sample_size"], settings["stride"]))
+            found[split].append(windows_of(number, mask, settings["sample_size"], settings["stride"]))
     settings = settings | {"rows": digest.hexdigest()[:16]}
     per_position = bytes_per_position(settings["width"], len(settings["taps"]), settings["store"])
 
@@ -86,15 +86,15 @@ def _manifest(settings: dict[str, Any], shards: list[Shard], backbone: Backbone)
     """What the folder says about itself before anything is in it."""
     splits = {}
     for split in SPLITS:
-        samples = [sample for shard in shards if shard.split == split for sample in shard.samples]
+        windows = [window for shard in shards if shard.split == split for window in shard.windows]
         splits[split] = {
-            "rows": len({sample.row for sample in samples}),
-            "samples": len(samples),
-            "positions": sum(sample.stop - sample.start for sample in samples),
+            "rows": len({window.row for window in windows}),
+            "samples": len(windows),
+            "positions": sum(window.stop - window.start for window in windows),
             "shards": sum(shard.split == split for shard in shards),
         }
     uncut = all(
-        sample.start == 0 == sample.first and sample.stop == sample.last for s in shards for sample in s.samples
+        window.start == 0 == window.first and window.stop == window.last for s in shards for window in s.windows
     )
     return {
         "format": FORMAT,
@@ -147,7 +147,7 @@ def _require_room(
     while not there.exists():
         there = there.parent
     free = shutil.disk_usage(there).free
-    samples, positions = sum(len(shard.samples) for shard in missing), sum(shard.positions for shard in missing)
+    samples, positions = sum(len(shard.windows) for shard in missing), sum(shard.positions for shard in missing)
     needed = sum(bytes_of(shard, per_position) for shard in missing)
     states, numbers = 1 + len(settings["taps"]), STORES[settings["store"]].itemsize
     say(
@@ -172,7 +172,7 @@ def _fill(
     settings = manifest["settings"]
     rows = {split: data.rows(split) for split in SPLITS}
     missing = [shard for shard in shards if shard.name not in notes]
-    total = sum(len(rows[shard.split][row][0]) for shard in missing for row in {sample.row for sample in shard.samples})
+    total = sum(len(rows[shard.split][row][0]) for shard in missing for row in {window.row for window in shard.windows})
     done, started = 0, time.perf_counter()
     columns = TextColumn("collecting"), BarColumn(), TextColumn("{task.percentage:.0f}%  {task.fields[rate]}")
     with bar(*columns, TimeRemainingColumn()) as progress:
@@ -185,11 +185,11 @@ def _fill(
             progress.update(task, completed=done, rate=rate)
 
         for shard in missing:
-            tensors, figures = read_samples(backbone, rows[shard.split], shard.samples, settings, advance)
+            tensors, figures = compute_features(backbone, rows[shard.split], shard.windows, settings, advance)
             about = {
                 "collection": manifest["collection"],
                 "split": shard.split,
-                "rows": [shard.samples[0].row, shard.samples[-1].row],  # the first and the last
+                "rows": [shard.windows[0].row, shard.windows[-1].row],  # the first and the last
                 "figures": figures,
                 "settings": settings,
             }

@@ -25,7 +25,7 @@ PASSING = (408, 409, 425, 429)  # statuses below 500 that are worth another try
 NO_ACCESS = (401, 403, 404)  # those that mean, as the first thing heard, that no request will be answered
 
 
-class Server:
+class OpenAIAnswerer:
     """url: as far as /v1, which may be left out. model: the first that the server names, if None. concurrency: requests at once. timeout: seconds
     for one attempt. retries: attempts after the first. pause: seconds before the second attempt, doubled each time.
 

@@ -32,7 +32,6 @@ from mhc.util.files import write_atomically, write_json
 
 FORMAT = 1
 MANIFEST, PROMPTS = "manifest.json", "prompts.json"
-SPLITS = ("train", "validation", "test")
 STORES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 NAMES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32"}  # as safetensors calls them
 NAMES |= {torch.int32: "I32", torch.int64: "I64", torch.bool: "BOOL"}
@@ -48,7 +47,7 @@ def bytes_per_position(width: int, taps: int, store: str) -> int:
 
 def bytes_of(shard: Shard, per_position: int) -> int:
     """What a shard takes on disk, at most."""
-    return shard.positions * per_position + 24 * len(shard.samples) + 8 + HEADER
+    return shard.positions * per_position + 24 * len(shard.windows) + 8 + HEADER
 
 
 def collection_of(settings: dict[str, Any]) -> str:
@@ -142,7 +141,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         ) from error
 
 
-class Samples:
+class FeatureShards:
     """The samples of one split, memory-mapped: `read` copies one of them, nothing else is held but where they lie.
 
     lengths (S,) in positions; counted (S,2). Any process may read; shards are opened when they are needed.
@@ -202,7 +201,7 @@ class Samples:
         return self.__dict__ | {"_handles": OrderedDict()}
 
 
-def open_samples(folder: Path, split: str, progress: Callable[[], None] = lambda: None) -> Samples:
+def open_shards(folder: Path, split: str, progress: Callable[[], None] = lambda: None) -> FeatureShards:
     """The samples of a split, every shard of it checked first (progress() is called after each)."""
     manifest = read_manifest(folder)
     if not manifest["complete"]:
@@ -211,4 +210,4 @@ def open_samples(folder: Path, split: str, progress: Callable[[], None] = lambda
     for name in names:
         check_shard(folder, name, manifest["collection"])
         progress()
-    return Samples(folder, names)
+    return FeatureShards(folder, names)
