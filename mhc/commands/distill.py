@@ -2,7 +2,7 @@
 
 Heads speed up what the model says, so the model's own words are the data to learn from: every assistant turn of the
 conversations is regenerated in order, many at once, by our own engine or by a server that runs the model already. The
-result is JSONL in the `messages` format, written as it is made; a run that was stopped goes on where it was.
+result is JSONL in the `messages` format, written as it is made; a stopped run resumes where it was.
 """
 
 import argparse
@@ -27,7 +27,8 @@ def main(argv: list[str]) -> int:
         raise UserError(f"--limit is {options.limit}: it must be at least 1")
     if options.retries < 0:
         raise UserError(f"--retries is {options.retries}: it must be 0 or above")
-    from mhc.distill.answers import open_manifest, partial_of
+    from mhc.distill.answers import partial_of
+    from mhc.util.manifest import open_manifest
 
     out = Path(options.out)
     settings: dict[str, Any] = {"data": options.data, "seed": options.seed, "max_new_tokens": options.max_new_tokens}
@@ -149,7 +150,7 @@ def _parser() -> Parser:
     parser = Parser(
         prog="run.py distill",
         description="Let the frozen backbone answer the prompts of a conversation file itself: by our engine, or by any "
-        "OpenAI-compatible server. Stopped runs go on where they were: call the same command again.",
+        "OpenAI-compatible server. A stopped run resumes: call the same command again.",
     )
     add = parser.add_argument
     add(

@@ -6,7 +6,6 @@ is due. `InProcess` is this project's engine; `mhc.distill.openai_server.OpenAIA
 same for both.
 """
 
-import json
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
@@ -16,7 +15,6 @@ from typing import Any
 
 from mhc.errors import UserError
 from mhc.text.messages import Messages
-from mhc.util.files import write_json
 from mhc.util.journal import Journal, digest
 
 GIVE_UP = 50  # rejections in a row
@@ -236,41 +234,3 @@ class InProcess:
             answers = self.engine.generate_ids(prompts, self.max_new_tokens, self.batch_size, sampling=samplings)
             for number, answer in answers:
                 yield Reply(asked[number][1].key, answer.text, answer.finish_reason, len(answer.token_ids))
-
-
-def open_manifest(path: Path, out: Path, partial: Path, settings: dict[str, Any], notes: dict[str, Any]) -> None:
-    """Write the manifest of a new file, whose unfinished part stands in `partial`; refuse to go on with one that was made
-    with other settings. notes: what is told in it and may differ from run to run."""
-    try:
-        known = path.exists()
-        begun = next((one for one in (out, partial) if one.exists() and one.stat().st_size), None)
-    except OSError as problem:
-        raise UserError(f"'{out}' cannot be ({problem.strerror}): choose another --out") from problem
-    if not known:
-        if begun is not None:
-            raise UserError(
-                f"'{begun}' has no {path.name} beside it, so nobody knows how it was made: choose another --out"
-            )
-        told: dict[str, Any] = {"settings": settings}
-    else:
-        try:
-            told = json.loads(path.read_text())
-            made_with = dict(told["settings"])
-        except (ValueError, KeyError, TypeError) as problem:
-            raise UserError(
-                f"'{path}' is damaged or was not written by this command: choose another --out"
-            ) from problem
-        _require_same(made_with, settings, out)
-    try:
-        write_json(path, told | notes)
-    except OSError as problem:
-        raise UserError(f"cannot write '{path}' ({problem.strerror}): make room, or choose another --out") from problem
-
-
-def _require_same(made_with: dict[str, Any], settings: dict[str, Any], out: Path) -> None:
-    every = [*settings, *(name for name in made_with if name not in settings)]
-    changed = [f"{name}: {made_with.get(name)}" for name in every if made_with.get(name) != settings.get(name)]
-    if changed:
-        raise UserError(
-            f"'{out}' was made with other settings ({', '.join(changed)}): choose another --out, or delete it"
-        )

@@ -31,6 +31,7 @@ from mhc.distill.windows import Shard, choose, most_heads, plan, windows_of
 from mhc.errors import UserError
 from mhc.text.splits import SPLITS
 from mhc.util.files import write_json
+from mhc.util.manifest import require_same_settings
 from mhc.util.progress import bar, say
 from mhc.util.provenance import versions
 
@@ -115,11 +116,7 @@ def _previous(out: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
     if not (out / MANIFEST).is_file():
         raise UserError(f"'{out}' is there and holds no collected features: choose another --out")
     before = read_manifest(out)
-    was = before["settings"]
-    changed = [key for key in sorted(settings | was) if was.get(key) != settings.get(key)]
-    if changed:
-        told = "; ".join(f"{key}: {was.get(key)}, not {settings.get(key)}" for key in changed)
-        raise UserError(f"'{out}' was made with other settings ({told}): choose another --out, or delete it")
+    require_same_settings(out, before["settings"], settings)
     return before
 
 

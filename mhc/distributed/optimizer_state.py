@@ -1,4 +1,4 @@
-"""An optimizer's state that speaks of parameters by their names and of whole tensors, so that it goes on under another
+"""An optimizer's state that speaks of parameters by their names and of whole tensors, so that a run resumes under another
 strategy or number of processes.
 
 torch numbers the parameters, and under FSDP2 each process holds a part of every moment. DeepSpeed's optimizer is no

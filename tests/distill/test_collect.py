@@ -67,8 +67,8 @@ def test_max_samples_are_drawn_from_all_splits_whole_rows_first():
         assert most - 2 <= sum(counts.values()) <= most and all(counts.values())
         assert all(rows == sorted(rows) for rows in chosen.values())
     dealt = plan(choose(splits, 50), 100, 10_000)
-    assert len({shard.name for shard in dealt}) == len(dealt) and sum(len(s.samples) for s in dealt) == 50
-    owners = Counter((shard.split, row) for shard in dealt for row in {s.row for s in shard.samples})
+    assert len({shard.name for shard in dealt}) == len(dealt) and sum(len(s.windows) for s in dealt) == 50
+    owners = Counter((shard.split, row) for shard in dealt for row in {s.row for s in shard.windows})
     assert set(owners.values()) == {1}  # no row is read twice
 
 
