@@ -18,7 +18,8 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from datamodules.batching import BatchData, BatchDataset, Lengths, PackedRows, Row
-from datamodules.readers import Conversation, Report, iterate, source_state
+from datamodules.files import source_state
+from datamodules.readers import Conversation, Report, iterate
 from datamodules.storage import EncodedRows, StoredConversations
 from mhc.errors import UserError
 from mhc.text.chat_template import chat_template, template_fingerprint

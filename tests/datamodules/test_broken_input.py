@@ -9,9 +9,10 @@ import tracemalloc
 
 import pytest
 
-from datamodules.readers import Report, iterate, read_conversations
+from datamodules.readers import Report, iterate
 from datamodules.streams import LARGEST
 from mhc.errors import UserError
+from tests.helpers.conversations import read_conversations
 
 GOOD = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]}
 LINE = json.dumps(GOOD).encode() + b"\n"
