@@ -1,4 +1,4 @@
-"""The frozen backbone reads rows whole; what is kept of them goes into the tensors of a shard.
+"""The frozen backbone reads whole rows; their windows go into the tensors of a shard.
 
 B rows of a batch   T positions of a row   P positions of a shard   S windows   D width   n tapped layers
 """
@@ -27,7 +27,7 @@ def compute_features(
     advance: Callable[[int], None] = lambda count: None,
 ) -> tuple[dict[str, Tensor], dict[str, int]]:
     """Let the backbone read the windows' rows whole: the tensors of a shard (see `mhc.distill.shards`), and of the rows'
-    supervised tokens how many there are and how many it would have said itself."""
+    supervised tokens how many there are and how many it predicts itself."""
     width, taps, store = settings["width"], tuple(settings["taps"]), STORES[settings["store"]]
     lengths = torch.tensor([window.stop - window.start for window in windows])
     offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
@@ -49,20 +49,20 @@ def compute_features(
     figures = {"supervised": 0, "agreed": 0}
     for numbers in batches({row: len(rows[row][0]) for row in places}, settings["batch_tokens"]):
         texts = [[torch.tensor(part) for part in rows[row][:2]] for row in numbers]
-        for at, read in enumerate(_read(backbone, [ids for ids, _ in texts], taps, store)):
-            ids, mask = texts[at]
+        for place, read in enumerate(_read(backbone, [ids for ids, _ in texts], taps, store)):
+            ids, mask = texts[place]
             read |= {"ids": ids, "mask": mask}
             if not all(read[name].isfinite().all() for name in ("hidden", "taps") if name in read):
                 raise UserError(
-                    f"row {numbers[at]}: features beyond {settings['store']}: use --store bfloat16 or float32"
+                    f"row {numbers[place]}: features beyond {settings['store']}: use --store bfloat16 or float32"
                 )
-            for number in places[numbers[at]]:
+            for number in places[numbers[place]]:
                 window, to = windows[number], slice(int(offsets[number]), int(offsets[number + 1]))
                 for name, tensor in read.items():
                     shard[name][to] = tensor[window.start : window.stop]
-            said = mask[1:]
-            figures["supervised"] += int(said.sum())
-            figures["agreed"] += int((said & (read["greedy"][:-1] == ids[1:])).sum())
+            supervised = mask[1:]
+            figures["supervised"] += int(supervised.sum())
+            figures["agreed"] += int((supervised & (read["greedy"][:-1] == ids[1:])).sum())
             advance(len(ids))
     return shard, figures
 

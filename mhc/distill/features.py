@@ -1,4 +1,4 @@
-"""What `run.py collect` does: features of the data into a folder of shards, whatever is there already kept.
+"""What `run.py collect` does: features of the data into a folder of shards; complete shards stay as they are.
 
 B rows of a batch   T positions of a row   P positions of a shard   D width   n tapped layers
 """
@@ -44,18 +44,18 @@ def collect(backbone: Backbone, data: Any, out: Path, settings: dict[str, Any]) 
     data: has rows(split) of (ids, mask) and prompts(split, count), as ConversationData. Raises UserError where the folder
     holds something else or was filled under other settings, and where the disk is too small; nothing is written then.
     """
-    found: dict[str, list[Any]] = {}
+    windows_by_split: dict[str, list[Any]] = {}
     digest = hashlib.sha256()
     for split in SPLITS:
-        found[split] = []
+        windows_by_split[split] = []
         for number, (ids, mask, *_) in enumerate(data.rows(split)):
             digest.update(split.encode() + ids.tobytes() + mask.tobytes())
-            found[split].append(windows_of(number, mask, settings["sample_size"], settings["stride"]))
+            windows_by_split[split].append(windows_of(number, mask, settings["sample_size"], settings["stride"]))
     settings = settings | {"rows": digest.hexdigest()[:16]}
     per_position = bytes_per_position(settings["width"], len(settings["taps"]), settings["store"])
 
     def planned(most: int | None) -> list[Shard]:
-        return plan(choose(found, most), per_position, settings["shard_mib"] << 20)
+        return plan(choose(windows_by_split, most), per_position, settings["shard_mib"] << 20)
 
     shards = planned(settings["max_samples"])
     manifest = _manifest(settings, shards, backbone)
@@ -114,14 +114,14 @@ def _previous(out: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
     if not out.exists() or (out.is_dir() and all(path.suffix == ".writing" for path in out.iterdir())):
         return None
     if not (out / MANIFEST).is_file():
-        raise UserError(f"'{out}' is there and holds no collected features: choose another --out")
+        raise UserError(f"'{out}' exists and holds no collected features: choose another --out")
     before = read_manifest(out)
     require_same_settings(out, before["settings"], settings)
     return before
 
 
 def _whole(out: Path, collection: str, shards: list[Shard]) -> dict[str, dict[str, Any]]:
-    """By name, what is told about the shards that are there and whole."""
+    """By name, the notes (see `write_shard`) of the shards that are complete."""
     notes = {}
     with bar() as progress:
         for shard in progress.track(shards, description="verifying what is there"):
@@ -140,10 +140,10 @@ def _require_room(
     planned: Callable[[int | None], list[Shard]],
 ) -> None:
     """Print what will be written and what there is room for; raise UserError where it is not enough."""
-    there = out.absolute()
-    while not there.exists():
-        there = there.parent
-    free = shutil.disk_usage(there).free
+    folder = out.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
     samples, positions = sum(len(shard.windows) for shard in missing), sum(shard.positions for shard in missing)
     needed = sum(bytes_of(shard, per_position) for shard in missing)
     states, numbers = 1 + len(settings["taps"]), STORES[settings["store"]].itemsize
@@ -158,14 +158,14 @@ def _require_room(
         most = min(most - 1, int(0.98 * most))
     advice = f"--max_samples {most} would fit (in a folder of its own)" if most > 2 else "not even three samples fit"
     raise UserError(
-        f"{in_bytes(needed)} are needed in '{there}' and {in_bytes(free)} are free: {advice}, or choose another disk"
+        f"{in_bytes(needed)} are needed in '{folder}' and {in_bytes(free)} are free: {advice}, or choose another disk"
     )
 
 
 def _fill(
     backbone: Backbone, data: Any, out: Path, shards: list[Shard], notes: dict[str, dict], manifest: dict[str, Any]
 ) -> list[dict[str, Any]]:
-    """Make the shards that `notes` does not know, with a bar; what is told about each of all."""
+    """Make the shards that have no note yet, with a progress bar; the notes of all shards."""
     settings = manifest["settings"]
     rows = {split: data.rows(split) for split in SPLITS}
     missing = [shard for shard in shards if shard.name not in notes]

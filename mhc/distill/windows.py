@@ -65,8 +65,8 @@ def cut(row: int, length: int, size: int, stride: int) -> list[Window]:
 
 def windows_of(row: int, mask: np.ndarray, size: int, stride: int) -> list[Window]:
     """The windows of a row with mask (T) that hold something to learn where they count."""
-    found = cut(row, len(mask), size, stride)
-    return [window for window in found if mask[window.first : window.last + 2].any()]
+    windows = cut(row, len(mask), size, stride)
+    return [window for window in windows if mask[window.first : window.last + 2].any()]
 
 
 def choose(splits: dict[str, list[list[Window]]], most: int | None) -> dict[str, list[list[Window]]]:
