@@ -17,7 +17,7 @@ from mhc.util.files import write_atomically, write_json
 RESULT, TABLE = "samples.json", "samples.md"
 BEGINNING = 12  # tokens of a document that the model continues
 COLUMNS = ["step", "prompt", "answer"]
-# All that a model's own generation_config could want otherwise: what is not said here it would be asked for.
+# Every setting that a model's own generation_config could change: what is absent here would be taken from it.
 GREEDY = {"do_sample": False, "num_beams": 1, "temperature": 1.0, "top_p": 1.0, "top_k": 50, "repetition_penalty": 1.0}
 
 

@@ -5,6 +5,7 @@ from typing import Any, NoReturn
 
 from mhc.errors import UserError
 
+FAMILIES = ("medusa", "cascade", "diffusion", "eagle3")  # of draft heads
 NO_MODEL = "give --checkpoint DIR (heads), or --backbone NAME (a model without heads)"
 
 

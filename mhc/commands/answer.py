@@ -8,6 +8,7 @@ import argparse
 import json
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +131,8 @@ def _answer(engine, questions: list, files: list, settings) -> None:
             rates = [f"{tokens / seconds:,.0f}" for tokens, seconds in totals if seconds]
             progress.update(task, completed=done, rate=" and ".join(rates) + " tokens/s" if rates else "")
 
-        answered = answer_questions(engine, questions, files, settings, progress.console.print, show)
+        above = partial(progress.console.print, markup=False, soft_wrap=True)  # reports go above the bar
+        answered = answer_questions(engine, questions, files, settings, above, show)
     for file, records, (tokens, seconds) in zip(files, answered, totals):
         new = f"{tokens:,} tokens in {seconds:.0f} s ({tokens / seconds:,.0f} tokens/s)" if seconds else "complete"
         say(f"{file.path}: {len(records)} questions, {new}")

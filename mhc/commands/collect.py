@@ -6,12 +6,10 @@ runs no backbone forward. How rows become samples is told in `mhc.distill.window
 """
 
 import argparse
-import sys
 import time
 from pathlib import Path
 
-from mhc.commands import Parser, add_backbone, loading_of
-from mhc.commands.stages import FAMILIES
+from mhc.commands import FAMILIES, Parser, add_backbone, loading_of
 from mhc.errors import UserError
 
 GOOD = 0.8  # of the supervised tokens, above which data are the backbone's own words
@@ -114,7 +112,3 @@ def _parser() -> Parser:
     add("--batch_tokens", type=int, default=8192, metavar="N", help="tokens read at once (default 8192)")
     add_backbone(parser)
     return parser
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

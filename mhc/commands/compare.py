@@ -10,8 +10,8 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from mhc.commands import Parser, add_backbone, loading_of
-from mhc.commands.stages import FAMILIES, SETTINGS, TRAINERS, best_trainer, distilling, run_stage, training
+from mhc.commands import FAMILIES, Parser, add_backbone, loading_of
+from mhc.commands.stages import SETTINGS, TRAINERS, best_trainer, distilling, run_stage, training
 from mhc.errors import UserError
 from mhc.util.manifest import open_settings
 

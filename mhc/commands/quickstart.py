@@ -6,7 +6,6 @@ user would type; it is printed.
 """
 
 import json
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -111,7 +110,3 @@ def _parser() -> Parser:
         help="a file of configs/trainer (default: what the machine can do)",
     )
     return parser
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -10,7 +10,6 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 RUN, CONFIGS = ROOT / "run.py", ROOT / "configs"
-FAMILIES = ("medusa", "cascade", "diffusion", "eagle3")  # files of configs/drafter
 TRAINERS = ("cpu", "cpu-bf16", "gpu")
 SETTINGS = "settings.json"  # of a comparison, a sweep or a language model run: what its folder was begun with
 

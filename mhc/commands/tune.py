@@ -7,7 +7,6 @@ Where none is faster than plain decoding, it chooses plain decoding.
 """
 
 import dataclasses
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -164,7 +163,3 @@ def _parser() -> Parser:
     add_sampling(parser)
     add_backbone(parser)
     return parser
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -1,6 +1,5 @@
 """README.md of an export: what the heads are, how to use them, and what the run's own files say was measured."""
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from mhc.checkpoints.heads_folder import DESCRIPTION, TUNED, WEIGHTS
 from mhc.drafters import Drafter
 from mhc.errors import UserError
 from mhc.export import folders
+from mhc.util.files import read_json
 from mhc.version import __version__
 
 CARD, DECODED, TRAINED = "README.md", "decode_benchmark.json", "training.json"
@@ -62,9 +62,9 @@ def _license(drafter: Drafter) -> str | None:
 
 def _measured(checkpoint: Path) -> str:
     """Paragraphs and a table from decode_benchmark.json, tree.json, training.json and the metrics of drafter.json."""
-    decoded, tuned, trained = (_read(checkpoint / name) for name in (DECODED, TUNED, TRAINED))
+    decoded, tuned, trained = (read_json(checkpoint / name) for name in (DECODED, TUNED, TRAINED))
     try:
-        parts = [_decoded(decoded, checkpoint), _accuracy(_read(checkpoint / DESCRIPTION).get("metrics") or {})]
+        parts = [_decoded(decoded, checkpoint), _accuracy(read_json(checkpoint / DESCRIPTION).get("metrics") or {})]
         if tuned:
             parts.append(
                 f"The tree that `run.py tune` found on its machine gave {tuned['tokens_per_step']:.2f} tokens per step and "
@@ -116,16 +116,3 @@ def _machine(measured: dict[str, Any]) -> str:
     threads = "1 thread" if machine["threads"] == 1 else f"{machine['threads']} threads"
     where = machine["gpu"] or f"{threads} of {machine['processor']}"
     return f"{where}, torch {versions['torch']}"
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """A JSON file of the run, empty where it is not there."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise UserError(f"'{path}' is damaged ({error}): delete it or make it again") from error
-    if not isinstance(found, dict):
-        raise UserError(f"'{path}' is damaged (no object): delete it or make it again")
-    return found

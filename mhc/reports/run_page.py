@@ -7,7 +7,6 @@
 The page stands alone: pictures are inline SVG, nothing is fetched. Everything that comes from a file is escaped.
 """
 
-import json
 import re
 from html import escape
 from pathlib import Path
@@ -15,10 +14,10 @@ from typing import Any
 
 import yaml
 
-from mhc.errors import UserError
 from mhc.reports.html import STYLE, duration, figure, flat, last_name, pairs, section, table
 from mhc.reports.plots import curves_svg, histogram_svg, tree_svg
 from mhc.reports.run_logs import Curves, read_logs
+from mhc.util.files import read_json
 
 TRAINER = (
     *("accelerator", "devices", "num_nodes", "strategy", "precision", "max_epochs", "max_steps", "max_time"),
@@ -30,7 +29,7 @@ def report(folder: Path) -> str:
     """The page about the run in `folder`, of what is there. Raises UserError for a file that cannot be read."""
     curves, config = read_logs(folder)
     names = ("drafter.json", "training.json", "decode_benchmark.json", "tree.json")
-    heads, cost, decoded, tuned = (_read(folder / name) for name in names)
+    heads, cost, decoded, tuned = (read_json(folder / name) for name in names)
     title = _title(config, heads)
     stale = bool(decoded) and _newer(folder / "drafter.safetensors", folder / "decode_benchmark.json")
     sections = [
@@ -39,7 +38,7 @@ def report(folder: Path) -> str:
         _heads(heads, decoded),
         _tree(heads, decoded, tuned),
         _training(curves, cost),
-        _samples(_read(folder / "samples.json")),
+        _samples(read_json(folder / "samples.json")),
         _settings(config, heads),
         _machine(cost, decoded),
     ]
@@ -52,16 +51,6 @@ def report(folder: Path) -> str:
 
 
 # -- files -------------------------------------------------------------------------------------------
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """A JSON file of the run, empty where it is not there."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except ValueError as error:
-        raise UserError(f"'{path}' is damaged ({error}): delete it or make it again") from error
 
 
 def _newer(path: Path, other: Path) -> bool:
