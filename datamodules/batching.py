@@ -125,10 +125,10 @@ class BatchLoader(DataLoader):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Resume where `state` was taken. Raises UserError where the batches would not be the same ones."""
-        for what, here in self.order.decided_by().items():
-            if state[what] != here:
+        for what, current in self.order.decided_by().items():
+            if state[what] != current:
                 raise UserError(
-                    f"the checkpoint was trained on other batches ({what}: {state[what]}, now {here}): resume with the same "
+                    f"the checkpoint was trained on other batches ({what}: {state[what]}, now {current}): resume with the same "
                     "data and data.seed, and with a data.batch_size that times the processes makes the same global batch"
                 )
         self.order.skip = state["trained"]
@@ -238,11 +238,11 @@ class PackedRows(Sequence[Row]):
 
     def __getitem__(self, number: int) -> Row:  # type: ignore[override]  # no slices
         ids, mask = np.full(self.length, self.pad_id, np.int32), np.zeros(self.length, bool)
-        segments, at = np.full(self.length, PADDING, np.int32), 0
+        segments, start = np.full(self.length, PADDING, np.int32), 0
         for segment, row in enumerate(self.bins[number]):
-            row_ids, row_mask = (part[: self.length] for part in self.rows[row])
-            here = slice(at, at + len(row_ids))
-            ids[here], mask[here], segments[here] = row_ids, row_mask, segment
-            mask[at] = False
-            at += len(row_ids)
+            row_ids, row_mask = (values[: self.length] for values in self.rows[row])
+            part = slice(start, start + len(row_ids))
+            ids[part], mask[part], segments[part] = row_ids, row_mask, segment
+            mask[start] = False
+            start += len(row_ids)
         return ids, mask, segments

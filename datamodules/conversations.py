@@ -18,7 +18,8 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from datamodules.batching import BatchData, BatchDataset, Lengths, PackedRows, Row
-from datamodules.readers import Conversation, Report, iterate, source_state
+from datamodules.files import source_state
+from datamodules.readers import Conversation, Report, iterate
 from datamodules.storage import EncodedRows, StoredConversations
 from mhc.errors import UserError
 from mhc.text.chat_template import chat_template, template_fingerprint
@@ -133,15 +134,15 @@ class ConversationData(BatchData):
         if not self._conversations:
             numbers = array("Q")
             if self.cache is None:
-                found: Sequence[Conversation] = list(self._read(numbers))
+                every: Sequence[Conversation] = list(self._read(numbers))
             else:
-                found, numbers = self._cached()
+                every, numbers = self._cached()
             limit = None if self.path == "pocket" else self.limit
             for name, chosen in split_conversations(numbers, limit).items():
-                if isinstance(found, StoredConversations):
-                    self._conversations[name] = found.only(chosen)
+                if isinstance(every, StoredConversations):
+                    self._conversations[name] = every.only(chosen)
                 else:
-                    self._conversations[name] = [found[i] for i in chosen]
+                    self._conversations[name] = [every[i] for i in chosen]
         return self._conversations[split]
 
     def _read(self, numbers: array) -> Iterator[Conversation]:
@@ -175,16 +176,16 @@ class ConversationData(BatchData):
     def _cached(self) -> tuple[StoredConversations, array]:
         """The conversations as files of the cache, read into it where they are not there, and their prompt_numbers."""
         assert self.cache is not None
-        at = self.cache / digest(self._source()) / "conversations"
-        report = at.with_name("report.json")
-        numbers, found = array("Q"), StoredConversations.mapped(at)
-        if found is None or not report.exists():
-            found = StoredConversations.on_disk(at, self._read(numbers))
-            np.save(at.with_name("numbers.npy"), np.frombuffer(numbers, np.uint64))
+        path = self.cache / digest(self._source()) / "conversations"
+        report = path.with_name("report.json")
+        numbers, stored = array("Q"), StoredConversations.mapped(path)
+        if stored is None or not report.exists():
+            stored = StoredConversations.on_disk(path, self._read(numbers))
+            np.save(path.with_name("numbers.npy"), np.frombuffer(numbers, np.uint64))
             assert self.report is not None  # reading made it
             write_json(report, {"report": asdict(self.report), "source": self._source()})  # last: now it is whole
         self.report = Report(**json.loads(report.read_text())["report"])
-        return found, array("Q", np.load(at.with_name("numbers.npy")).tobytes())
+        return stored, array("Q", np.load(path.with_name("numbers.npy")).tobytes())
 
     def prompts(self, split: str, count: int) -> list[Prompt]:
         """At most `count` different prompts of a split, shorter than max_length, ordered by their hash. Of a
@@ -195,7 +196,7 @@ class ConversationData(BatchData):
         for conversation in by_hash:
             if len(prompts) == count:
                 break
-            turns = [at for at, m in enumerate(conversation.messages) if m["role"] == "assistant"]
+            turns = [place for place, m in enumerate(conversation.messages) if m["role"] == "assistant"]
             if not turns:
                 continue  # a document
             messages = conversation.messages[: turns[prompt_number(conversation.prompt) % len(turns)]]
@@ -236,11 +237,11 @@ class ConversationData(BatchData):
             "template": template_fingerprint(tokenizer),
             "tokenizer": digest(tokenizer.get_vocab()),
         }
-        at = self.cache / digest(self._source()) / digest(settings) / split
-        result = at.with_name(f"{split}.json")
-        rows = EncodedRows.mapped(at)
+        path = self.cache / digest(self._source()) / digest(settings) / split
+        result = path.with_name(f"{split}.json")
+        rows = EncodedRows.mapped(path)
         if rows is None or not result.exists():
-            rows = EncodedRows.on_disk(at, self._encoded(split, totals))
+            rows = EncodedRows.on_disk(path, self._encoded(split, totals))
             write_json(result, {"totals": asdict(totals), "encoded": settings})
         return rows, Totals(**json.loads(result.read_text())["totals"])
 

@@ -1,4 +1,4 @@
-"""Batches of features that `run.py collect` kept: heads train without a forward of the backbone.
+"""Batches of features written by `run.py collect`: heads train without a forward of the backbone.
 
 B samples of a batch   T time   D width   n layers that the drafter taps
 """
@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from datamodules.batching import DUMMY, BatchData, Lengths, Row
 from datamodules.conversations import Prompt
-from mhc.distill.shards import AGAIN, PROMPTS, STORES, FeatureShards, open_samples, read_manifest
+from mhc.distill.shards import AGAIN, PROMPTS, STORES, FeatureShards, open_shards, read_manifest
 from mhc.errors import UserError
 from mhc.util.progress import bar
 
@@ -24,7 +24,7 @@ class FeatureBatches(Dataset):
 
     ids (B,T) int64, mask (B,T) bool, hidden (B,T,D), taps (B,T,n*D) where columns of them are wanted, loss_positions (B,T)
     bool.
-    columns: the places of the wanted layers among those stored. agreed: only tokens that the backbone would say itself
+    columns: the places of the wanted layers among those stored. agreed: only tokens that the backbone predicts itself
     are targets. An empty list gives a dummy row that nothing is learned from.
     """
 
@@ -49,15 +49,15 @@ class FeatureBatches(Dataset):
         if self.columns:
             shape = rows, longest, len(self.columns), self.width
             batch["taps"] = torch.zeros(shape, dtype=STORES[self.store])
-        for at, number in enumerate(numbers):
+        for place, number in enumerate(numbers):
             length, (first, last) = samples.lengths[number], samples.counted[number]
-            batch["ids"][at, :length] = samples.read(number, "ids")
-            batch["mask"][at, :length] = self._mask(number)
-            batch["hidden"][at, :length] = samples.read(number, "hidden")
-            batch["loss_positions"][at, first:last] = True
+            batch["ids"][place, :length] = samples.read(number, "ids")
+            batch["mask"][place, :length] = self._mask(number)
+            batch["hidden"][place, :length] = samples.read(number, "hidden")
+            batch["loss_positions"][place, first:last] = True
             if self.columns:
                 taps = samples.read(number, "taps").unflatten(-1, (-1, self.width))
-                batch["taps"][at, :length] = taps[:, self.columns]
+                batch["taps"][place, :length] = taps[:, self.columns]
         if self.columns:
             batch["taps"] = batch["taps"].flatten(2)
         return batch
@@ -69,7 +69,7 @@ class FeatureBatches(Dataset):
 
 
 def targets(mask: Tensor, ids: Tensor, greedy: Tensor) -> Tensor:
-    """The supervised tokens (T) that the backbone would say itself. Of the first the sample does not know; it is no
+    """The supervised tokens (T) that the backbone predicts itself. Of the first the sample does not know; it is no
     target there anyway."""
     agreed = mask.clone()
     agreed[1:] &= greedy[:-1] == ids[1:]
@@ -88,7 +88,7 @@ class FeatureData(BatchData):
         batch_size: samples in a batch, of each process.
         seed: decides the order of batches.
         workers: processes that read batches; 0 does it in the main process.
-        supervise: "text" to learn every supervised token, "agreed" only those that the backbone would say itself.
+        supervise: "text" to learn every supervised token, "agreed" only those that the backbone predicts itself.
     """
 
     def __init__(
@@ -137,7 +137,7 @@ class FeatureData(BatchData):
         if split not in self._samples:
             with bar() as progress:
                 task = progress.add_task(f"verifying {split}", total=self.manifest["splits"][split]["shards"])
-                self._samples[split] = open_samples(self.path, split, lambda: progress.advance(task))
+                self._samples[split] = open_shards(self.path, split, lambda: progress.advance(task))
         return self._samples[split]
 
     def rows(self, split: str) -> list[Row]:
@@ -160,8 +160,8 @@ class FeatureData(BatchData):
         """At most `count` prompts of "validation" or "test", in the order of ConversationData; 512 of each are kept."""
         path = self.path / PROMPTS
         try:
-            kept = json.loads(path.read_text())
-            return [Prompt(**prompt) for prompt in kept[split][:count]]
+            recorded = json.loads(path.read_text())
+            return [Prompt(**prompt) for prompt in recorded[split][:count]]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"'{path}' has no prompts of {split} ({error!r}): {AGAIN}") from error
 

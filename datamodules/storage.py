@@ -94,8 +94,8 @@ class StoredConversations(Sequence[Conversation]):
             return self.only(self.chosen[number])
         if not 0 <= number < len(self):
             raise IndexError(number)
-        at = self.chosen[number]
-        return Conversation(**json.loads(bytes(self.lines[self.offsets[at] : self.offsets[at + 1]])))
+        place = self.chosen[number]
+        return Conversation(**json.loads(bytes(self.lines[self.offsets[place] : self.offsets[place + 1]])))
 
     def only(self, chosen: Sequence[int] | np.ndarray) -> "StoredConversations":
         """Some of the conversations of the file, by their place in it."""
@@ -149,13 +149,13 @@ def _finish(path: Path, offsets: array, *names: str) -> None:
     for name in names:
         os.replace(_temporary(path, name), path.with_name(f"{path.name}.{name}"))
     try:
-        write_atomically(path.with_name(f"{path.name}.offsets.npy"), lambda at: _save(at, offsets))
+        write_atomically(path.with_name(f"{path.name}.offsets.npy"), lambda temporary: _save(temporary, offsets))
     except OSError as problem:
         raise _unwritable(path, problem) from problem
 
 
-def _save(at: Path, offsets: array) -> None:
-    with open(at, "wb") as file:
+def _save(path: Path, offsets: array) -> None:
+    with open(path, "wb") as file:
         np.save(file, np.frombuffer(offsets, np.int64))
 
 

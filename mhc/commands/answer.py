@@ -26,9 +26,9 @@ def main(argv: list[str]) -> int:
     questions = _first_of_each_category(every, options.per_category)
     files = _files(options)
 
-    from mhc.distill.answers import open_manifest
     from mhc.evaluation.mt_bench import AnswerSettings
     from mhc.util.journal import digest
+    from mhc.util.manifest import open_manifest
     from mhc.util.provenance import machine, versions
 
     settings = AnswerSettings(options.temperature, options.choices, options.max_new_tokens, options.seed)

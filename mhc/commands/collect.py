@@ -95,7 +95,7 @@ def _parser() -> Parser:
     parser = Parser(
         prog="run.py collect",
         description="Run the frozen backbone over the data once and keep its features, so that heads train without it. "
-        "Says first how much disk that takes. Stopped runs go on where they were: call the same command again.",
+        "Says first how much disk that takes. A stopped run resumes: call the same command again.",
     )
     add = parser.add_argument
     add("--data", default="pocket", metavar="PATH", help="conversations (default: pocket, the generated dialogues)")

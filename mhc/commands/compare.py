@@ -2,7 +2,7 @@
 
 Every family gets the same backbone, data, number of heads and budget (steps, or minutes of training); then trees are
 tuned, and all of them decode the same held-out prompts in turn. What was done is not done again: a stopped comparison
-goes on where it was.
+resumes where it was.
 """
 
 import json
@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from mhc.commands import FAMILIES, Parser, add_backbone, loading_of
-from mhc.commands.stages import TRAINERS, best_trainer, distilling, remember, run_stage, training
+from mhc.commands.stages import SETTINGS, TRAINERS, best_trainer, distilling, run_stage, training
 from mhc.errors import UserError
+from mhc.util.manifest import open_settings
 
 STEPS = 375  # three epochs of 4,000 conversations
 VALIDATIONS = 5  # over a training; the best of them is kept
@@ -45,7 +46,7 @@ def main(argv: list[str]) -> int:
         if status := run_stage(console, "the backbone answers prompts itself", made):
             return status
     prompts = _held_out(options.backbone, answers, options.prompts)  # what is wrong with the data shows before training
-    remember(out, "comparison", settings)
+    open_settings(out / SETTINGS, out, settings)
     for family in options.families:
         if status := _train(console, family, trainer, answers, out / family, options):
             return status
@@ -174,7 +175,7 @@ def _tuned(folder: Path, drafter, prompts: list[list[int]], max_new_tokens: int,
 
 
 def _train(console, family: str, trainer: str, data: str, folder: Path, options) -> int:
-    """Train one family for the budget, or go on with it, or leave it if it is done; the exit status."""
+    """Train one family for the budget, or resume it, or leave it if it is done; the exit status."""
     from callbacks.training_cost import RESULT as COST
 
     key = "heads" if family in ("medusa", "cascade") else "draft_length"
@@ -221,7 +222,7 @@ def _parser() -> Parser:
     parser = Parser(
         prog="run.py compare",
         description="Train Medusa, MHC, diffusion and EAGLE-3 heads with the same backbone, data and budget, tune a tree "
-        "for each and decode the same held-out prompts: one table and one picture. A stopped comparison goes on.",
+        "for each and decode the same held-out prompts: one table and one picture. A stopped comparison resumes.",
     )
     add = parser.add_argument
     add(

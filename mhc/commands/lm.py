@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mhc.commands import Parser
-from mhc.commands.stages import CONFIGS, TRAINERS, best_trainer, distilling, remember, run_stage, training
+from mhc.commands.stages import CONFIGS, SETTINGS, TRAINERS, best_trainer, distilling, run_stage, training
 from mhc.errors import UserError
+from mhc.util.manifest import open_settings
 
 CORPUS = ("pretrain", "chats", "preferences")  # files of --data, each .jsonl
 EPOCHS = {"pretrain": 2, "sft": 3, "dpo": 1}
@@ -49,9 +50,8 @@ def main(argv: list[str]) -> int:
     from mhc.lm.report import measure, show
 
     console, out, started = Console(), Path(options.out), time.perf_counter()
-    remember(
-        out, "language model run", {name: getattr(options, name) for name in ("data", "vocabulary", "model", "answers")}
-    )
+    settings = {name: getattr(options, name) for name in ("data", "vocabulary", "model", "answers")}
+    open_settings(out / SETTINGS, out, settings)
     if not options.data and not all((data / f"{name}.jsonl").exists() for name in CORPUS):
         with console.status("writing the corpus"):
             write(data)

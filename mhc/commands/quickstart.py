@@ -98,7 +98,7 @@ def draw_accuracy(drafters: dict[str, dict[str, Any]], path: Path) -> None:
 def _parser() -> Parser:
     parser = Parser(
         prog="run.py quickstart",
-        description="Distil, train and tune Medusa and MHC heads, and compare decoding: the whole road on the embedded "
+        description="Distil, train and tune Medusa and MHC heads, and compare decoding: from end to end on the embedded "
         "backbone. Distilled answers and features of an earlier run are kept; heads are trained anew.",
     )
     add = parser.add_argument

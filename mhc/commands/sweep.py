@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from mhc.commands import Parser
-from mhc.commands.stages import RUN, SETTINGS, remember
+from mhc.commands.stages import RUN, SETTINGS
 from mhc.errors import UserError
 from mhc.reports.html import duration
+from mhc.util.manifest import open_settings
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -46,7 +47,7 @@ def main(argv: list[str]) -> int:
         _check_flags(console, sweep.arguments(trials[0], out))
         (out / SETTINGS).unlink(missing_ok=True)
     with Journal(out / RECORDS, console.print) as journal, only_runner(out, console.print) as lock:
-        remember(out, "sweep", _settings(sweep, options.seed))
+        open_settings(out / SETTINGS, out, _settings(sweep, options.seed))
         done = {record["trial"]: record for record in journal.records() if record["trial"] <= len(trials)}
         results = SweepResults(sweep, len(trials), done)
         if 0 < len(done) < len(trials):

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from mhc.commands import Parser
 from mhc.errors import UserError
 from mhc.util.files import write_json
+from mhc.util.manifest import require_same_settings
 from mhc.util.progress import say
 
 if TYPE_CHECKING:
@@ -71,12 +72,9 @@ def _previous_report(out: Path, settings: dict[str, Any]) -> dict[str, Any] | No
         report["vocabulary"], report["held_out"]["scripts"]
     except (OSError, ValueError, KeyError, TypeError) as problem:
         raise UserError(f"'{out}' exists and is not a tokenizer of this command: choose another --out") from problem
-    changed = [name for name in settings if was.get(name) != settings[name]]
-    if changed:
-        former = [f"{name}: {was.get(name)}" for name in changed if name != "source"] or ["the data has changed since"]
-        raise UserError(
-            f"'{out}' was made with other settings ({'; '.join(former)}): choose another --out, or delete it"
-        )
+    require_same_settings(out, was | {"source": settings["source"]}, settings)
+    if was.get("source") != settings["source"]:
+        raise UserError(f"'{out}' was made before its data changed: choose another --out, or delete it")
     return report
 
 

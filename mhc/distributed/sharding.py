@@ -73,8 +73,8 @@ def process_count() -> int:
 def shares_of(counts: Tensor) -> Tensor:
     """By how much to scale losses that are means over this process's anchors, counts (...), so that the mean of all
     processes' gradients is the gradient of the mean over all anchors: 1 where there is one process."""
-    here = counts.float()
-    return process_count() * here / summed(here.clone()).clamp(min=1)
+    own = counts.float()
+    return process_count() * own / summed(own.clone()).clamp(min=1)
 
 
 def averaged(figures: dict[str, tuple[Tensor, int]]) -> dict[str, float]:

@@ -2,9 +2,10 @@
 
 Whatever the strategy and the number of processes, `state_dict` holds the heads and `optimizer_states` the moments by the
 names of the parameters; both are gathered before process 0 writes them and split again after they were read, so that a run
-resumes under another strategy or world size (mhc.distributed.optimizer_state does it for torch's optimizers). DeepSpeed's own checkpoint folders are neither written nor read.
+resumes under another strategy or world size (mhc.distributed.optimizer_state does it for torch\'s optimizers). DeepSpeed\'s
+own checkpoint folders are neither written nor read.
 
-A strategy that splits the backbone announces how `transformers` shall read it (`sharding`, or a context in which
+A strategy that splits the backbone tells `transformers` how to read it (`sharding`, or a context in which
 `from_pretrained` splits what it reads). Heads are built and restored whole, and split in `setup`.
 """
 
@@ -38,7 +39,7 @@ class Packages:
 
     @classmethod
     def require_packages(cls) -> None:
-        """Raise UserError unless they are there."""
+        """Raise UserError unless they are installed."""
         missing = [package for package in cls.packages if find_spec(package) is None]
         if missing:
             raise UserError(
@@ -78,7 +79,7 @@ class ZeRO(Packages, DeepSpeedStrategy):
         self.config["zero_force_ds_cpu_optimizer"] = False  # the optimizer stays torch's AdamW, the same everywhere
         self.config["zero_optimization"] |= settings or {}
 
-    # DeepSpeedStrategy restores from DeepSpeed's folders, after `setup`; ours are restored as everywhere, before it.
+    # DeepSpeedStrategy restores from DeepSpeed's folders, after `setup`; this project's are restored as everywhere, before it.
     restore_checkpoint_after_setup = False
     lightning_restore_optimizer = True
     save_checkpoint = Strategy.save_checkpoint
@@ -128,11 +129,11 @@ class ZeRO(Packages, DeepSpeedStrategy):
 
         inner = self._linked(optimizer)
         steps = [state["step"] for state in inner.state.values() if "step" in state]
-        found = {}
+        moments_by_name = {}
         for name, parameter in self._trained().items() if steps else ():
             moments = {key: safe_get_full_optimizer_state(parameter, key).cpu() for key in MOMENTS}
-            found[name] = {"step": torch.as_tensor(float(steps[0])), **moments}
-        return {"state": found, "param_groups": [named_group(group) for group in inner.param_groups]}
+            moments_by_name[name] = {"step": torch.as_tensor(float(steps[0])), **moments}
+        return {"state": moments_by_name, "param_groups": [named_group(group) for group in inner.param_groups]}
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         from deepspeed.utils import safe_set_full_optimizer_state

@@ -248,7 +248,7 @@ def test_two_processes_and_other_settings(tmp_path, capsys):
         assert "another process is writing" in capsys.readouterr().err
         kept = out.read_text()
         assert run.main([*arguments, "--temperature", "0.5"]) == 2
-        assert "other settings (temperature: 0.0)" in capsys.readouterr().err
+        assert "other settings (temperature: 0.0, not 0.5)" in capsys.readouterr().err
         assert run.main([*arguments, "--model", "gpt-9"]) == 2
         (tmp_path / "out.manifest.json").unlink()
         assert run.main(arguments) == 2

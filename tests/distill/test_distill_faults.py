@@ -15,6 +15,7 @@ from mhc.distill.answers import Job, Reply, answer_all
 from mhc.distill.openai_server import OpenAIAnswerer
 from mhc.errors import UserError
 from mhc.util.journal import Journal
+from tests.helpers.conversations import read_conversations
 from tests.helpers.fake_server import Fake, Handler
 
 ROOT = Path(__file__).parents[2]
@@ -141,8 +142,6 @@ def test_prompts_that_nobody_was_asked_do_not_stop_a_run(tmp_path):
     ],
 )
 def test_odd_answers_of_servers_are_kept(tmp_path, message):
-    from datamodules.readers import read_conversations
-
     out = tmp_path / "o.jsonl"
     with Saying(**message) as fake:
         answer_all(jobs(3), OpenAIAnswerer(fake.url, None, {}, 8, timeout=2, retries=0), out, 1, 9, silent)
