@@ -1,6 +1,7 @@
 """What several test files are given: backbones, heads, conversations, a tokenizer."""
 
 import os
+import re
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.pop("PL_GLOBAL_SEED", None)
@@ -18,6 +19,21 @@ from mhc.trees.shapes import FixedTree
 from tests.helpers.backbones import tiny_backbone
 from tests.helpers.language_models import TEXT
 from tests.helpers.runs import sums
+
+# What starts processes, trains or decodes at length: `make test-quick` leaves it out (measured: --durations=0).
+SLOW = re.compile(
+    r"tests/(distributed|sweeps|chat|callbacks|commands|benchmarks|estimate)/|test_(page|abuse|notebooks|logging|run_page|collect"
+    r"|report|training|models|distill\w*|mt_bench|teacher_forced|launchers|packing|lm_dry_run|resumed_batches)\.py"
+    r"|test_(drawn_text|rounds_over|in_bf16|end_of_text|a_compiled|known_guesses)|test_engine.py.*\[(?!.*(llama|gemma3_text))"
+    r"|test_chat_template.py.*(gemma|mistral|phi|zephyr|vicuna)|test_(full_disk|it_needs_torch)"
+)
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if SLOW.search(item.nodeid):
+            item.add_marker(pytest.mark.slow)
+
 
 torch.set_num_threads(1)  # tiny models lose more to threads than they gain
 

@@ -17,7 +17,6 @@ from mhc.text.messages import Messages
 from mhc.util.journal import Journal, digest
 
 if TYPE_CHECKING:  # with a server there is nothing to load torch for
-    from mhc.engine import Engine
     from mhc.sampling import Sampling
 
 GIVE_UP = 50  # rejections in a row
@@ -205,9 +204,9 @@ def answer_all(
 
 
 class InProcess:
-    """The engine as an answerer: `batch_size` answers at once, sampled with each request's own seed."""
+    """An `Engine`, which stands above this room, as an answerer: `batch_size` answers at once, each with its own seed."""
 
-    def __init__(self, engine: "Engine", sampling: "Sampling", max_new_tokens: int, batch_size: int):
+    def __init__(self, engine: Any, sampling: "Sampling", max_new_tokens: int, batch_size: int):
         self.engine, self.sampling = engine, sampling
         self.max_new_tokens, self.batch_size = max_new_tokens, batch_size
 
