@@ -13,7 +13,7 @@ from typing import IO, TYPE_CHECKING, Any
 from mhc.commands import Parser
 from mhc.commands.stages import RUN, SETTINGS
 from mhc.errors import UserError
-from mhc.reports.html import duration
+from mhc.util.duration import duration
 from mhc.util.manifest import open_settings
 
 if TYPE_CHECKING:

@@ -20,8 +20,8 @@ from datamodules.survey import survey
 from mhc.errors import UserError
 from mhc.estimate.fake_step import StepEstimate, Weights
 from mhc.estimate.memory import Sharding, sharding
-from mhc.reports.html import duration
 from mhc.training.trainer_settings import on_gpus, precision_of
+from mhc.util.duration import duration
 from mhc.util.machine import product_speed
 
 GIB = 2**30

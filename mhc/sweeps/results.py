@@ -9,8 +9,8 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from mhc.reports.html import duration
 from mhc.sweeps.schema import Sweep, short_names, shown
+from mhc.util.duration import duration
 from mhc.util.files import write_atomically, write_json
 
 RESULT, TABLE, PICTURE = "results.json", "results.md", "parallel.png"
