@@ -231,7 +231,7 @@ def test_what_comes_after_a_stop_string_counts_no_more(live):
     tokenizer = live.engine.backbone.tokenizer
     ids = tokenizer("one two three", add_special_tokens=False)["input_ids"]
     choice = Choice(tokenizer, set(), ["two"])
-    run = SimpleNamespace(open={0}, stop=lambda index: None, close=lambda: None, pieces=queue.SimpleQueue())
+    run = SimpleNamespace(open={0}, stop=lambda index: None, close=lambda: None, outputs=queue.SimpleQueue())
     waiting = [(0, StepOutput(0, ids, None)), (0, StepOutput(0, ids, None)), (0, StepOutput(0, ids, "length"))]
 
     async def following(patience):
