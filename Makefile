@@ -1,6 +1,7 @@
 # make quickstart   train and compare draft heads on the embedded model, in minutes (set-up included)
 # make lm           a small language model from nothing: tokenizer, pretraining, tuning, preferences, heads
-# make test         run the tests            make check   lint and format check
+# make test         run the tests            make test-quick   those that take seconds
+# make check   lint, format and type check
 # make format       mend both                make bench   measure; writes benchmarks/results/
 
 PYTHON ?= python3
@@ -8,7 +9,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
-.PHONY: quickstart lm test test-extras check format bench clean
+.PHONY: quickstart lm test test-quick test-extras check format bench clean
 
 quickstart: $(READY)
 	$(RUN) run.py quickstart
@@ -18,6 +19,9 @@ lm: $(READY)
 
 test: $(READY)
 	$(RUN) -m pytest --numprocesses auto --dist loadscope $(ARGS)
+
+test-quick: $(READY)
+	$(RUN) -m pytest --numprocesses auto --dist loadscope -m "not slow" $(ARGS)
 
 # What needs an optional package, which stands apart: once installed, transformers imports torchao everywhere; wandb's
 # package of sweeps wants a numpy that is too old for the rest, and its check of sweep files does without; trl is there for
@@ -31,6 +35,7 @@ test-extras: $(READY)
 check: $(READY)
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
 
 format: $(READY)
 	$(RUN) -m ruff check --fix .
@@ -48,4 +53,4 @@ $(READY): setup.cfg constraints.txt
 	@touch $(READY)
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -5,26 +5,26 @@
   python run.py validate --config ...   accuracy of each head on held-out conversations
   python run.py test     --config ...   decode held-out prompts plain and with heads, and compare
 
-  python run.py quickstart              the whole road on the embedded model, in minutes
-  python run.py compare                 train every family of heads alike: which one pays here
-  python run.py lm                      a small language model from nothing, and heads that make it fast
-  python run.py sweep                   try settings by grid or at random, and see which are best: a wandb sweep file
+  python run.py quickstart              all stages on the embedded model, in minutes
+  python run.py compare                 train every family of heads alike and compare their speed
+  python run.py lm                      train a small language model from scratch, and heads for it
+  python run.py sweep                   search settings by grid or at random, from a wandb sweep file
   python run.py generate                answer a prompt with trained heads
-  python run.py chat                    talk to it in the terminal, and see which tokens the heads guessed
-  python run.py serve                   OpenAI's API and a page to chat at, many answers at once
+  python run.py chat                    chat in the terminal, with accepted draft tokens in green
+  python run.py serve                   an OpenAI-compatible API and a chat page, with continuous batching
   python run.py tune                    find the tree with which trained heads are fastest on this machine
-  python run.py distill                 let the backbone answer prompts: the data heads learn best from
-  python run.py collect                 keep the backbone's features on disk, so that heads train without it
+  python run.py distill                 let the target model answer prompts: the best training data for heads
+  python run.py collect                 store the target model's features, so that heads train without it
   python run.py tokenizer               train a byte-level BPE tokenizer with a chat template
-  python run.py evaluate                what a language model is worth: perplexity, exams, lm-evaluation-harness
-  python run.py answer                  MT-Bench questions to answer files for FastChat's judge and Spec-Bench
-  python run.py speed                   two answer files to a table of speedups by category, with intervals
-  python run.py export                  heads in the formats of vLLM, SGLang and TGI, checked before they are there
-  python run.py import                  published Medusa and EAGLE-3 heads as a folder of ours
-  python run.py push                    heads, or an export, to the Hugging Face Hub
-  python run.py inspect                 show what a data file becomes: tokens, and which are learned from
+  python run.py evaluate                evaluate a language model: perplexity, exams, lm-evaluation-harness
+  python run.py answer                  answer MT-Bench questions for FastChat's judge and Spec-Bench
+  python run.py speed                   a table of speedups by category from two answer files
+  python run.py export                  write heads in the formats of vLLM, SGLang and TGI, and check them
+  python run.py import                  turn published Medusa and EAGLE-3 heads into a heads folder
+  python run.py push                    upload heads, or an export, to the Hugging Face Hub
+  python run.py inspect                 show the tokens of a data file, and which are trained on
 
-Every verb explains itself with --help. `fit`, `validate` and `test` take YAML files that compose:
+Every command has --help. `fit`, `validate` and `test` take YAML files that compose:
 later --config files and flags (--data.path my.json) override earlier ones.
 """
 
@@ -41,21 +41,21 @@ COMMANDS = (
 
 
 def main(arguments: list[str]) -> int:
-    """Dispatch a verb; commands are reached without importing Lightning, so their --help is quick."""
-    verb = arguments[0] if arguments else "--help"
-    if verb in ("-h", "--help"):
+    """Run a command; other than fit, validate and test they do not import Lightning, so their --help is quick."""
+    command = arguments[0] if arguments else "--help"
+    if command in ("-h", "--help"):
         print(__doc__.strip())
         return 0
     from mhc.errors import UserError
 
     try:
-        if verb in COMMANDS:
-            module = verb + "_" * keyword.iskeyword(verb)
+        if command in COMMANDS:
+            module = command + "_" * keyword.iskeyword(command)
             return importlib.import_module(f"mhc.commands.{module}").main(arguments[1:])
-        if verb in LIGHTNING:
+        if command in LIGHTNING:
             os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
             return importlib.import_module("mhc.cli").main(arguments)
-        raise UserError(f"unknown verb '{verb}': choose from {', '.join(LIGHTNING + COMMANDS)}")
+        raise UserError(f"unknown command '{command}': choose from {', '.join(LIGHTNING + COMMANDS)}")
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

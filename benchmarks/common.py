@@ -1,4 +1,4 @@
-"""What every benchmark of the project shares: paired timing, and one shape of result file.
+"""Shared by all benchmarks: timing, and the format of result files.
 
 {"machine", "versions", "commit", "results": [{"case", "metric", "value", "low", "high"}]}: value is
 the median, low and high the extremes unless the benchmark says otherwise.
@@ -18,12 +18,12 @@ sys.path.insert(0, str(ROOT))  # so that a benchmark also runs where the package
 
 import torch
 
-from mhc.checkpoints.heads_folder import write_json
-from mhc.evaluation.decode_benchmark import machine, versions
+from mhc.util.files import write_json
+from mhc.util.provenance import machine, versions
 
 
 def result(case: str, metric: str, values: list[float], quartiles: bool = False) -> dict[str, Any]:
-    """One line of a result file; with `quartiles`, low and high are those in place of the extremes."""
+    """One line of a result file; with `quartiles`, low and high are quartiles instead of the extremes."""
     low, high = min(values), max(values)
     if quartiles and len(values) > 1:
         low, _, high = quantiles(values, n=4, method="inclusive")

@@ -11,13 +11,13 @@ Needs trained and tuned heads. Writes benchmarks/results/decode.json:
                                                      timed apart, with plain_ms, draft_ms, verify_ms, round_ms; and
                                                      slowest_category_speedup (median of its prompts)
     plain/T=0/batch=1                                speedup_vs_transformers, the model as transformers loads it; and
-                                                     speedup_vs_transformers_same_layout, on our layout of the weights
+                                                     speedup_vs_transformers_same_layout, on our weight layout
     prompt_lookup/T=0/batch=1                        transformers' prompt lookup, speedup_vs_plain
     context/<tokens>                                 step_ms and attention_ms of a plain step at this context
 
-Trees: `fixed` the one the heads were trained with, `dynamic` 16 likeliest nodes, `tuned` what `run.py tune` found.
+Trees: `fixed` the one the heads were trained with, `dynamic` 16 likeliest nodes, `tuned` that of `run.py tune`.
 At batch 1 a value is the median over prompts of paired ratios, low and high their quartiles; at larger batches, over
-repeats. Every text is compared with plain decoding's; a difference ends the benchmark.
+repeats. Every text is compared with plain decoding's; any difference stops the benchmark.
 """
 
 import argparse
@@ -33,11 +33,12 @@ from datamodules import ConversationData
 from mhc.backbone.attention import tree_attention
 from mhc.backbone.model import resolve
 from mhc.checkpoints.heads_folder import DESCRIPTION, TUNED, for_decoding, load_drafter, tuned_tree
-from mhc.decoding.batch import Asked
+from mhc.decoding.decoder import PlainDecoder
+from mhc.decoding.request import DecodeRequest
 from mhc.engine import Engine
 from mhc.evaluation.decode_benchmark import round_parts
 from mhc.sampling import GREEDY, Sampling
-from mhc.trees.shapes import DynamicTree, shape_of
+from mhc.trees.shapes import DynamicTree, parse_tree
 
 NEW = 128
 BATCHES = (4, 16)
@@ -81,8 +82,8 @@ def load_engines(runs: Path) -> tuple[dict[str, Engine], object]:
         backbone, tuned = drafter.backbone, tuned_tree(folder)
         if tuned is None:
             raise SystemExit(f"{folder / TUNED} is missing: run `python run.py tune --checkpoint {folder}` first")
-        trained_with = shape_of(json.loads((folder / DESCRIPTION).read_text())["tree"])
-        shapes = {"fixed": trained_with, "dynamic": DynamicTree(3, drafter.heads, 16), "tuned": tuned}
+        trained_with = parse_tree(json.loads((folder / DESCRIPTION).read_text())["tree"])
+        shapes = {"fixed": trained_with, "dynamic": DynamicTree(3, drafter.draft_length, 16), "tuned": tuned}
         engines |= {f"{folder.name}/{name}": Engine(backbone, drafter, shape) for name, shape in shapes.items()}
     if backbone is None:
         raise SystemExit(f"no heads below {runs}: run `make quickstart` first")
@@ -90,7 +91,7 @@ def load_engines(runs: Path) -> tuple[dict[str, Engine], object]:
 
 
 def one_by_one(plain, engines, prompts, topics, label, sampling, repeats, by_topic) -> list[dict]:
-    """Batch 1: every prompt decoded by everyone, one after the other."""
+    """Batch 1: every prompt decoded by all engines, one after the other."""
     stock = AutoModelForCausalLM.from_pretrained(resolve(plain.backbone.name), dtype=torch.float32).eval()
     ratios = {name: [] for name in ["transformers", "same_layout", "prompt_lookup", *engines]}
     tokens = {name: [] for name in engines}
@@ -103,10 +104,10 @@ def one_by_one(plain, engines, prompts, topics, label, sampling, repeats, by_top
                     ("same_layout", plain.backbone.model, {}),
                     ("prompt_lookup", stock, {"prompt_lookup_num_tokens": 4}),
                 ):
-                    seconds, tokens_there = timed(
+                    seconds, stock_tokens = timed(
                         lambda prompt=prompt, model=model, extra=extra: transformers_generate(model, prompt, **extra)
                     )
-                    assert tokens_there == answer.token_ids, f"{name} differs from plain decoding"
+                    assert stock_tokens == answer.token_ids, f"{name} differs from plain decoding"
                     ratios[name].append(base / seconds if name == "prompt_lookup" else seconds / base)
             for name, engine in engines.items():
                 seconds, drafted = timed(
@@ -120,7 +121,7 @@ def one_by_one(plain, engines, prompts, topics, label, sampling, repeats, by_top
                 values.clear()
 
     def by_prompt(values: list[float]) -> list[float]:
-        return [median(values[at :: len(prompts)]) for at in range(len(prompts))]
+        return [median(values[index :: len(prompts)]) for index in range(len(prompts))]
 
     results = []
     if sampling is GREEDY:
@@ -134,14 +135,18 @@ def one_by_one(plain, engines, prompts, topics, label, sampling, repeats, by_top
         case, speedups = f"{name}/{label}/batch=1", by_prompt(ratios[name])
         results.append(result(case, "speedup_vs_plain", speedups, True))
         results.append(result(case, "tokens_per_step", by_prompt(tokens[name]), True))
-        found = {topic: [s for s, at in zip(speedups, topics) if at == topic] for topic in sorted(set(topics))}
-        by_topic[case] = {topic: {"speedup": round(median(v), 3), "prompts": len(v)} for topic, v in found.items()}
-        results.append(result(case, "slowest_category_speedup", [min(median(values) for values in found.values())]))
+        by_category = {topic: [s for s, t in zip(speedups, topics) if t == topic] for topic in sorted(set(topics))}
+        by_topic[case] = {
+            topic: {"speedup": round(median(v), 3), "prompts": len(v)} for topic, v in by_category.items()
+        }
+        results.append(
+            result(case, "slowest_category_speedup", [min(median(values) for values in by_category.values())])
+        )
     return results
 
 
 def together(plain, engines, prompts, label, sampling, rows, repeats) -> list[dict]:
-    """Many prompts in a ragged batch: new tokens by second against plain decoding of as many rows, and of one."""
+    """Many prompts in a ragged batch: new tokens per second over plain decoding with the same number of rows, and with one."""
     expected, seconds = None, {}
     for _ in range(repeats):
         for name, engine, size in [
@@ -149,10 +154,10 @@ def together(plain, engines, prompts, label, sampling, rows, repeats) -> list[di
             ("plain", plain, rows),
             *((n, e, rows) for n, e in engines.items()),
         ]:
-            spent, found = timed(
+            spent, answers = timed(
                 lambda engine=engine, size=size: dict(engine.generate_ids(prompts, NEW, size, sampling=sampling))
             )
-            texts = [found[number].token_ids for number in range(len(prompts))]
+            texts = [answers[number].token_ids for number in range(len(prompts))]
             expected = expected or texts
             assert texts == expected, f"{name} with {size} rows differs from plain decoding"
             seconds.setdefault(name, []).append(spent)
@@ -176,33 +181,34 @@ def transformers_generate(model, prompt: list[int], **options) -> list[int]:
 
 @torch.inference_mode()
 def contexts(backbone, repeats: int = 40) -> list[dict]:
-    """What a plain step costs as the context grows, and what of it is attention, which has to grow. (The pocket is
-    asked for positions it was not trained on: the text is nonsense, the work is the same.)"""
-    engine, limit = Engine(backbone), backbone.context
+    """Time of a plain step as the context grows, and its share of attention, which has to grow. (The pocket runs at
+    positions it was not trained on: the text is nonsense, the work is the same.)"""
+    limit = backbone.context
     backbone.context = max(CONTEXTS) + 8
-    rows = engine.rows([Asked([1] * max(CONTEXTS), 1)], 1, speculate=False)
-    rows.join(0, engine.prefill(rows, [0])[0])
+    decoder = PlainDecoder(backbone, 1, max(CONTEXTS) + 1)
+    decoder.begin([DecodeRequest([1] * max(CONTEXTS), 1)])
+    cache = decoder.batch.cache
     text = backbone.model.config.get_text_config(decoder=True)
-    heads, width = text.num_attention_heads, rows.cache.buffer.shape[-1]
+    heads, width = text.num_attention_heads, cache.buffer.shape[-1]
     query, attention = torch.randn(1, heads, 1, width), backbone.model.base_model.layers[0].self_attn
-    found = {}
+    milliseconds = {}
     for _ in range(repeats):
         for length in CONTEXTS:
-            rows.cache.lengths[0] = length
-            rows.cache.select(0, 1)
-            found.setdefault((length, "step_ms"), []).append(1000 * timed(lambda: engine.round(rows, False))[0])
+            cache.lengths[0] = length
+            milliseconds.setdefault((length, "step_ms"), []).append(1000 * timed(decoder.decode_round)[0])
 
             def attend(length=length) -> None:
-                for layer in rows.cache.buffer:
+                for layer in cache.buffer:
                     tree_attention(
                         attention, query, layer[0, :, :, :length], layer[1, :, :, :length], None, scaling=0.1
                     )
 
-            found.setdefault((length, "attention_ms"), []).append(1000 * timed(attend)[0])
+            milliseconds.setdefault((length, "attention_ms"), []).append(1000 * timed(attend)[0])
     backbone.context = limit
-    results = [result(f"context/{length}", metric, values, True) for (length, metric), values in found.items()]
+    results = [result(f"context/{length}", metric, values, True) for (length, metric), values in milliseconds.items()]
     rest = {
-        n: [s - a for s, a in zip(found[n, "step_ms"], found[n, "attention_ms"])] for n in (CONTEXTS[0], CONTEXTS[-1])
+        n: [s - a for s, a in zip(milliseconds[n, "step_ms"], milliseconds[n, "attention_ms"])]
+        for n in (CONTEXTS[0], CONTEXTS[-1])
     }
     growth = [last / first for first, last in zip(rest[CONTEXTS[0]], rest[CONTEXTS[-1]])]
     return [*results, result(f"context/{CONTEXTS[-1]}", f"step_without_attention_vs_{CONTEXTS[0]}", growth, True)]

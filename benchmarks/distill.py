@@ -6,16 +6,16 @@
 Writes benchmarks/results/distill.json:
 
     plain/batched      speedup_vs_transformers             the model as transformers loads it, the same batch size
-                       speedup_vs_transformers_same_layout on our layout of the weights
+                       speedup_vs_transformers_same_layout on our weight layout
                        tokens_per_second
     <heads>/batched    the same with heads (--checkpoint), and speedup_vs_plain
     .../compiled       the same (--compile), once compiled; seconds_to_compile
 
-    each               texts_parted_at_ties                whose first difference is between two tokens that the model finds
-                                                           likeliest within TIE of each other: their order is rounding
+    each               texts_parted_at_ties                whose first difference is between the two likeliest tokens, with
+                                                           logits within TIE of each other: rounding decides
 
 The same prompts, answered greedily; transformers gets them sorted by length, so that it pads least, and stops a batch when
-its last row has ended. All take turns; every text is compared, and any other difference ends the benchmark.
+its last row has ended. All are interleaved; every text is compared, and any other difference stops the benchmark.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from datamodules import ConversationData
 from mhc.backbone.model import Backbone, resolve
 from mhc.engine import Engine
 
-TIE = 1e-5  # in units of logits, of about 10: some roundings of fp32
+TIE = 1e-5  # in units of logits, which are about 10: a few fp32 roundings
 
 
 def main() -> None:
@@ -52,7 +52,7 @@ def main() -> None:
             engines[f"plain/{kind}"] = Engine(Backbone.load(options.backbone), compile=True)
         if options.checkpoint:
             engine = Engine.from_checkpoint(options.checkpoint, options.backbone, compile=kind == "compiled")
-            engines[f"{Path(options.checkpoint).name}/{kind}"] = engine.for_many(options.batch_size)
+            engines[f"{Path(options.checkpoint).name}/{kind}"] = engine.with_large_batch_tree()
     stock = AutoModelForCausalLM.from_pretrained(resolve(options.backbone), dtype=torch.float32).eval()
     data = ConversationData(options.data, limit=20_000 if options.data == "pocket" else None)
     data.tokenizer = backbone.tokenizer
@@ -82,10 +82,10 @@ def main() -> None:
     others = {"transformers": "transformers", "same_layout": "transformers_same_layout", "plain/batched": "plain"}
     for name in engines:
         results.append(result(name, "tokens_per_second", [tokens / spent for spent in seconds[name]]))
-        for other, called in others.items():
+        for other, label in others.items():
             if name != other:
                 ratios = [theirs / mine for theirs, mine in zip(seconds[other], seconds[name])]
-                results.append(result(name, f"speedup_vs_{called}", ratios))
+                results.append(result(name, f"speedup_vs_{label}", ratios))
         results.append(result(name, "texts_parted_at_ties", [ties[name]]))
         if name.endswith("compiled"):
             results.append(result(name, "seconds_to_compile", [first[name] - median(seconds[name])]))
@@ -95,27 +95,27 @@ def main() -> None:
 
 @torch.inference_mode()
 def require_same(name: str, expected: list[list[int]], texts: list[list[int]], prompts: list[list[int]], model) -> int:
-    """How many texts part at a tie; raises AssertionError for texts that differ otherwise."""
-    parted = [number for number, text in enumerate(texts) if text != expected[number]]
-    for number in parted:
+    """How many texts diverge at a tie; raises AssertionError for other differences."""
+    diverging = [number for number, text in enumerate(texts) if text != expected[number]]
+    for number in diverging:
         pairs = zip(expected[number], texts[number])
-        at = next(place for place, (one, other) in enumerate(pairs) if one != other)
-        logits = model(torch.tensor([prompts[number] + expected[number][:at]])).logits[0, -1]
-        gap = float(logits.max() - logits[[expected[number][at], texts[number][at]]].min())
-        assert gap < TIE, f"{name} says something else to prompt {number}, {gap:.1e} less likely"
-    return len(parted)
+        first = next(place for place, (a, b) in enumerate(pairs) if a != b)
+        logits = model(torch.tensor([prompts[number] + expected[number][:first]])).logits[0, -1]
+        gap = float(logits.max() - logits[[expected[number][first], texts[number][first]]].min())
+        assert gap < TIE, f"{name} differs at prompt {number}, by a token {gap:.1e} less likely"
+    return len(diverging)
 
 
 def ours(engine: Engine, prompts: list[list[int]], options: argparse.Namespace) -> list[list[int]]:
     """The new tokens of every prompt; as `run.py distill` does it, long prompts first."""
-    found = dict(engine.generate_ids(prompts[::-1], options.max_new_tokens, options.batch_size))
-    return [found[number].token_ids for number in range(len(prompts))][::-1]
+    answers = dict(engine.generate_ids(prompts[::-1], options.max_new_tokens, options.batch_size))
+    return [answers[number].token_ids for number in range(len(prompts))][::-1]
 
 
 @torch.inference_mode()
 def transformers_batches(model, prompts, options: argparse.Namespace, pad: int, ends: set[int]) -> list[list[int]]:
     """The same from the stock greedy generate, left-padded batch by batch."""
-    found = []
+    answers = []
     for start in range(0, len(prompts), options.batch_size):
         batch = prompts[start : start + options.batch_size]
         longest = max(map(len, batch))
@@ -130,9 +130,9 @@ def transformers_batches(model, prompts, options: argparse.Namespace, pad: int, 
             pad_token_id=pad,
         )
         for row in out[:, longest:].tolist():
-            end = next((at for at, token in enumerate(row) if token in ends), len(row) - 1)
-            found.append(row[: end + 1])
-    return found
+            end = next((index for index, token in enumerate(row) if token in ends), len(row) - 1)
+            answers.append(row[: end + 1])
+    return answers
 
 
 if __name__ == "__main__":

@@ -2,21 +2,21 @@
 
     python benchmarks/drafters.py [--comparisons runs/compare runs/compare-sgd] [--scaling 500 2000 8000 all]
 
-A folder without a comparison gets one on the pocket (`run.py compare --out`); for other backbones run that first, with
+In a folder without a comparison, `run.py compare --out` makes one on the pocket; for other backbones run it first, with
 --backbone and --data.
 
 Writes benchmarks/results/drafters.json. A case is a family; on a second, third ... backbone <family>/<folder's name>:
 
     tokens_per_step            a chain of all heads at T=0, bonus counted
     tokens_per_step_vs_medusa  over Medusa's
-    simulated_vs_real          what the training forward foretells over what decoding gave, on the same prompts
-    draft_ms                   growing the chain and reading what was accepted
+    predicted_vs_real          predicted from the training forward, over real decoding of the same prompts
+    draft_ms                   growing the chain and observing the accepted tokens
     speedup_vs_plain           the tuned tree at T=0: median over prompts of paired ratios, low and high their quartiles
     tokens_per_step_T1, speedup_vs_plain_T1, training_seconds, parameters
 
-With --scaling also <family>/samples=<n>, tokens_per_step: heads trained for as many steps on so many conversations of the
-first comparison's data (runs that stand in <comparison>/scaling are not trained again). The whole comparisons are kept in
-the file as well.
+With --scaling also <family>/samples=<n>, tokens_per_step: heads trained for the same number of steps on <n> conversations of
+the first comparison's data (runs in <comparison>/scaling are not trained again). The file also holds the whole
+comparisons.
 """
 
 import argparse
@@ -34,7 +34,7 @@ from mhc.commands.stages import best_trainer, run_stage, training
 from mhc.engine import Engine
 from mhc.trees.shapes import FixedTree
 
-SCALED_ON = 300  # held-out prompts: on a comparison's few dozen, runs that differ by data alone differ by chance
+SCALED_ON = 300  # held-out prompts: a comparison's few dozen are too few to tell the effect of data from chance
 
 
 def main() -> None:
@@ -63,15 +63,15 @@ def lines(families: dict[str, Any], suffix: str) -> list[dict[str, Any]]:
     """The metrics of every family."""
     medusa = families.get("medusa", {}).get("chain/T=0", {}).get("tokens_per_step")
     results = []
-    for name, found in families.items():
-        chain, tuned, drawn = found["chain/T=0"], found["tuned/T=0"], found["tuned/T=1"]
+    for name, family in families.items():
+        chain, tuned, drawn = family["chain/T=0"], family["tuned/T=0"], family["tuned/T=1"]
         values = {
             "tokens_per_step": chain["tokens_per_step"],
-            "simulated_vs_real": found["simulated"] / chain["tokens_per_step"],
-            "draft_ms": found["chain_ms"]["draft_ms"],
-            "tokens_per_step_T1": found["chain/T=1"]["tokens_per_step"],
-            "training_seconds": found["training_seconds"],
-            "parameters": found["parameters"],
+            "predicted_vs_real": family["predicted"] / chain["tokens_per_step"],
+            "draft_ms": family["chain_ms"]["draft_ms"],
+            "tokens_per_step_T1": family["chain/T=1"]["tokens_per_step"],
+            "training_seconds": family["training_seconds"],
+            "parameters": family["parameters"],
         }
         if medusa:
             values["tokens_per_step_vs_medusa"] = chain["tokens_per_step"] / medusa
@@ -83,7 +83,7 @@ def lines(families: dict[str, Any], suffix: str) -> list[dict[str, Any]]:
 
 
 def scaled(comparison: Path, family: str, size: str) -> float:
-    """Tokens per step (chain, T=0) of heads trained on so many conversations for as many steps as the comparison's."""
+    """Tokens per step (chain, T=0) of heads trained on `size` conversations for as many steps as the comparison's."""
     settings = json.loads((comparison / RESULT).read_text())
     data = settings["data"] or str(comparison / "answers.jsonl")
     folder = comparison if size == "all" and not settings["limit"] else comparison / "scaling" / size
@@ -99,7 +99,8 @@ def scaled(comparison: Path, family: str, size: str) -> float:
             str(steps),
         ]
         budget += ["--trainer.check_val_every_n_epoch", "null", "--model.backbone", settings["backbone"]]
-        budget += ["--model.init_args.drafter.init_args.heads", str(settings["heads"]), *settings["more"], *limits]
+        key = "heads" if family in ("medusa", "cascade") else "draft_length"
+        budget += [f"--model.init_args.drafter.init_args.{key}", str(settings["heads"]), *settings["more"], *limits]
         command = ["fit", *training(family, best_trainer(), data, folder / family, *budget)]
         if run_stage(Console(), f"{family} heads from {size} conversations", command):
             raise SystemExit(1)
@@ -107,7 +108,7 @@ def scaled(comparison: Path, family: str, size: str) -> float:
     source = ConversationData(data)
     source.tokenizer = drafter.backbone.tokenizer
     prompts = [prompt.ids for prompt in source.prompts("test", SCALED_ON)]
-    engine = Engine(drafter.backbone, drafter, FixedTree.chain(drafter.heads))
+    engine = Engine(drafter.backbone, drafter, FixedTree.chain(drafter.draft_length))
     answers = [answer for _, answer in engine.generate_ids(prompts, settings["max_new_tokens"], 16)]
     return sum(len(a.token_ids) - 1 for a in answers) / max(1, sum(a.steps - 1 for a in answers))
 

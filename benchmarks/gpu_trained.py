@@ -1,4 +1,4 @@
-"""Part 2 of benchmarks/gpu.py: a model and heads trained on the spot, and what they make of held-out prompts."""
+"""Part 2 of benchmarks/gpu.py: train a model and heads, and decode held-out prompts with them."""
 
 import time
 from datetime import timedelta
@@ -21,14 +21,14 @@ from mhc.sampling import GREEDY, Sampling
 from mhc.training.draft_module import DraftModule
 from mhc.trees.shapes import DynamicTree
 
-SECONDS = 450  # for everything, part 1 too, so that it ends within 8 minutes, imports included
-DECODING = 90  # seconds of that kept for the decoding at the end, compilation included
-TRIAL = 12  # training steps that tell how long one takes
+SECONDS = 450  # in total, part 1 included, so that it ends within 8 minutes with imports
+DECODING = 90  # seconds of that reserved for decoding at the end, compilation included
+TRIAL = 12  # training steps for estimating the time of one
 SAMPLINGS = {"T=0": GREEDY, "T=1": Sampling(temperature=1.0, seed=0)}
 
 
 def together(paths: list[str], folder: Path) -> str:
-    """One path for all of these: the only one, or a folder of links to their files."""
+    """One path for all of these: the single one, or a folder of links to their files."""
     if len(paths) == 1:
         return paths[0]
     folder.mkdir()
@@ -50,15 +50,15 @@ def train_and_decode(report: Report, size: Size, paths: list[str], minutes: floa
                 limit=size.conversations,
                 pack=True,
             )
-            texts = (turn["content"] for found in data.conversations("train") for turn in found.messages)
+            texts = (turn["content"] for conversation in data.conversations("train") for turn in conversation.messages)
             train_tokenizer(texts, size.trained["vocab_size"]).save_pretrained(model)
             module = LMModule(size.trained, tokenizer=model, learning_rate=1.5e-3)
             data.tokenizer = module.tokenizer
             data.setup()
             seconds = min(60 * minutes, (SECONDS - DECODING - report.seconds) / (1 + len(FAMILIES) / 4))
             if seconds <= 0:
-                raise TimeoutError("part 1 has left no time")
-            report.say(f"training for {seconds:.0f} s on {data.totals['train'].tokens:,} tokens of {', '.join(paths)}")
+                raise TimeoutError("part 1 took too long: no time is left for part 2")
+            report.log(f"training for {seconds:.0f} s on {data.totals['train'].tokens:,} tokens of {', '.join(paths)}")
             steps = fit(module, data, seconds, device)
             report.add(
                 "trained/backbone",
@@ -95,7 +95,7 @@ def train_and_decode(report: Report, size: Size, paths: list[str], minutes: floa
 
 
 class Clock(lightning.Callback):
-    """When every training step ended."""
+    """Records when each training step ended."""
 
     def __init__(self):
         self.ends: list[float] = []
@@ -105,7 +105,7 @@ class Clock(lightning.Callback):
 
 
 def fit(module, data, seconds: float, device: torch.device) -> int:
-    """Train for about so many seconds; a few steps first tell how many that is. Returns the steps made."""
+    """Train for about this many seconds; the time of a few first steps decides how many. Returns the steps made."""
     started, clock = time.perf_counter(), Clock()
     trainer(device, max_steps=TRIAL, callbacks=[clock]).fit(module, data)
     step = median(b - a for a, b in zip(clock.ends[TRIAL // 2 :], clock.ends[TRIAL // 2 + 1 :]))
@@ -123,7 +123,7 @@ def measured_by(module, data, device: torch.device) -> dict[str, float]:
 
 
 def trainer(device: torch.device, **options: Any):
-    """A Lightning trainer that writes nothing and says nothing."""
+    """A Lightning trainer that writes and prints nothing."""
     on_gpu = device.type == "cuda"
     quiet = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
     return lightning.Trainer(
@@ -139,16 +139,16 @@ def trainer(device: torch.device, **options: Any):
 
 
 def decoded(engine: Engine, prompts: list[list[int]], new: int, sampling: Sampling) -> dict[str, list[float] | float]:
-    """What `compare` finds. The longest prompt comes first and the shortest is tried beforehand, so that buffers and
-    graphs of all lengths are there when the clock runs."""
+    """The figures of `compare`. The longest and the shortest prompt are decoded beforehand, so that buffers and graphs of
+    all lengths exist before the timing."""
     for prompt in (prompts[0], prompts[-1]):
         for plain in (True, False):
             next(engine.generate_ids([prompt], new, plain=plain, sampling=sampling))
-    found = compare(engine, prompts, new, sampling=sampling)
+    figures = compare(engine, prompts, new, sampling=sampling)
     return {
-        "tokens_per_step": found["tokens_per_step"],
-        "speedup_vs_plain": [found["speedup_q1"], found["speedup"], found["speedup_q3"]],
-        "identical": found["identical"] / found["prompts"],
-        "plain_tokens_per_second": found["plain_tokens_per_second"],
-        "tokens_per_second": found["tokens_per_second"],
+        "tokens_per_step": figures["tokens_per_step"],
+        "speedup_vs_plain": [figures["speedup_q1"], figures["speedup"], figures["speedup_q3"]],
+        "identical": figures["identical"] / figures["prompts"],
+        "plain_tokens_per_second": figures["plain_tokens_per_second"],
+        "tokens_per_second": figures["tokens_per_second"],
     }

@@ -1,5 +1,5 @@
-"""A deeper model out of one that is trained: copies of some layers that begin by adding nothing (block expansion, LLaMA Pro,
-arXiv 2401.02415). For targets of more layers than the project's own small models have.
+"""Grow a trained model deeper by copies of some layers that add nothing at first (block expansion, LLaMA Pro,
+arXiv 2401.02415). For target models with more layers than the project's own small ones.
 
     python benchmarks/grow.py runs/lm/dpo/model runs/grown/start --after 2 5
     python run.py fit --config configs/lm/training.yaml --config configs/lm/sft.yaml --config configs/trainer/cpu.yaml \
@@ -7,7 +7,7 @@ arXiv 2401.02415). For targets of more layers than the project's own small model
         --trainer.max_epochs -1 --trainer.max_steps 40 --trainer.check_val_every_n_epoch null --trainer.val_check_interval 40 \
         --trainer.default_root_dir runs/grown
 
-The second command makes the new layers do something; the model is then runs/grown/model.
+The second command trains the new layers; the model is then runs/grown/model.
 """
 
 import argparse
@@ -44,7 +44,7 @@ def main() -> None:
     grown.generation_config = model.generation_config
     grown.to(torch.bfloat16).save_pretrained(options.out)
     AutoTokenizer.from_pretrained(options.model).save_pretrained(options.out)
-    print(f"{options.out}: {len(layers)} layers in place of {model.config.num_hidden_layers}")
+    print(f"{options.out}: {len(layers)} layers instead of {model.config.num_hidden_layers}")
 
 
 if __name__ == "__main__":

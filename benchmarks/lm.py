@@ -1,7 +1,7 @@
 """Training a small language model: what a step costs, and whether each stage does what it is for.
 
-    python run.py lm                                   # first: the road whose models are measured
-    python benchmarks/lm.py [--road runs/lm] [--only speed|stages|reason] [--repeats 5] [--steps 200]
+    python run.py lm                                   # first: it trains the models that are measured
+    python benchmarks/lm.py [--run runs/lm] [--only speed|stages|reason] [--repeats 5] [--steps 200]
 
 Writes benchmarks/results/lm.json (with --only, those cases of it; the others stay):
 
@@ -27,11 +27,14 @@ The stages' students and adapters are trained here, by `run.py fit` as a user wo
 import argparse
 import json
 import math
+import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 import yaml
 
@@ -42,7 +45,7 @@ from mhc.commands.lm import lm_training
 from mhc.commands.stages import best_trainer
 from mhc.corpus.stages import reasoning
 from mhc.lm.experts import routed_config
-from mhc.lm.measures import answers, paired_gain
+from mhc.lm.measures import Answers, answers
 from mhc.lm.module import new_model
 from mhc.reports.run_logs import read_logs
 from mhc.text.encoding import prompt_ids
@@ -59,35 +62,37 @@ ADAPTING = 40  # steps
 REASONING = 150  # steps; with 100 the weight harms, with 200 nearly all answers have the form whatever it is
 SEEDS = range(1, 9)  # the setting was chosen by seed 0
 PROBLEMS = 400  # held out
+FORM = re.compile(r"\s*<think>\s*\S.*?\s*</think>\s*<answer>\s*(\S.*?)\s*</answer>\s*", re.DOTALL)
+TAG = re.compile(r"</?(?:think|answer)>")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--road", type=Path, default=ROOT / "runs/lm", help="what `run.py lm` left (default runs/lm)")
+    parser.add_argument("--run", type=Path, default=ROOT / "runs/lm", help="the --out of `run.py lm` (default runs/lm)")
     parser.add_argument("--only", choices=("speed", "stages", "reason"))
     parser.add_argument("--repeats", type=int, default=5, help="steps of each model that are timed")
     parser.add_argument("--steps", type=int, default=200, help="steps of each short training")
     options = parser.parse_args()
-    if options.only != "speed" and not (options.road / "report.json").is_file():
-        raise SystemExit(f"no road in {options.road}: run `python run.py lm` first, or give --road")
+    if options.only != "speed" and not (options.run / "report.json").is_file():
+        raise SystemExit(f"'{options.run}' has no report.json: run `python run.py lm` first, or give --run")
     path = RESULTS / "lm.json"
     before = json.loads(path.read_text()) if path.exists() and options.only else {"results": []}
-    found = []
+    results = []
     if options.only in (None, "speed"):
-        found += speeds(options.repeats)
+        results += speeds(options.repeats)
     if options.only in (None, "stages"):
-        found += stages(options.road, options.steps)
+        results += stages(options.run, options.steps)
     if options.only == "reason":
         with tempfile.TemporaryDirectory() as folder:
-            found += reason(options.road, Path(folder), options.steps)
-    fresh = {row["case"] for row in found}
-    report = options.road / "report.json"
-    told = json.loads(report.read_text()) if report.is_file() else {}
-    road = {name: told.get(name) for name in ("parameters", "vocabulary", "minutes", "seconds", "tokens")}
-    kept = [row for row in before["results"] if row["case"] not in fresh]
-    timed_here = not any(row["case"].startswith("speed/") for row in kept)
+            results += reason(options.run, Path(folder), options.steps)
+    fresh = {row["case"] for row in results}
+    report = options.run / "report.json"
+    figures = json.loads(report.read_text()) if report.is_file() else {}
+    about = {name: figures.get(name) for name in ("parameters", "vocabulary", "minutes", "seconds", "tokens")}
+    unchanged = [row for row in before["results"] if row["case"] not in fresh]
+    timed_here = not any(row["case"].startswith("speed/") for row in unchanged)
     machine = {} if timed_here else {"machine": before["machine"]}  # the one whose speeds these are
-    write("lm", kept + found, steps=options.steps, road=road, **machine)
+    write("lm", unchanged + results, steps=options.steps, road=about, **machine)
 
 
 # ---- what a step costs
@@ -112,26 +117,26 @@ def speeds(repeats: int) -> list[dict]:
     for _ in range(repeats):
         for case, step in steps.items():
             seconds[case].append(timed(step)[0])
-    found = []
+    results = []
     for case, times in seconds.items():
         rates = [ROWS * LENGTH / took for took in times]
         use = uses[case.split("/")[1]]
-        found += [
+        results += [
             result(case, "tokens_per_second", rates),
             result(case, "step_seconds", times),
             result(case, "model_flops_utilisation", [rate * use / peak for rate in rates]),
         ]
-    return found
+    return results
 
 
-def stepper(model, run, dtype: torch.dtype):
+def stepper(model, forward, dtype: torch.dtype):
     """One training step: forward, loss, backward, AdamW, on random tokens."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     ids = torch.randint(0, model.config.vocab_size, (ROWS, LENGTH))
 
     def step() -> None:
         with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-            hidden = run(input_ids=ids, use_cache=False).last_hidden_state
+            hidden = forward(input_ids=ids, use_cache=False).last_hidden_state
             weight = model.get_output_embeddings().weight
             loss = chunked_loss(hidden[:, :-1].flatten(0, 1), (weight,), ids[:, 1:].flatten()).loss
         loss.backward()
@@ -159,10 +164,10 @@ def peak_operations(dtype: torch.dtype, size: int = 2048) -> float:
 # ---- whether each stage does what it is for
 
 
-def stages(road: Path, steps: int) -> list[dict]:
-    told = json.loads((road / "report.json").read_text())
-    pretrain, sft, dpo = told["pretrain"], told["sft"], told["dpo"]
-    found = [
+def stages(run: Path, steps: int) -> list[dict]:
+    report = json.loads((run / "report.json").read_text())
+    pretrain, sft, dpo = report["pretrain"], report["sft"], report["dpo"]
+    results = [
         result("pretrain", "loss", [pretrain["loss"]]),
         result("pretrain", "loss_vs_unigram", [pretrain["loss"] / pretrain["unigram_loss"]]),
         result("pretrain", "loss_vs_5gram", [pretrain["loss"] / pretrain["5gram_loss"]]),
@@ -172,18 +177,18 @@ def stages(road: Path, steps: int) -> list[dict]:
         result("dpo", "preference_accuracy", [dpo["preference_accuracy"]]),
         result("dpo", "preference_accuracy_z", [dpo["preference_accuracy_z"]]),
         result("dpo", "loss", [dpo["loss"]]),
-        result("heads", "tokens_per_step", [told["heads"]["tokens_per_step"]]),
-        result("heads", "speedup", [told["heads"]["speedup"]]),
+        result("heads", "tokens_per_step", [report["heads"]["tokens_per_step"]]),
+        result("heads", "speedup", [report["heads"]["speedup"]]),
     ]
     with tempfile.TemporaryDirectory() as folder:
         for stage in (distill, reason, lora):
-            found += stage(road, Path(folder), steps)
-    return found
+            results += stage(run, Path(folder), steps)
+    return results
 
 
-def fit(stage: str, road: Path, data: str, folder: Path, steps: int, *more: str) -> Path:
+def fit(stage: str, run: Path, data: str, folder: Path, steps: int, *more: str) -> Path:
     """Train a stage by the command line in so many steps; its folder."""
-    arguments = lm_training(stage, best_trainer(), str(road / f"data/{data}.jsonl"), folder, *more)
+    arguments = lm_training(stage, best_trainer(), str(run / f"data/{data}.jsonl"), folder, *more)
     budget = [
         "--trainer.max_steps",
         str(steps),
@@ -197,19 +202,19 @@ def fit(stage: str, road: Path, data: str, folder: Path, steps: int, *more: str)
     return folder
 
 
-def distill(road: Path, folder: Path, steps: int) -> list[dict]:
-    """A student of a fifth of the teacher's size that has few texts of its own, which it sees many times: there a teacher, who has
-    seen all, tells it most. (With all texts and as few steps it told nothing, see docs/log.md.)"""
-    tokenizer = road / "tokenizer"
+def distill(run: Path, folder: Path, steps: int) -> list[dict]:
+    """A student of a fifth of the teacher's size that has few texts of its own, which it sees many times: there it
+    gains most from a teacher that has seen all. (With all texts and as few steps it gained nothing, see docs/log.md.)"""
+    tokenizer = run / "tokenizer"
     sizes = {"model_type": "llama", "vocab_size": len(load_tokenizer(str(tokenizer))), "tie_word_embeddings": True}
     student = ["--model.tokenizer", str(tokenizer), "--model.model", json.dumps(sizes | STUDENT)]
     student += ["--model.learning_rate", "4e-3", "--data.limit", "200", *SMALL]
-    teacher = ["--model.objective.init_args.teacher", str(road / "sft/model")]
-    taught = fit("distill", road, "chats", folder / "taught", steps, *student, *teacher)
+    teacher = ["--model.objective.init_args.teacher", str(run / "sft/model")]
+    taught = fit("distill", run, "chats", folder / "taught", steps, *student, *teacher)
     alone = fit(
-        "distill", road, "chats", folder / "alone", steps, *student, *teacher, "--model.objective.init_args.alpha", "1"
+        "distill", run, "chats", folder / "alone", steps, *student, *teacher, "--model.objective.init_args.alpha", "1"
     )
-    losses = [last(read_logs(at)[0]["val/cross_entropy"]) for at in (taught, alone)]
+    losses = [last(read_logs(folder)[0]["val/cross_entropy"]) for folder in (taught, alone)]
     return [
         result("distill", "loss_vs_no_teacher", [losses[0] / losses[1]]),
         result("distill", "loss", [losses[0]]),
@@ -217,12 +222,12 @@ def distill(road: Path, folder: Path, steps: int) -> list[dict]:
     ]
 
 
-def reason(road: Path, folder: Path, _: int) -> list[dict]:
+def reason(run: Path, folder: Path, _: int) -> list[dict]:
     """Reasoning as a minority among chats, as instruction data have it, and training that ends before the form is learned
     whatever the weight. (Of reasoning alone the tags are a third of the tokens, and are learned at once; weighing them then,
     or for few steps, only makes too many of them, see docs/log.md.)"""
-    base = str(road / "sft/model")
-    lines = [(road / f"data/{name}.jsonl").read_text().splitlines() for name in ("reasoning", "chats")]
+    base = str(run / "sft/model")
+    lines = [(run / f"data/{name}.jsonl").read_text().splitlines() for name in ("reasoning", "chats")]
     mixed = folder / "mixed.jsonl"
     mixed.write_text("\n".join([*lines[0][:600], *lines[1][:4000]]) + "\n")  # batches are shuffled
     problems = [row["messages"] for row in reasoning(40 * PROBLEMS, seed=1)]  # `fit` holds out the same prompts
@@ -235,10 +240,10 @@ def reason(road: Path, folder: Path, _: int) -> list[dict]:
         for weight in formed:
             more = ["--model.model", base, "--model.objective.init_args.tag_weight", str(weight), *SMALL]
             more += ["--data.path", str(mixed), "--data.seed", str(seed), "--seed_everything", str(seed)]
-            at = fit("reason", road, "reasoning", folder / f"weight-{weight}-seed-{seed}", REASONING, *more)
-            said = answers(str(at / "model"), prompts, 128)
-            formed[weight].append(said.reasons)
-            right[weight].append(said.right(expected))
+            trained = fit("reason", run, "reasoning", folder / f"weight-{weight}-seed-{seed}", REASONING, *more)
+            given = answers(str(trained / "model"), prompts, 128)
+            formed[weight].append(reasoned(given))
+            right[weight].append(right_share(given, expected))
     shares = {weight: [sum(answer) / len(answer) for answer in rows] for weight, rows in formed.items()}
     gain, by_seed, by_prompt = paired_gain(formed[10], formed[1])
     pairs = list(zip(shares[10], shares[1]))
@@ -255,15 +260,40 @@ def reason(road: Path, folder: Path, _: int) -> list[dict]:
     ]
 
 
-def lora(road: Path, folder: Path, _: int) -> list[dict]:
+def reasoned(given: Answers) -> list[bool]:
+    """Of each answer whether it ends and is a thought and an answer, in their tags and nothing besides."""
+    return [
+        bool(ended and FORM.fullmatch(text) and len(TAG.findall(text)) == 4)
+        for text, ended in zip(given.texts, given.ended)
+    ]
+
+
+def right_share(given: Answers, expected: Sequence[str]) -> float:
+    """The share of answers whose <answer> is that of the expected text."""
+    pairs = ((FORM.fullmatch(text), FORM.fullmatch(wanted)) for text, wanted in zip(given.texts, expected))
+    return sum(bool(one and two and one[1] == two[1]) for one, two in pairs) / len(given.texts)
+
+
+def paired_gain(better: Sequence[Sequence[bool]], worse: Sequence[Sequence[bool]]) -> tuple[float, float, float]:
+    """How much larger the share of True is in `better` than in `worse`, each a row of answers to the same prompts for each
+    of two or more seeds; the standard error of this by seeds, and by prompts. Each sees chance that the other does not:
+    together, as if they were independent, they make the error larger rather than smaller."""
+    gains = np.asarray(better, float) - np.asarray(worse, float)
+    by_seed, by_prompt = (
+        float(means.std(ddof=1)) / math.sqrt(len(means)) for means in (gains.mean(axis=1), gains.mean(axis=0))
+    )
+    return float(gains.mean()), by_seed, by_prompt
+
+
+def lora(run: Path, folder: Path, _: int) -> list[dict]:
     from peft import PeftModel
 
-    base = str(road / "sft/model")
-    at = fit("lora", road, "identity", folder / "lora", ADAPTING, "--model.model", base)
-    identity, others = held_out(road, "identity", base), held_out(road, "chats", base)
+    base = str(run / "sft/model")
+    trained = fit("lora", run, "identity", folder / "lora", ADAPTING, "--model.model", base)
+    identity, others = held_out(run, "identity", base), held_out(run, "chats", base)
     before = load_model(base, torch.float32).eval()
     losses = [loss_of(before, data) for data in (identity, others)]
-    model = PeftModel.from_pretrained(load_model(base, torch.float32), at / "model-adapter").eval()
+    model = PeftModel.from_pretrained(load_model(base, torch.float32), trained / "model-adapter").eval()
     now = [loss_of(model.base_model.model, data) for data in (identity, others)]
     ids = torch.from_numpy(others.rows("test")[0][0]).long()[None]
     with torch.no_grad():
@@ -276,8 +306,8 @@ def lora(road: Path, folder: Path, _: int) -> list[dict]:
     ]
 
 
-def held_out(road: Path, name: str, tokenizer: Path | str) -> ConversationData:
-    data = ConversationData(str(road / f"data/{name}.jsonl"), max_length=256)
+def held_out(run: Path, name: str, tokenizer: Path | str) -> ConversationData:
+    data = ConversationData(str(run / f"data/{name}.jsonl"), max_length=256)
     data.tokenizer = load_tokenizer(str(tokenizer))
     return data
 
@@ -289,8 +319,8 @@ def loss_of(model, data: ConversationData) -> float:
     for ids, mask in data.rows("test"):
         ids, valid = torch.from_numpy(ids).long()[None], torch.from_numpy(mask)[1:]
         hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0, :-1][valid]
-        found = chunked_loss(hidden, (model.get_output_embeddings().weight,), ids[0, 1:][valid]).loss
-        total, count = total + found.item() * int(valid.sum()), count + int(valid.sum())
+        loss = chunked_loss(hidden, (model.get_output_embeddings().weight,), ids[0, 1:][valid]).loss
+        total, count = total + loss.item() * int(valid.sum()), count + int(valid.sum())
     return total / count
 
 

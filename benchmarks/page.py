@@ -1,6 +1,6 @@
-"""The pictures of the page in README.md: a real question to a real server, answered with heads and plainly.
+"""Screenshots of the chat page for README.md: a real question to a real server, answered with heads and plainly.
 
-    python benchmarks/page.py      (on an idle machine: the figures in the picture are measured while it is taken)
+    python benchmarks/page.py      (on an idle machine: the speeds in the pictures are measured while they are taken)
 
 Serves runs/quickstart/cascade (after `make quickstart`), drives its page in Chromium through the package playwright, and
 writes docs/page.png (1280x800, light) and docs/page-phone.png (375x812, dark).
@@ -31,14 +31,14 @@ def main() -> None:
             assert address, f"the server did not start: {line}"
             with sync_playwright() as driver:
                 browser = driver.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS)
-                draw(browser, address[0], ROOT / "docs/page.png", "light", 1280, 800)
-                draw(browser, address[0], ROOT / "docs/page-phone.png", "dark", 375, 812)
+                screenshot(browser, address[0], ROOT / "docs/page.png", "light", 1280, 800)
+                screenshot(browser, address[0], ROOT / "docs/page-phone.png", "dark", 375, 812)
                 browser.close()
         finally:
             server.send_signal(signal.SIGINT)
 
 
-def draw(browser: Browser, url: str, path: Path, scheme: str, width: int, height: int) -> None:
+def screenshot(browser: Browser, url: str, path: Path, scheme: str, width: int, height: int) -> None:
     context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
     page = context.new_page()
     page.goto(url)

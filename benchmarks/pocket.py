@@ -3,7 +3,7 @@
     python benchmarks/pocket.py [--backbone pocket] [--data pocket] [--prompts 100] [--samples 10]
 
 Writes benchmarks/results/pocket.json: the share of answers with a loop (the same 8-gram of tokens
-three times: looping text flatters every drafter), the share that end by themselves, the loss on the
+three times: looping text makes every drafter look good), the share that end by themselves, the loss on the
 validation split of the backbone's own corpus, the corpus' content hash, and sample answers.
 """
 

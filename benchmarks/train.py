@@ -4,13 +4,13 @@
 
 Writes benchmarks/results/train.json (with --only, those cases of it; the others stay):
 
-    loss/K=5            memory_vs_naive    most memory held above what stood before, ours over the straightforward version's
+    loss/K=5            memory_vs_naive    peak memory above that before, ours over the straightforward version's
                         time_vs_naive      forward and backward, ours over the straightforward version's
                         memory_mib, naive_memory_mib, seconds, naive_seconds
     loss/K=5/kl         the same for the backbone's distribution as the target
     step/cpu            time_vs_frozen_forward     a whole step of 5 MHC heads that share the frozen lm_head, over the
-                                                   frozen forward alone; medians of pairs in turn
-                        time_vs_frozen_forward_trained_lm_heads    the same with a trained lm_head copy a head
+                                                   frozen forward alone; medians of interleaved pairs
+                        time_vs_frozen_forward_trained_lm_heads    the same with a trained lm_head copy per head
                         frozen_forward_ms, step_ms, tokens_per_second, peak_gib (of the process); *_trained_lm_heads
     scaling/ddp         tokens_per_second_2_vs_1   two processes (DDP, gloo) over one, one thread and the same rows each
     packing             with --packing FILE: an epoch's frozen forward and loss over its conversations, rows of 2,048
@@ -18,15 +18,15 @@ Writes benchmarks/results/train.json (with --only, those cases of it; the others
                         speedup_vs_longest         packed, over batches in random order padded to their longest row
                         speedup_vs_grouped         packed, over batches of about one length (what pack: false does)
                         real_token_share           of the packed positions; and of the other three
-                        loss_difference            the most that an epoch's mean loss differs among the four
+                        loss_difference            largest difference of an epoch's mean loss among the four
 
 5 heads, 8 rows of 1,024 tokens, a vocabulary of 32,000, width 512, three quarters of the positions supervised. The
-straightforward version is what Medusa's training does: logits of every head at every position, stacked (K,B,T,V), then one
-cross-entropy a head over those that count. Every measurement is a process of its own, so that its high-water mark is its
-own too; the two take turns.
+straightforward version is that of Medusa's training: logits of every head at every position, stacked (K,B,T,V), then one
+cross-entropy per head over the supervised ones. Every measurement is a process of its own, because of its peak memory; the
+two are interleaved.
 
-The step is measured on a random Llama of 214 M parameters in fp32, whose vocabulary is as small that the products of all
-heads' losses are a fifth of the forward's, as they are at 7B with 32,000 tokens.
+The step is measured on a random Llama of 214 M parameters in fp32, whose vocabulary is so small that all heads' losses take
+a fifth of the forward's products, as they do at 7B with 32,000 tokens.
 """
 
 import argparse
@@ -48,10 +48,10 @@ from datamodules import ConversationData
 from datamodules.batching import PackedRows, batch_order, collate
 from mhc.backbone.model import Backbone
 from mhc.drafters import Cascade
-from mhc.evaluation.decode_benchmark import machine, versions
 from mhc.training.draft_module import DraftModule
 from mhc.training.losses import Teacher, chunked_loss
 from mhc.util.files import write_json
+from mhc.util.provenance import machine, versions
 from train_step import scaling, step_costs, worker
 
 K, B, T, D, V = 5, 8, 1024, 512, 32_000
@@ -85,7 +85,7 @@ def chunked(hidden: list[Tensor], weight: Tensor, labels: Tensor, mask: Tensor, 
     return loss
 
 
-def one(version: str, objective: str) -> dict[str, float]:
+def measure_one(version: str, objective: str) -> dict[str, float]:
     """Seconds and MiB of one forward and backward, and the loss."""
     torch.manual_seed(0)
     hidden = [torch.randn(B, T, D).requires_grad_() for _ in range(K)]
@@ -101,7 +101,7 @@ def one(version: str, objective: str) -> dict[str, float]:
 
 
 def packing(path: str, count: int, repeats: int) -> None:
-    """The same conversations in four layouts, in turn; what stands in train.json about the loss stays."""
+    """The same conversations in four layouts, interleaved; train.json's other cases stay."""
     backbone_rows, module = _conversations(path, count)
     layouts = _layouts(backbone_rows)
     seconds: dict[str, list[float]] = {name: [] for name in layouts}
@@ -122,8 +122,8 @@ def packing(path: str, count: int, repeats: int) -> None:
         result("packing", f"real_token_share_{other}", [shares[other]]) for other in ("padded", "longest", "grouped")
     ]
     results.append(result("packing", "loss_difference", [worst]))
-    about = {"data": Path(path).name, "conversations": len(backbone_rows), "rows": ROW}
-    keep(results, packing=about | {"machine": machine(), "versions": versions()})
+    settings = {"data": Path(path).name, "conversations": len(backbone_rows), "rows": ROW}
+    save(results, packing=settings | {"machine": machine(), "versions": versions()})
 
 
 def _conversations(path: str, count: int):
@@ -150,8 +150,8 @@ def _layouts(rows) -> dict[str, list[dict[str, Tensor]]]:
         batch.update({name: torch.nn.functional.pad(part, (0, missing)) for name, part in batch.items()})
     return {
         "packed": [
-            collate([packed[i] for i in range(at, min(at + PACKED, len(packed)))], 0)
-            for at in range(0, len(packed), PACKED)
+            collate([packed[i] for i in range(start, min(start + PACKED, len(packed)))], 0)
+            for start in range(0, len(packed), PACKED)
         ],
         "padded": padded,
         "longest": longest,
@@ -177,17 +177,17 @@ def losses(repeats: int) -> list[dict[str, Any]]:
     """The cases loss/..."""
     results = []
     for objective, case in (("ce", f"loss/K={K}"), ("kl", f"loss/K={K}/kl")):
-        found: dict[str, list[dict[str, float]]] = {"stacked": [], "chunked": []}
+        measured: dict[str, list[dict[str, float]]] = {"stacked": [], "chunked": []}
         for _ in range(repeats):
-            for version, runs in found.items():
-                told = subprocess.run(
+            for version, runs in measured.items():
+                output = subprocess.run(
                     [sys.executable, __file__, "--one", version, objective], capture_output=True, text=True, check=True
                 )
-                runs.append(json.loads(told.stdout))
-        for naive, ours in zip(*found.values()):
-            for same in ("loss", "slope"):
-                assert abs(naive[same] - ours[same]) < 1e-4 * abs(naive[same]), f"the two differ in {same}"
-        pairs = list(zip(found["chunked"], found["stacked"]))
+                runs.append(json.loads(output.stdout))
+        for naive, ours in zip(*measured.values()):
+            for key in ("loss", "slope"):
+                assert abs(naive[key] - ours[key]) < 1e-4 * abs(naive[key]), f"the two differ in {key}"
+        pairs = list(zip(measured["chunked"], measured["stacked"]))
         results += [
             result(case, "memory_vs_naive", [ours["mib"] / naive["mib"] for ours, naive in pairs]),
             result(case, "time_vs_naive", [ours["seconds"] / naive["seconds"] for ours, naive in pairs]),
@@ -203,17 +203,17 @@ def step(repeats: int) -> list[dict[str, Any]]:
     """The case step/cpu."""
     torch.manual_seed(0)
     backbone = Backbone(AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **STEP), dtype=torch.float32))
-    found = step_costs(backbone, STEP_ROWS, STEP_LENGTH, repeats)
-    return [result("step/cpu", metric, values) for metric, values in found.items()]
+    costs = step_costs(backbone, STEP_ROWS, STEP_LENGTH, repeats)
+    return [result("step/cpu", metric, values) for metric, values in costs.items()]
 
 
-def keep(results: list[dict[str, Any]], **extra: Any) -> None:
-    """Put these results in train.json in place of earlier ones of the same cases; the others stay."""
+def save(results: list[dict[str, Any]], **extra: Any) -> None:
+    """Write these results to train.json in place of earlier ones of the same cases."""
     path, cases = RESULTS / "train.json", {row["case"] for row in results}
-    kept = json.loads(path.read_text()) if path.exists() else {"results": []}
-    kept |= {"machine": machine(), "versions": versions(), **extra}
-    kept["results"] = [row for row in kept["results"] if row["case"] not in cases] + results
-    write_json(path, kept)
+    saved = json.loads(path.read_text()) if path.exists() else {"results": []}
+    saved |= {"machine": machine(), "versions": versions(), **extra}
+    saved["results"] = [row for row in saved["results"] if row["case"] not in cases] + results
+    write_json(path, saved)
     show(results)
 
 
@@ -233,14 +233,14 @@ def main() -> None:
         packing(options.packing, options.conversations, options.repeats)
         return
     if options.one:
-        print(json.dumps(one(*options.one)))
+        print(json.dumps(measure_one(*options.one)))
         return
     if options.worker:
         worker(*options.worker)
         return
     shape = {"K": K, "B": B, "T": T, "D": D, "V": V, "supervised": SUPERVISED}
     for name in [options.only] if options.only else PARTS:
-        keep(PARTS[name](options.repeats), shape=shape, step={**STEP, "B": STEP_ROWS, "T": STEP_LENGTH})
+        save(PARTS[name](options.repeats), shape=shape, step={**STEP, "B": STEP_ROWS, "T": STEP_LENGTH})
 
 
 if __name__ == "__main__":

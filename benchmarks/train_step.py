@@ -1,5 +1,4 @@
-"""What a training step of draft heads costs beside the frozen forward it cannot do without; and two processes beside
-one.
+"""Cost of a training step of draft heads over the frozen forward alone; and of two processes over one.
 
     K heads   B rows   T time   A anchors   D width   V vocabulary
 
@@ -30,7 +29,7 @@ LM_HEADS = {"shared": False, "trained": True}
 
 
 def module_on(backbone: Backbone, own_lm_head: bool) -> DraftModule:
-    """The module that `fit` trains, MHC heads, on a backbone that is here already."""
+    """The module that `fit` trains, MHC heads, on a backbone that is loaded already."""
     module = DraftModule(lambda small: Cascade(small, heads=K), "pocket")
     module.backbone = backbone
     with torch.device(backbone.device):
@@ -47,7 +46,7 @@ def batch_of(backbone: Backbone, rows: int, length: int) -> dict[str, Tensor]:
 
 
 def peak_gib(device: torch.device) -> float:
-    """Most GiB held: on a GPU since it was last reset, on a CPU by the process ever."""
+    """Peak memory in GiB: on a GPU since the last reset, on a CPU of the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
@@ -55,10 +54,10 @@ def peak_gib(device: torch.device) -> float:
 
 def step_costs(backbone: Backbone, rows: int, length: int, repeats: int) -> dict[str, list[float]]:
     """By metric: the frozen forward alone and whole steps (forward, heads, loss, backward, AdamW) with the backbone's
-    shared frozen lm_head and with trained copies, in turns. Under autocast to bf16 where the backbone is held in it."""
+    shared frozen lm_head and with trained copies, interleaved. Under autocast to bf16 where the backbone is in bf16."""
     device, batch = backbone.device, batch_of(backbone, rows, length)
     seconds: dict[str, list[float]] = {"frozen_forward": []}
-    found: dict[str, list[float]] = {}
+    metrics: dict[str, list[float]] = {}
     lower = torch.autocast(device.type, torch.bfloat16) if backbone.dtype == torch.bfloat16 else nullcontext()
     for name, own in LM_HEADS.items():
         if device.type == "cuda":
@@ -75,19 +74,19 @@ def step_costs(backbone: Backbone, rows: int, length: int, repeats: int) -> dict
 
         calls = {"frozen_forward": lambda: backbone.features(batch["ids"]), name: step}
         for repeat in range(WARM + repeats):
-            for what, call in calls.items():
+            for part, call in calls.items():
                 spent, _ = timed(call)
                 if repeat >= WARM:
-                    seconds.setdefault(what, []).append(spent)
-        ahead = seconds["frozen_forward"][-repeats:]
+                    seconds.setdefault(part, []).append(spent)
+        frozen = seconds["frozen_forward"][-repeats:]
         kind = "" if name == "shared" else "_trained_lm_heads"
-        found[f"time_vs_frozen_forward{kind}"] = [a / b for a, b in zip(seconds[name], ahead)]
-        found[f"step_ms{kind}"] = [1000 * a for a in seconds[name]]
-        found[f"tokens_per_second{kind}"] = [rows * length / a for a in seconds[name]]
-        found[f"peak_gib{kind}"] = [peak_gib(device)]
+        metrics[f"time_vs_frozen_forward{kind}"] = [a / b for a, b in zip(seconds[name], frozen)]
+        metrics[f"step_ms{kind}"] = [1000 * a for a in seconds[name]]
+        metrics[f"tokens_per_second{kind}"] = [rows * length / a for a in seconds[name]]
+        metrics[f"peak_gib{kind}"] = [peak_gib(device)]
         del module, optimizer, step, calls
-    found["frozen_forward_ms"] = [1000 * a for a in seconds["frozen_forward"]]
-    return found
+    metrics["frozen_forward_ms"] = [1000 * a for a in seconds["frozen_forward"]]
+    return metrics
 
 
 # ---- one process and two
@@ -128,25 +127,25 @@ def worker(rows: int, length: int, steps: int) -> None:
 
 
 def scaling(rows: int = 8, length: int = 256, steps: int = 8, rounds: int = 3) -> list[dict[str, Any]]:
-    """Tokens a second of two processes over those of one, each with one thread and the same rows; in turns."""
+    """Tokens per second of two processes over those of one, each with one thread and the same rows; interleaved."""
     speeds: dict[int, list[float]] = {1: [], 2: []}
     script = Path(__file__).with_name("train.py")
     for _ in range(rounds):
-        for processes, found in speeds.items():
+        for processes, measured in speeds.items():
             command = [
                 *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
                 f"--nproc_per_node={processes}",
             ]
-            told = subprocess.run(
+            output = subprocess.run(
                 [*command, str(script), "--worker", str(rows), str(length), str(steps)],
                 env=os.environ | {"OMP_NUM_THREADS": "1"},
                 capture_output=True,
                 text=True,
                 check=True,
             )
-            seconds = json.loads(told.stdout.splitlines()[-1])
-            found += [processes * rows * length / each for each in seconds]
-    ratios = [two / one for one, two in zip(*speeds.values())]
+            seconds = json.loads(output.stdout.splitlines()[-1])
+            measured += [processes * rows * length / second for second in seconds]
+    ratios = [two / single for single, two in zip(*speeds.values())]
     return [
         result("scaling/ddp", "tokens_per_second_2_vs_1", ratios, quartiles=True),
         result("scaling/ddp", "tokens_per_second_1", speeds[1], quartiles=True),

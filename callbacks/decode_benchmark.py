@@ -6,17 +6,21 @@ from typing import Any
 from lightning import Callback, LightningModule, Trainer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
 from callbacks.drafter_checkpoint import DrafterCheckpoint
-from mhc.checkpoints.heads_folder import for_decoding, tuned_tree, write_json
+from mhc.checkpoints.heads_folder import for_decoding, tuned_tree
 from mhc.engine import Engine
 from mhc.errors import UserError
-from mhc.evaluation.decode_benchmark import machine, race, versions
-from mhc.evaluation.teacher_forced import foretell_all, save_guesses
+from mhc.evaluation.decode_benchmark import race
+from mhc.evaluation.teacher_forced import predict_all, save_guesses
 from mhc.sampling import GREEDY
+from mhc.training.data import data_of
+from mhc.training.draft_module import DraftModule
 from mhc.tuning.measure import example_round
+from mhc.util.files import write_json
+from mhc.util.progress import bar
+from mhc.util.provenance import machine, versions
 
 RESULT, GUESSES = "decode_benchmark.json", "guesses.csv"
 
@@ -32,30 +36,33 @@ class DecodeBenchmark(Callback):
 
     def measure(self, trainer: Trainer, module: LightningModule) -> dict[str, Any]:
         """One comparison over held-out prompts; keeps every guess."""
-        prompts = [prompt.ids for prompt in trainer.datamodule.prompts("test", self.prompts)]
+        assert isinstance(module, DraftModule)
+        prompts = [prompt.ids for prompt in data_of(trainer).prompts("test", self.prompts)]
         if not prompts:
             raise UserError("the data has no test prompts to decode: give it more conversations")
-        shapes = [c.shape(module.drafter) for c in trainer.callbacks if isinstance(c, DrafterCheckpoint)]
-        tuned = tuned_tree(Path(trainer.default_root_dir))
-        engine = Engine(module.backbone, for_decoding(module.drafter), tuned or next(iter(shapes), None))
-        with Progress(transient=True) as progress:
+        drafter, tree = for_decoding(module.drafter), tuned_tree(Path(trainer.default_root_dir))
+        callbacks: list[Callback] = getattr(trainer, "callbacks", [])
+        trained_for = [c.shape(drafter) for c in callbacks if isinstance(c, DrafterCheckpoint)]
+        engine = Engine(module.backbone, drafter, tree or next(iter(trained_for), None))
+        with bar() as progress:
             task = progress.add_task(f"decoding {len(prompts)} prompts, plain and with heads", total=len(prompts))
             figures, plain = race(
                 {"": engine}, prompts, self.max_new_tokens, lambda done, _: progress.update(task, completed=done)
             )
-        guesses = foretell_all(engine.drafter, prompts, [answer.token_ids for answer in plain])  # by all processes
+        guesses = predict_all(drafter, prompts, [answer.token_ids for answer in plain])  # by all processes
         if trainer.is_global_zero:
             save_guesses(Path(trainer.default_root_dir) / GUESSES, guesses, module.tokenizer)
         example = example_round(engine, prompts[0], GREEDY) if engine.tree.nodes > 1 else None
         return {**figures[""], "example": example, "machine": machine(), "versions": versions()}
 
     def on_test_end(self, trainer: Trainer, module: LightningModule) -> None:
+        assert isinstance(module, DraftModule)
         module.backbone.lay_out()
         figures = self.measure(trainer, module)
-        measured = trainer.callback_metrics
+        logged = trainer.callback_metrics
         accuracy = [
-            {kind: round(float(measured[f"test/head{head}_{kind}"]), 4) for kind in ("top1", "top5")}
-            for head in range(module.drafter.heads)
+            {kind: round(float(logged[f"test/head{head}_{kind}"]), 4) for kind in ("top1", "top5")}
+            for head in range(module.drafter.draft_length)
         ]
         figures = {"drafter": type(module.drafter).__name__.lower(), **figures, "head_accuracy": accuracy}
         if trainer.is_global_zero:

@@ -13,6 +13,7 @@ from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
 from mhc.errors import UserError
+from mhc.training.data import data_of
 
 
 class Divergence(Callback):
@@ -22,7 +23,7 @@ class Divergence(Callback):
     right behind it holds them; last.previous.ckpt is from before.) A validation loss that is not finite ends it as well,
     before the checkpoint is written.
 
-    skip: leave out that update only. Weights and moments stay as they are, bit for bit; the schedule goes on.
+    skip: leave out that update only. Weights and moments stay as they are, bit for bit; the schedule continues.
     train/skipped_updates counts, and a line names each. patience: so many in a row end the run all the same.
 
     Logs train/gradient_norm (over all parameters, before clipping; DeepSpeed keeps it to itself) and train/learning_rate,
@@ -42,7 +43,7 @@ class Divergence(Callback):
             raise UserError("DeepSpeed makes its updates itself, none can be left out: set Divergence's skip to false")
 
     def on_before_backward(self, trainer: Trainer, module: LightningModule, loss: Tensor) -> None:
-        logged = trainer.callback_metrics  # of all processes: they tell the heads
+        logged = trainer.callback_metrics  # of all processes: they name the heads
         losses = {name: logged[name] for name in logged if name.startswith("train/") and name.endswith("loss")}
         self._batches.append((trainer.fit_loop.batch_idx, losses | {"train/loss": loss.detach()}))
 
@@ -61,22 +62,23 @@ class Divergence(Callback):
             ):  # fp16's scaler overflows on purpose, and skips
                 figures.append(norm.float())
         broken = ~torch.stack(figures).isfinite()
-        found = trainer.strategy.reduce(broken.int(), reduce_op="sum")
-        anywhere = bool(found.any())
+        processes = trainer.strategy.reduce(broken.int(), reduce_op="sum")  # how many of them
+        assert isinstance(processes, Tensor)
+        anywhere = bool(processes.any())
         self.in_a_row = self.in_a_row + 1 if anywhere else 0
         if anywhere:
-            told = _tell(trainer, batches, broken.tolist(), found.tolist())
+            problem = _describe(trainer, batches, broken.tolist(), processes.tolist())
             if not self.skip:
                 raise UserError(
-                    f"{told}. Nothing was learned from it, checkpoints are as they were. Lower the learning rate "
+                    f"{problem}. Nothing was learned from it, checkpoints are as they were. Lower the learning rate "
                     f"({rate:.3g} here), compute in fp32 (--trainer.precision 32-true), look at these rows, or leave such "
                     "updates out (Divergence's `skip: true`)"
                 )
             if self.in_a_row == self.patience:
                 raise UserError(
-                    f"{told}, as in the {self.patience} updates before: lower the learning rate ({rate:.3g})"
+                    f"{problem}, as in the {self.patience} updates before: lower the learning rate ({rate:.3g})"
                 )
-            print(f"left out: {told}", file=sys.stderr)
+            print(f"left out: {problem}", file=sys.stderr)
             optimizer.zero_grad()  # an optimizer passes by what has no gradient, its moments included
             self.skipped += 1
         if self.skip:
@@ -89,7 +91,7 @@ class Divergence(Callback):
             raise UserError(
                 f"step {trainer.global_step}: the validation loss is not finite, an update before has broken the weights. "
                 "Checkpoints are as they were. Start again with a lower learning rate "
-                f"({trainer.optimizers[0].param_groups[0]['lr']:.3g} here): a run that goes on keeps the one it began with"
+                f"({trainer.optimizers[0].param_groups[0]['lr']:.3g} here): a resumed run keeps the one it began with"
             )
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
@@ -103,18 +105,22 @@ class Divergence(Callback):
         self.skipped, self.in_a_row = state["skipped"], state["in_a_row"]
 
 
-def _tell(trainer: Trainer, batches: list[tuple[int, dict[str, Tensor]]], broken: list[bool], found: list[int]) -> str:
+def _describe(
+    trainer: Trainer, batches: list[tuple[int, dict[str, Tensor]]], broken: list[bool], processes: list[int]
+) -> str:
     """What is not finite, at which step, in which rows; of an accumulated update only the batches that are to blame.
-    broken: here; found: in how many processes. Both of each batch's loss and, behind these, of the gradient's norm."""
+    broken: in this process; processes: in how many. Both of each batch's loss and then of the gradient's norm."""
     blamed = [batch for batch, bad in zip(batches, broken) if bad]
-    if any(found[: len(batches)]) and not blamed:
+    if any(processes[: len(batches)]) and not blamed:
         return f"step {trainer.global_step}: another process says that its loss is not finite"
     heads = sorted({int(name[len("train/head") :].split("_")[0]) for name in _not_finite(blamed) if "head" in name})
     which = f" ({', '.join(f'head {head}' for head in heads)})" if heads else ""
     what = f"the loss{which}" if _not_finite(blamed) else "the gradient"
-    order = trainer.train_dataloader.sampler
+    loader = trainer.train_dataloader
+    assert loader is not None
+    order = loader.sampler
     numbers = sorted(number for index, _ in blamed or batches for number in next(islice(order, index, None)))
-    places = trainer.datamodule.origins(numbers)
+    places = data_of(trainer).origins(numbers)
     return (
         f"step {trainer.global_step}, epoch {trainer.current_epoch}, batch "
         f"{', '.join(str(index) for index, _ in blamed or batches)}: {what} is not finite; rows "

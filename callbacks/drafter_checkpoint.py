@@ -1,4 +1,4 @@
-"""The best heads of a run, by what they were measured to bring."""
+"""The best heads of a run, by a measured figure."""
 
 from pathlib import Path
 from typing import Any
@@ -8,14 +8,15 @@ from lightning import Callback, LightningModule, Trainer
 from mhc.checkpoints.heads_folder import save_drafter
 from mhc.drafters import Drafter
 from mhc.errors import UserError
-from mhc.trees.shapes import FixedTree, Shape, shape_of
+from mhc.training.draft_module import DraftModule
+from mhc.trees.shapes import FixedTree, TreeShape, parse_tree
 
 
 class DrafterCheckpoint(Callback):
     """After every validation in which `monitor` has risen, writes best.ckpt and the heads themselves (drafter.json,
-    drafter.safetensors) into default_root_dir. (last.ckpt, to go on with, is callbacks.run_checkpoint's.)
+    drafter.safetensors) into default_root_dir. (last.ckpt, to resume from, is callbacks.run_checkpoint's.)
 
-    tree: what the heads shall decode with until they are tuned: choices (paths of ranks), a name, or the arguments
+    tree: what the heads decode with until they are tuned: choices (paths of ranks), a name, or the arguments
     of a FixedTree or DynamicTree; default: a chain of all heads.
     monitor: a logged figure, higher is better.
     """
@@ -39,16 +40,16 @@ class DrafterCheckpoint(Callback):
             return
         self.best = figures[self.monitor]
         trainer.save_checkpoint(folder / "best.ckpt", weights_only=False)
-        state = trainer.strategy.lightning_module_state_dict()  # of every process: some hold but a part
+        state = trainer.strategy.lightning_module_state_dict()  # all processes take part: some hold but a part of it
         if trainer.is_global_zero:
-            drafter = module.drafter
-            kept = {name: value for name, value in figures.items() if name.startswith("val/")}
+            assert isinstance(module, DraftModule)
+            metrics = {name: value for name, value in figures.items() if name.startswith("val/")}
             heads = {name.removeprefix("drafter."): tensor for name, tensor in state.items()}
-            save_drafter(folder, drafter, self.shape(drafter), kept, heads)
+            save_drafter(folder, module.drafter, self.shape(module.drafter), metrics, heads)
 
-    def shape(self, drafter: Drafter) -> Shape:
-        """The tree that these heads shall decode with."""
-        return FixedTree.chain(drafter.heads) if self.tree is None else shape_of(self.tree)
+    def shape(self, drafter: Drafter) -> TreeShape:
+        """The tree to decode with."""
+        return FixedTree.chain(drafter.draft_length) if self.tree is None else parse_tree(self.tree)
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best}

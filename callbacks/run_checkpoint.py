@@ -1,8 +1,9 @@
-"""A run that is stopped at any moment goes on as if it had not been: last.ckpt, the dice, and one log.
+"""A run that is stopped at any moment resumes as if it had not been: last.ckpt, the random numbers, and one log.
 
-What a resumed run needs is kept or is a pure function of what is: the heads, the optimizer and its schedule, the loops'
-counters and the place in the data are in last.ckpt; the order of the data hangs on its seed and the epoch
-(datamodules.batching), the dice of a batch on the run's seed and the batch's number.
+Everything needed to resume is saved or derived from what is saved: the heads, the optimizer and its schedule, the loops'
+counters and the place in the data are in last.ckpt; the order of the data depends on its seed and the epoch
+(datamodules.batching), the random numbers of a batch on the run's seed and the batch's number
+(mhc.training.optimization.reseed).
 
 last.ckpt is written between two batches, where no gradient is half accumulated and everything logged so far is on disk.
 """
@@ -13,8 +14,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -28,15 +27,9 @@ from mhc.util.files import write_atomically
 LAST = "last.ckpt"
 
 
-def reseed(trainer: Trainer, seed: int, index: int) -> None:
-    """Dice for a batch that hang on the run's seed, the process, the epoch and the batch's number in it alone."""
-    source = np.random.SeedSequence([seed, trainer.global_rank, trainer.current_epoch, index])
-    torch.manual_seed(int(source.generate_state(1, np.uint64)[0]))
-
-
 class RunCheckpoint(Callback):
     """Writes last.ckpt into default_root_dir every `every_n_steps` optimizer steps, after every validation, at the end, and
-    (one process) when it is interrupted. `--ckpt_path last` goes on from it, with the log of the stopped run up to there.
+    (one process) when it is interrupted. `--ckpt_path last` resumes from it, with the log of the stopped run up to that step.
 
     overwrite: allow a fresh run in the folder of an earlier one.
     """
@@ -47,7 +40,7 @@ class RunCheckpoint(Callback):
         self.every_n_steps, self.overwrite = every_n_steps, overwrite
         self.steps: int | None = None  # when the batch before began
         self.due = False
-        self.whole = False  # heads and optimizer are those that the counters tell of
+        self.whole = False  # heads and optimizer are those of the counters
         self.logs: list[str] = []  # the CSV logs' folders, seen from default_root_dir
 
     def on_fit_start(self, trainer: Trainer, module: LightningModule) -> None:
@@ -55,7 +48,7 @@ class RunCheckpoint(Callback):
         heads = last.with_name(DESCRIPTION)
         if trainer.ckpt_path and Path(trainer.ckpt_path).resolve().parent == last.parent.resolve():
             return
-        self.logs = []  # a checkpoint from elsewhere tells of other logs
+        self.logs = []  # a checkpoint from elsewhere names other logs
         if self.overwrite:
             if trainer.is_global_zero:
                 last.unlink(missing_ok=True)
@@ -63,7 +56,7 @@ class RunCheckpoint(Callback):
         elif last.exists() or previous(last).exists() or heads.exists():
             raise UserError(
                 f"'{last.parent}' already holds {'trained heads' if heads.exists() else 'a run'}: choose another "
-                "--trainer.default_root_dir, go on with --ckpt_path last, or start over with --checkpoint.overwrite true"
+                "--trainer.default_root_dir, resume with --ckpt_path last, or start over with --checkpoint.overwrite true"
             )
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
@@ -79,7 +72,7 @@ class RunCheckpoint(Callback):
             self.logs = [os.path.relpath(logger.log_dir, root) for logger in loggers]
 
     def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Any, index: int) -> None:
-        if self.steps is None:  # Lightning counts log lines apart and miscounts on some ways to go on
+        if self.steps is None:  # Lightning counts log lines apart and miscounts on some ways to resume
             trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
         elif trainer.global_step != self.steps:
             self.due |= trainer.global_step % self.every_n_steps == 0
@@ -102,8 +95,8 @@ class RunCheckpoint(Callback):
             self.save(trainer)
 
     def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
-        """Save where the heads are those after some batch, unless the run was stopped by what it found (UserError): then the
-        heads may be what is wrong. (Several processes are not all at one place: they leave it.)"""
+        """Save where the heads are those after some batch, unless a UserError stopped the run: then the heads may be what is
+        wrong. (Several processes are not all at the same batch: they save nothing.)"""
         if isinstance(exception, UserError):
             return
         between = isinstance(exception, SIGTERMException) and trainer.global_step != self.steps
@@ -118,7 +111,7 @@ class RunCheckpoint(Callback):
         trainer.save_checkpoint(Path(trainer.default_root_dir) / LAST, weights_only=False)
 
     def on_save_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Let the loops' counters speak of finished batches alone: then Lightning goes on behind the last of them."""
+        """Let the loops' counters count finished batches alone: then Lightning resumes behind the last of them."""
         loops = checkpoint["loops"]["fit_loop"]
         epochs, batches = loops["epoch_progress"], loops["epoch_loop.batch_progress"]
         done = batches["current"]["completed"]
@@ -143,14 +136,14 @@ class RunCheckpoint(Callback):
 
 
 def _continue_log(logger: CSVLogger, folder: Path, steps: int) -> None:
-    """Begin with the lines of the log in `folder` that tell of the first `steps` steps; what it says of later ones is
-    trained, and logged, again."""
+    """Begin with the lines of the log in `folder` about the first `steps` steps; later ones are trained, and logged,
+    again."""
     try:
         lines = whole_rows(folder / logger.experiment.NAME_METRICS_FILE)
     except FileNotFoundError:
         return  # moved away, or nothing was logged
-    kept = [line for line in lines if int(line["step"]) < steps]
-    logger.experiment.metrics = kept + logger.experiment.metrics
+    earlier = [line for line in lines if int(line["step"]) < steps]
+    logger.experiment.metrics = earlier + logger.experiment.metrics
     logger.save()
 
 
@@ -159,8 +152,8 @@ def _rewrite(path: Path, names: list[str]) -> None:
     with open(path, newline="") as file:
         lines = list(csv.DictReader(file))
 
-    def write(at: Path) -> None:
-        with open(at, "w", newline="") as file:
+    def write(target: Path) -> None:
+        with open(target, "w", newline="") as file:
             writer = csv.DictWriter(file, names)
             writer.writeheader()
             writer.writerows(lines)

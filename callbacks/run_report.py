@@ -34,5 +34,5 @@ class RunReport(Callback):
         if trainer.is_global_zero:
             folder = Path(trainer.default_root_dir)
             page = report(folder)
-            write_atomically(folder / RESULT, lambda at: at.write_text(page, encoding="utf-8"))
+            write_atomically(folder / RESULT, lambda file: file.write_text(page, encoding="utf-8"))
             trainer.print(f"report: {folder / RESULT}")

@@ -5,6 +5,8 @@ from pathlib import Path
 import torch
 from lightning import Callback, LightningModule, Trainer
 
+from mhc.lm.module import LMModule
+
 
 class SaveModel(Callback):
     """At the end of `fit`, writes model and tokenizer to <default_root_dir>/model; of a run that trained adapters the model
@@ -19,5 +21,6 @@ class SaveModel(Callback):
     def on_fit_end(self, trainer: Trainer, module: LightningModule) -> None:
         folder = Path(trainer.default_root_dir) / "model"
         if trainer.is_global_zero:
+            assert isinstance(module, LMModule)
             module.save_pretrained(folder, self.dtype)
         trainer.print(f"model and tokenizer written to {folder}")

@@ -19,15 +19,17 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from mhc.backbone.packing import PADDING
 from mhc.errors import UserError
+from mhc.text.splits import SPLITS
 
 DUMMY = 3  # tokens of the row that a process gets where the last global batch has none for it
 OPEN = 48  # rows being filled at a time when packing
 WINDOW = 64  # batches: rows are sorted by length inside a shuffled window of this many
 
+Lengths = Sequence[int] | np.ndarray  # (R,) tokens of each row
 Row = tuple[np.ndarray, ...]  # ids (T) int32, mask (T) bool; of packed rows the segments (T) int32 as well
 
 
-def batch_order(lengths: Sequence[int], batch_size: int, seed: int, epoch: int) -> list[list[int]]:
+def batch_order(lengths: Lengths, batch_size: int, seed: int, epoch: int) -> list[list[int]]:
     """Row numbers batch by batch, each row once; one batch may be short.
 
     A pure function of its arguments: rows are shuffled, sorted by length inside windows so that a batch holds
@@ -35,11 +37,11 @@ def batch_order(lengths: Sequence[int], batch_size: int, seed: int, epoch: int) 
     """
     generator = np.random.default_rng([seed, epoch])
     shuffled = generator.permutation(len(lengths))
-    lengths = np.asarray(lengths)
-    batches = []
+    sizes = np.asarray(lengths)
+    batches: list[list[int]] = []
     for start in range(0, len(shuffled), WINDOW * batch_size):
         window = shuffled[start : start + WINDOW * batch_size]
-        window = window[np.argsort(lengths[window], kind="stable")]
+        window = window[np.argsort(sizes[window], kind="stable")]
         batches += [window[i : i + batch_size].tolist() for i in range(0, len(window), batch_size)]
     return [batches[i] for i in generator.permutation(len(batches))]
 
@@ -68,7 +70,7 @@ class BatchOrder(Sampler[list[int]]):
     """
 
     def __init__(
-        self, lengths: Sequence[int], batch_size: int, seed: int, fixed: bool = False, rank: int = 0, world: int = 1
+        self, lengths: Lengths, batch_size: int, seed: int, fixed: bool = False, rank: int = 0, world: int = 1
     ):
         self.lengths, self.batch_size, self.seed = lengths, batch_size, seed
         self.rank, self.world = rank, world
@@ -88,7 +90,7 @@ class BatchOrder(Sampler[list[int]]):
             yield batch[self.rank :: self.world]
 
     def decided_by(self) -> dict[str, Any]:
-        """What an epoch's batches hang on, for whoever goes on in the middle of one."""
+        """What an epoch's batches depend on, for a run that resumes in the middle of one."""
         lengths = np.ascontiguousarray(self.lengths, np.int64)
         return {
             "rows": len(lengths),
@@ -102,12 +104,10 @@ class BatchLoader(DataLoader):
     """Batches in the order of a BatchOrder, from any number of worker processes.
 
     Its state, which Lightning keeps in checkpoints, is how many batches of the epoch were trained on, not how many were
-    handed out: whoever goes on from it gets the very next one. trained: asks for that number.
+    handed out: a run that resumes from it gets the very next one. trained: returns that number.
     """
 
-    def __init__(
-        self, dataset: Dataset, sampler: BatchOrder, num_workers: int = 0, trained: Callable[[], int] | None = None
-    ):
+    def __init__(self, dataset: Dataset, sampler: BatchOrder, num_workers: int = 0, trained: Callable[[], int] = int):
         super().__init__(
             dataset,
             sampler=sampler,
@@ -115,23 +115,23 @@ class BatchLoader(DataLoader):
             num_workers=num_workers,
             persistent_workers=num_workers > 0,
         )
-        self.trained = trained
+        self.order, self.trained = sampler, trained
 
-    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:  # type: ignore[override]  # torch names a private class
         yield from super().__iter__()  # not before the first batch is asked for: then epoch and place are known
 
     def state_dict(self) -> dict[str, Any]:
-        return {"trained": self.trained(), **self.sampler.decided_by()}
+        return {"trained": self.trained(), **self.order.decided_by()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state` was taken. Raises UserError where the batches would not be the same ones."""
-        for what, here in self.sampler.decided_by().items():
-            if state[what] != here:
+        """Resume where `state` was taken. Raises UserError where the batches would not be the same ones."""
+        for what, current in self.order.decided_by().items():
+            if state[what] != current:
                 raise UserError(
-                    f"the checkpoint was trained on other batches ({what}: {state[what]}, now {here}): go on with the same "
+                    f"the checkpoint was trained on other batches ({what}: {state[what]}, now {current}): resume with the same "
                     "data and data.seed, and with a data.batch_size that times the processes makes the same global batch"
                 )
-        self.sampler.skip = state["trained"]
+        self.order.skip = state["trained"]
 
 
 class BatchData(LightningDataModule):
@@ -145,8 +145,31 @@ class BatchData(LightningDataModule):
     workers: int
 
     @abstractmethod
-    def batches(self, split: str) -> tuple[Dataset, Sequence[int]]:
+    def batches(self, split: str) -> tuple[Dataset, Lengths]:
         """A dataset that is indexed with a list of row numbers ([] gives a dummy row), and the rows' lengths."""
+
+    @abstractmethod
+    def nothing_to_train_on(self) -> str:
+        """What a UserError says where the training split is empty."""
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read, split and encode what `stage` (fit, validate, test; None is all) needs; once."""
+        for split in {"fit": SPLITS[:2], "validate": SPLITS[1:2], "test": SPLITS[2:]}.get(stage or "", SPLITS):
+            self.batches(split)
+
+    def train_dataloader(self) -> BatchLoader:
+        """Batches in an order that is a pure function of (seed, epoch, size of a global batch)."""
+        if not len(self.batches("train")[1]):
+            raise UserError(self.nothing_to_train_on())
+        return self.loader("train")
+
+    def val_dataloader(self) -> BatchLoader:
+        """The validation split in a fixed order."""
+        return self.loader("validation")
+
+    def test_dataloader(self) -> BatchLoader:
+        """The test split in a fixed order."""
+        return self.loader("test")
 
     def loader(self, split: str) -> BatchLoader:
         """This process's share of the batches, of the training split in a new order every epoch."""
@@ -156,8 +179,10 @@ class BatchData(LightningDataModule):
         return BatchLoader(dataset, order, self.workers, self._trained)
 
     def _trained(self) -> int:
-        """Batches of the epoch that are behind us; 0 at its end, for then a whole one follows."""
-        return self.trainer.fit_loop.epoch_loop.batch_progress.current.processed % self.trainer.num_training_batches
+        """Batches of the epoch that are trained on; 0 at its end, for then a whole one follows."""
+        assert self.trainer is not None  # which saves the loader's state
+        progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress
+        return progress.current.processed % self.trainer.num_training_batches
 
     def train_batches(self) -> int:
         """The number of global batches of a training epoch."""
@@ -191,7 +216,7 @@ class PackedRows(Sequence[Row]):
     predicted by nothing, so it is no target.
     """
 
-    def __init__(self, rows: Sequence[Row], lengths: Sequence[int], length: int, seed: int, pad_id: int = 0):
+    def __init__(self, rows: Sequence[Row], lengths: Lengths, length: int, seed: int, pad_id: int = 0):
         self.rows, self.length, self.pad_id = rows, length, pad_id
         self.bins: list[list[int]] = []
         room: list[int] = []  # of the last OPEN bins
@@ -211,13 +236,13 @@ class PackedRows(Sequence[Row]):
     def __len__(self) -> int:
         return len(self.bins)
 
-    def __getitem__(self, number: int) -> Row:
+    def __getitem__(self, number: int) -> Row:  # type: ignore[override]  # no slices
         ids, mask = np.full(self.length, self.pad_id, np.int32), np.zeros(self.length, bool)
-        segments, at = np.full(self.length, PADDING, np.int32), 0
+        segments, start = np.full(self.length, PADDING, np.int32), 0
         for segment, row in enumerate(self.bins[number]):
-            row_ids, row_mask = (part[: self.length] for part in self.rows[row])
-            here = slice(at, at + len(row_ids))
-            ids[here], mask[here], segments[here] = row_ids, row_mask, segment
-            mask[at] = False
-            at += len(row_ids)
+            row_ids, row_mask = (values[: self.length] for values in self.rows[row])
+            part = slice(start, start + len(row_ids))
+            ids[part], mask[part], segments[part] = row_ids, row_mask, segment
+            mask[start] = False
+            start += len(row_ids)
         return ids, mask, segments

@@ -7,28 +7,28 @@ at position t - 1 predicts token t; token 0 is predicted by nothing, whatever th
 """
 
 import json
-import time
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from rich.console import Console
-from rich.progress import Progress
+from torch.utils.data import Dataset
 
-from datamodules.batching import BatchData, BatchDataset, BatchLoader, PackedRows, Row
-from datamodules.readers import Conversation, Report, iterate, source_state
+from datamodules.batching import BatchData, BatchDataset, Lengths, PackedRows, Row
+from datamodules.files import source_state
+from datamodules.readers import Conversation, Report, iterate
 from datamodules.storage import EncodedRows, StoredConversations
 from mhc.errors import UserError
 from mhc.text.chat_template import chat_template, template_fingerprint
 from mhc.text.encoding import encode_batch, prompt_ids
 from mhc.text.messages import Messages
-from mhc.text.splits import SPLITS, prompt_number, split_conversations
+from mhc.text.splits import prompt_number, split_conversations
 from mhc.util.files import write_json
 from mhc.util.journal import digest
+from mhc.util.progress import track
 
 CHUNK = 1000  # conversations encoded at a time
 
@@ -70,7 +70,7 @@ class ConversationData(BatchData):
         pack: put whole conversations side by side into rows of exactly max_length tokens; each still sees itself alone.
         seed: decides the order of batches and the generated dialogues.
         workers: processes that collate batches; 0 does it in the main process.
-        docs_share: for "pocket", the share of dialogues about Python's documentation.
+        documentation_share: for "pocket", the share of dialogues about Python's documentation.
         cache: a folder that conversations and token ids are kept in and mapped from, so that data may be larger than
             memory and are tokenized once; without, all of it is held in memory.
         answered: false keeps prompts without an answer as well; their answers are then empty (for distillation).
@@ -87,7 +87,7 @@ class ConversationData(BatchData):
         pack: bool = False,
         seed: int = 0,
         workers: int = 0,
-        docs_share: float = 0.1,
+        documentation_share: float = 0.1,
         cache: str | None = None,
         answered: bool = True,
         max_bad_share: float = 0.1,
@@ -102,46 +102,29 @@ class ConversationData(BatchData):
             raise UserError(f"data.max_bad_share is {max_bad_share}: it must be between 0 and 1")
         self.path, self.max_length, self.batch_size, self.limit = path, max_length, batch_size, limit
         self.supervise, self.pack, self.seed, self.workers = supervise, pack, seed, workers
-        self.docs_share, self.answered, self.max_bad_share = docs_share, answered, max_bad_share
+        self.documentation_share, self.answered, self.max_bad_share = documentation_share, answered, max_bad_share
         self.cache = None if cache is None else Path(cache)
-        self.tokenizer = None
+        self.tokenizer: Any = None
         self.report: Report | None = None
         self.totals: dict[str, Totals] = {}
         self._conversations: dict[str, Sequence[Conversation]] = {}
         self._rows: dict[str, EncodedRows] = {}
-        self._batches: dict[str, tuple[BatchDataset, Sequence[int]]] = {}
+        self._batches: dict[str, tuple[BatchDataset, Lengths]] = {}
 
     # -- Lightning ---------------------------------------------------------------------------------
 
-    def setup(self, stage: str | None = None) -> None:
-        """Read, split and encode what `stage` (fit, validate, test; None is all) needs; once."""
-        needed = {"fit": SPLITS[:2], "validate": SPLITS[1:2], "test": SPLITS[2:]}.get(stage, SPLITS)
-        for split in needed:
-            self.rows(split)
+    def nothing_to_train_on(self) -> str:
+        return f"{self.path}: every conversation is held out, none is left to train on: add some"
 
-    def train_dataloader(self) -> BatchLoader:
-        """Batches in an order that is a pure function of (seed, epoch, size of a global batch)."""
-        if not self.rows("train"):
-            raise UserError(f"{self.path}: every conversation is held out, none is left to train on: add some")
-        return self.loader("train")
-
-    def val_dataloader(self) -> BatchLoader:
-        """The validation split in a fixed order."""
-        return self.loader("validation")
-
-    def test_dataloader(self) -> BatchLoader:
-        """The test split in a fixed order."""
-        return self.loader("test")
-
-    def batches(self, split: str) -> tuple[BatchDataset, Sequence[int]]:
+    def batches(self, split: str) -> tuple[Dataset, Lengths]:
         """Every row of a split, packed where asked, and their lengths."""
         if split not in self._batches:
-            rows: Sequence[Row] = self.rows(split)
-            lengths, pad_id = rows.lengths, self._tokenizer().pad_token_id or 0
+            rows, pad_id = self.rows(split), self._tokenizer().pad_token_id or 0
             if self.pack:
-                rows = PackedRows(rows, lengths, self.max_length, self.seed, pad_id)
-                lengths = np.full(len(rows), self.max_length)
-            self._batches[split] = BatchDataset(rows, pad_id), lengths
+                packed = PackedRows(rows, rows.lengths, self.max_length, self.seed, pad_id)
+                self._batches[split] = BatchDataset(packed, pad_id), np.full(len(packed), self.max_length)
+            else:
+                self._batches[split] = BatchDataset(rows, pad_id), rows.lengths
         return self._batches[split]
 
     # -- conversations -----------------------------------------------------------------------------
@@ -151,13 +134,15 @@ class ConversationData(BatchData):
         if not self._conversations:
             numbers = array("Q")
             if self.cache is None:
-                found: Sequence[Conversation] = list(self._read(numbers))
+                every: Sequence[Conversation] = list(self._read(numbers))
             else:
-                found, numbers = self._cached()
+                every, numbers = self._cached()
             limit = None if self.path == "pocket" else self.limit
             for name, chosen in split_conversations(numbers, limit).items():
-                some = isinstance(found, StoredConversations)
-                self._conversations[name] = found.only(chosen) if some else [found[i] for i in chosen]
+                if isinstance(every, StoredConversations):
+                    self._conversations[name] = every.only(chosen)
+                else:
+                    self._conversations[name] = [every[i] for i in chosen]
         return self._conversations[split]
 
     def _read(self, numbers: array) -> Iterator[Conversation]:
@@ -176,7 +161,7 @@ class ConversationData(BatchData):
 
         count = self.limit or POCKET_COUNT
         self.report = Report("pocket", {"generated": count}, count, count)
-        made = _progress(dialogues(count, self.seed, self.docs_share), count, "making dialogues")
+        made = track(dialogues(count, self.seed, self.documentation_share), count, "making dialogues")
         for number, dialogue in enumerate(made, start=1):
             yield Conversation(dialogue["id"], dialogue["messages"], f"pocket:{number}")
 
@@ -185,38 +170,41 @@ class ConversationData(BatchData):
     def _source(self) -> dict[str, Any]:
         """What decides which conversations there are."""
         if self.path == "pocket":
-            return {name: getattr(self, name) for name in ("path", "limit", "seed", "docs_share")}
+            return {name: getattr(self, name) for name in ("path", "limit", "seed", "documentation_share")}
         return {"source": source_state(self.path), "answered": self.answered, "max_bad_share": self.max_bad_share}
 
     def _cached(self) -> tuple[StoredConversations, array]:
         """The conversations as files of the cache, read into it where they are not there, and their prompt_numbers."""
-        at = self.cache / digest(self._source()) / "conversations"
-        told = at.with_name("report.json")
-        numbers, found = array("Q"), StoredConversations.mapped(at)
-        if found is None or not told.exists():
-            found = StoredConversations.on_disk(at, self._read(numbers))
-            np.save(at.with_name("numbers.npy"), np.frombuffer(numbers, np.uint64))
-            write_json(told, {"report": asdict(self.report), "source": self._source()})  # last: now it is whole
-        self.report = Report(**json.loads(told.read_text())["report"])
-        return found, array("Q", np.load(at.with_name("numbers.npy")).tobytes())
+        assert self.cache is not None
+        path = self.cache / digest(self._source()) / "conversations"
+        report = path.with_name("report.json")
+        numbers, stored = array("Q"), StoredConversations.mapped(path)
+        if stored is None or not report.exists():
+            stored = StoredConversations.on_disk(path, self._read(numbers))
+            np.save(path.with_name("numbers.npy"), np.frombuffer(numbers, np.uint64))
+            assert self.report is not None  # reading made it
+            write_json(report, {"report": asdict(self.report), "source": self._source()})  # last: now it is whole
+        self.report = Report(**json.loads(report.read_text())["report"])
+        return stored, array("Q", np.load(path.with_name("numbers.npy")).tobytes())
 
     def prompts(self, split: str, count: int) -> list[Prompt]:
         """At most `count` different prompts of a split, shorter than max_length, ordered by their hash. Of a
         conversation with several answers one is asked for, chosen by the same hash."""
-        tokenizer, found, seen = self._tokenizer(), [], set()
+        tokenizer, seen = self._tokenizer(), set()
+        prompts: list[Prompt] = []
         by_hash = sorted(self.conversations(split), key=lambda c: (prompt_number(c.prompt), c.id))
         for conversation in by_hash:
-            if len(found) == count:
+            if len(prompts) == count:
                 break
-            turns = [at for at, m in enumerate(conversation.messages) if m["role"] == "assistant"]
+            turns = [place for place, m in enumerate(conversation.messages) if m["role"] == "assistant"]
             if not turns:
                 continue  # a document
             messages = conversation.messages[: turns[prompt_number(conversation.prompt) % len(turns)]]
             ids = prompt_ids(tokenizer, messages)
             if len(ids) < self.max_length and tuple(ids) not in seen:
                 seen.add(tuple(ids))
-                found.append(Prompt(conversation.id, messages, ids))
-        return found
+                prompts.append(Prompt(conversation.id, messages, ids))
+        return prompts
 
     # -- encoding ----------------------------------------------------------------------------------
 
@@ -241,24 +229,27 @@ class ConversationData(BatchData):
     def _cached_rows(self, split: str, totals: Totals) -> tuple[EncodedRows, Totals]:
         """The rows as files of the cache, encoded into it where they are not there."""
         tokenizer = self._tokenizer()
-        told = {
+        assert self.cache is not None
+        settings = {
             "limit": self.limit,
             "max_length": self.max_length,
             "supervise": self.supervise,
             "template": template_fingerprint(tokenizer),
             "tokenizer": digest(tokenizer.get_vocab()),
         }
-        at = self.cache / digest(self._source()) / digest(told) / split
-        result = at.with_name(f"{split}.json")
-        rows = EncodedRows.mapped(at)
+        path = self.cache / digest(self._source()) / digest(settings) / split
+        result = path.with_name(f"{split}.json")
+        rows = EncodedRows.mapped(path)
         if rows is None or not result.exists():
-            rows = EncodedRows.on_disk(at, self._encoded(split, totals))
-            write_json(result, {"totals": asdict(totals), "encoded": told})
+            rows = EncodedRows.on_disk(path, self._encoded(split, totals))
+            write_json(result, {"totals": asdict(totals), "encoded": settings})
         return rows, Totals(**json.loads(result.read_text())["totals"])
 
     def origins(self, numbers: Sequence[int]) -> list[str]:
         """Where training rows come from: "file.jsonl:12" of each conversation, several for a packed row."""
-        packed = self.trainer.train_dataloader.dataset.rows
+        assert self.trainer is not None
+        loader: Any = self.trainer.train_dataloader
+        packed = loader.dataset.rows
         if isinstance(packed, PackedRows):
             numbers = [row for number in numbers for row in packed.bins[number]]
         conversations = self.conversations("train")
@@ -280,11 +271,11 @@ class ConversationData(BatchData):
         tokenizer, conversations = self._tokenizer(), self.conversations(split)
         totals.conversations = len(conversations)
         chunks = range(0, len(conversations), CHUNK)
-        for start in _progress(chunks, len(chunks), f"encoding {split}"):
+        for start in track(chunks, len(chunks), f"encoding {split}"):
             several = [conversation.messages for conversation in conversations[start : start + CHUNK]]
-            for number, (ids, mask) in enumerate(encode_batch(tokenizer, several), start):
-                totals.truncated += len(ids) > self.max_length
-                ids, mask = np.array(ids[: self.max_length], np.int32), np.array(mask[: self.max_length], bool)
+            for number, (all_ids, targets) in enumerate(encode_batch(tokenizer, several), start):
+                totals.truncated += len(all_ids) > self.max_length
+                ids, mask = np.array(all_ids[: self.max_length], np.int32), np.array(targets[: self.max_length], bool)
                 if self.supervise == "all":
                     mask[:] = True
                 if not mask.any():
@@ -295,7 +286,7 @@ class ConversationData(BatchData):
                 totals.largest_id = max(totals.largest_id, int(ids.max()))
                 yield number, (ids, mask)
 
-    def _tokenizer(self):
+    def _tokenizer(self) -> Any:
         if self.tokenizer is None:
             if self.trainer is None:
                 raise UserError("ConversationData has no tokenizer: set data.tokenizer or give it a trainer")
@@ -309,20 +300,3 @@ class ConversationData(BatchData):
                 f"the tokenizer gives id {largest} but the model has {size} rows: "
                 "use the tokenizer the backbone was trained with"
             )
-
-
-def _progress(items: Iterable, total: int, title: str, after: float = 2.0) -> Iterator:
-    """The items, with a bar on the terminal once they take longer than `after` seconds."""
-    started, bar, task = time.monotonic(), None, None
-    try:
-        for done, item in enumerate(items):
-            if bar is None and time.monotonic() - started > after:
-                bar = Progress(console=Console(stderr=True), transient=True)
-                bar.start()
-                task = bar.add_task(title, total=total)
-            if bar is not None:
-                bar.update(task, completed=done)
-            yield item
-    finally:
-        if bar is not None:
-            bar.stop()

@@ -1,4 +1,4 @@
-"""Batches of features that `run.py collect` kept: heads train without a forward of the backbone.
+"""Batches of features written by `run.py collect`: heads train without a forward of the backbone.
 
 B samples of a batch   T time   D width   n layers that the drafter taps
 """
@@ -12,22 +12,25 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from datamodules.batching import DUMMY, BatchData, BatchLoader, Row
+from datamodules.batching import DUMMY, BatchData, Lengths, Row
 from datamodules.conversations import Prompt
-from mhc.distill.features import bar
-from mhc.distill.shards import AGAIN, PROMPTS, SPLITS, STORES, Samples, open_samples, read_manifest
+from mhc.distill.shards import AGAIN, PROMPTS, STORES, FeatureShards, open_shards, read_manifest
 from mhc.errors import UserError
+from mhc.util.progress import bar
 
 
 class FeatureBatches(Dataset):
     """Indexed with a list of sample numbers, gives what `DraftModule.losses` takes, right padded:
 
-    ids (B,T) int64, mask (B,T) bool, hidden (B,T,D), taps (B,T,n*D) where columns of them are wanted, counted (B,T) bool.
-    columns: the places of the wanted layers among those stored. agreed: only tokens that the backbone would say itself
+    ids (B,T) int64, mask (B,T) bool, hidden (B,T,D), taps (B,T,n*D) where columns of them are wanted, loss_positions (B,T)
+    bool.
+    columns: the places of the wanted layers among those stored. agreed: only tokens that the backbone predicts itself
     are targets. An empty list gives a dummy row that nothing is learned from.
     """
 
-    def __init__(self, samples: Samples, pad_id: int, width: int, columns: Sequence[int], store: str, agreed: bool):
+    def __init__(
+        self, samples: FeatureShards, pad_id: int, width: int, columns: Sequence[int], store: str, agreed: bool
+    ):
         self.samples, self.pad_id, self.width, self.columns = samples, pad_id, width, list(columns)
         self.store, self.agreed = store, agreed
 
@@ -41,20 +44,20 @@ class FeatureBatches(Dataset):
             "ids": torch.full((rows, longest), self.pad_id),
             "mask": torch.zeros(rows, longest, dtype=torch.bool),
             "hidden": torch.zeros(rows, longest, self.width, dtype=STORES[self.store]),
-            "counted": torch.zeros(rows, longest, dtype=torch.bool),
+            "loss_positions": torch.zeros(rows, longest, dtype=torch.bool),
         }
         if self.columns:
             shape = rows, longest, len(self.columns), self.width
             batch["taps"] = torch.zeros(shape, dtype=STORES[self.store])
-        for at, number in enumerate(numbers):
+        for place, number in enumerate(numbers):
             length, (first, last) = samples.lengths[number], samples.counted[number]
-            batch["ids"][at, :length] = samples.read(number, "ids")
-            batch["mask"][at, :length] = self._mask(number)
-            batch["hidden"][at, :length] = samples.read(number, "hidden")
-            batch["counted"][at, first:last] = True
+            batch["ids"][place, :length] = samples.read(number, "ids")
+            batch["mask"][place, :length] = self._mask(number)
+            batch["hidden"][place, :length] = samples.read(number, "hidden")
+            batch["loss_positions"][place, first:last] = True
             if self.columns:
                 taps = samples.read(number, "taps").unflatten(-1, (-1, self.width))
-                batch["taps"][at, :length] = taps[:, self.columns]
+                batch["taps"][place, :length] = taps[:, self.columns]
         if self.columns:
             batch["taps"] = batch["taps"].flatten(2)
         return batch
@@ -66,7 +69,7 @@ class FeatureBatches(Dataset):
 
 
 def targets(mask: Tensor, ids: Tensor, greedy: Tensor) -> Tensor:
-    """The supervised tokens (T) that the backbone would say itself. Of the first the sample does not know; it is no
+    """The supervised tokens (T) that the backbone predicts itself. Of the first the sample does not know; it is no
     target there anyway."""
     agreed = mask.clone()
     agreed[1:] &= greedy[:-1] == ids[1:]
@@ -85,7 +88,7 @@ class FeatureData(BatchData):
         batch_size: samples in a batch, of each process.
         seed: decides the order of batches.
         workers: processes that read batches; 0 does it in the main process.
-        supervise: "text" to learn every supervised token, "agreed" only those that the backbone would say itself.
+        supervise: "text" to learn every supervised token, "agreed" only those that the backbone predicts itself.
     """
 
     def __init__(
@@ -103,34 +106,18 @@ class FeatureData(BatchData):
             raise UserError(f"data.supervise is {supervise!r}: choose text or agreed")
         self.path, self.batch_size, self.seed, self.workers = Path(path), batch_size, seed, workers
         self.supervise = supervise
-        self._samples: dict[str, Samples] = {}
+        self._samples: dict[str, FeatureShards] = {}
 
     # -- Lightning ---------------------------------------------------------------------------------
 
-    def setup(self, stage: str | None = None) -> None:
-        """Check that the features belong to the module's backbone and drafter, and open what `stage` needs; once."""
-        self._columns()
-        for split in {"fit": SPLITS[:2], "validate": SPLITS[1:2], "test": SPLITS[2:]}.get(stage, SPLITS):
-            self.samples(split)
+    def nothing_to_train_on(self) -> str:
+        return f"'{self.path}' has no samples to train on: collect more"
 
-    def train_dataloader(self) -> BatchLoader:
-        """Batches in an order that is a pure function of (seed, epoch, size of a global batch)."""
-        if not len(self.samples("train")):
-            raise UserError(f"'{self.path}' has no samples to train on: collect more")
-        return self.loader("train")
-
-    def val_dataloader(self) -> BatchLoader:
-        """The validation split in a fixed order."""
-        return self.loader("validation")
-
-    def test_dataloader(self) -> BatchLoader:
-        """The test split in a fixed order."""
-        return self.loader("test")
-
-    def batches(self, split: str) -> tuple[FeatureBatches, Sequence[int]]:
-        """Every sample of a split, and their lengths."""
-        samples, settings = self.samples(split), self.manifest["settings"]
+    def batches(self, split: str) -> tuple[FeatureBatches, Lengths]:
+        """Every sample of a split, and their lengths. Raises UserError unless the features belong to the module's backbone
+        and drafter."""
         columns, agreed = self._columns(), self.supervise == "agreed"
+        samples, settings = self.samples(split), self.manifest["settings"]
         batches = FeatureBatches(
             samples, self.manifest["pad_id"], settings["width"], columns, settings["store"], agreed
         )
@@ -145,18 +132,19 @@ class FeatureData(BatchData):
             self._manifest = read_manifest(self.path)
         return self._manifest
 
-    def samples(self, split: str) -> Samples:
+    def samples(self, split: str) -> FeatureShards:
         """The samples of a split, their shards verified the first time."""
         if split not in self._samples:
             with bar() as progress:
                 task = progress.add_task(f"verifying {split}", total=self.manifest["splits"][split]["shards"])
-                self._samples[split] = open_samples(self.path, split, lambda: progress.advance(task))
+                self._samples[split] = open_shards(self.path, split, lambda: progress.advance(task))
         return self._samples[split]
 
     def rows(self, split: str) -> list[Row]:
         """ids (T) int32 and mask (T) bool of every sample; the mask is True where a supervised token counts, so that
         none is there twice."""
-        samples, rows = self.samples(split), []
+        samples = self.samples(split)
+        rows: list[Row] = []
         for number, (ids, mask, greedy) in enumerate(samples.each("ids", "mask", "greedy")):
             mask = targets(mask, ids, greedy) if self.supervise == "agreed" else mask.clone()
             first, last = samples.counted[number]
@@ -172,8 +160,8 @@ class FeatureData(BatchData):
         """At most `count` prompts of "validation" or "test", in the order of ConversationData; 512 of each are kept."""
         path = self.path / PROMPTS
         try:
-            kept = json.loads(path.read_text())
-            return [Prompt(**prompt) for prompt in kept[split][:count]]
+            recorded = json.loads(path.read_text())
+            return [Prompt(**prompt) for prompt in recorded[split][:count]]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"'{path}' has no prompts of {split} ({error!r}): {AGAIN}") from error
 
@@ -186,7 +174,7 @@ class FeatureData(BatchData):
         drafter = getattr(module, "drafter", None)
         if drafter is None:
             raise UserError("collected features are for draft heads: a language model trains on ConversationData")
-        backbone = module.backbone
+        backbone: Any = module.backbone
         if (settings["fingerprint"], settings["width"]) != (backbone.fingerprint(), backbone.width):
             raise UserError(
                 f"'{self.path}' was collected from backbone '{settings['backbone']}' ({settings['fingerprint']}), not from "
@@ -199,9 +187,9 @@ class FeatureData(BatchData):
                 f"{_named(drafter.taps)}: collect with --taps {' '.join(map(str, drafter.taps))}"
             )
         most = self.manifest["most_heads"]
-        if most is not None and drafter.heads > most:
+        if most is not None and drafter.draft_length > most:
             raise UserError(
-                f"'{self.path}' leaves room for {most} heads between its samples, not {drafter.heads}: collect with a "
+                f"'{self.path}' leaves room for {most} heads between its samples, not {drafter.draft_length}: collect with a "
                 "smaller --stride"
             )
         return [settings["taps"].index(layer) for layer in drafter.taps]

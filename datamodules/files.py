@@ -20,9 +20,9 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-from datamodules.streams import LARGEST, READING, Broken, array_rows, lines, parsed, text_rows
+from datamodules.streams import LARGEST, READING, Broken, Buffered, array_rows, lines, parsed, text_rows
 from mhc.errors import UserError
 from mhc.text.messages import clean_text
 
@@ -128,7 +128,7 @@ def _file_rows(file: Path, name: str) -> Iterator[tuple[str, Any]]:
 
 
 @contextmanager
-def _opened(file: Path) -> Iterator[BinaryIO]:
+def _opened(file: Path) -> Iterator[Buffered]:
     with open(file, "rb") as stream:
         if stream.peek(2)[:2] == b"\x1f\x8b":
             with gzip.GzipFile(fileobj=stream) as unzipped:
@@ -137,7 +137,7 @@ def _opened(file: Path) -> Iterator[BinaryIO]:
             yield stream
 
 
-def _line_rows(file: Path, name: str, stream: BinaryIO) -> Iterator[tuple[str, Any]]:
+def _line_rows(file: Path, name: str, stream: Buffered) -> Iterator[tuple[str, Any]]:
     for number, (where, line) in enumerate(lines(name, stream)):
         row = line if isinstance(line, Broken) else parsed(line)
         if number == 0 and isinstance(row, Broken) and isinstance(whole := _whole(file), dict):
@@ -189,7 +189,7 @@ def _hub_rows(path: str) -> Iterator[tuple[str, Any]]:
         raise UserError(f'{path} needs the datasets library: pip install "mhc[data]"') from problem
     name, config, split = _hub_name(path)
     disable_progress_bar()
-    for library in ("datasets", "huggingface_hub"):  # they tell of each of many retries
+    for library in ("datasets", "huggingface_hub"):  # they log each of many retries
         logging.getLogger(library).setLevel(logging.ERROR)
     try:
         for number, row in enumerate(load_dataset(name, config, split=split, streaming=True), start=1):

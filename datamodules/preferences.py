@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,15 +17,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from datamodules.batching import DUMMY, Row, collate
+from datamodules.batching import DUMMY, Lengths, Row, collate
 from datamodules.conversations import ConversationData
 from datamodules.readers import Report, iterate
-from mhc.distill.features import bar
 from mhc.errors import UserError
 from mhc.text.encoding import encode_batch
-from mhc.text.splits import SPLITS
 from mhc.util.files import write_atomically
 from mhc.util.journal import digest
+from mhc.util.progress import bar
 
 REFERENCE = "reference.safetensors"
 
@@ -52,7 +52,7 @@ class PairBatches(Dataset):
 class PreferenceData(ConversationData):
     """Pairs from a file, a folder or a data set whose rows have a prompt, `chosen` and `rejected` (datamodules.readers).
     Only the answers after the last prompt are learned from; pairs whose answers do not fit in max_length, or are the
-    same, are left out. Splits hang on the prompt as everywhere.
+    same, are left out. Splits depend on the prompt as everywhere.
 
     Args:
         path, max_length, limit, seed, workers, max_bad_share: as in ConversationData.
@@ -70,21 +70,13 @@ class PreferenceData(ConversationData):
         max_bad_share: float = 0.1,
     ):
         super().__init__(path, max_length, batch_size, limit, seed=seed, workers=workers, max_bad_share=max_bad_share)
-        self._pairs: dict[str, tuple[PairBatches, Sequence[int]]] = {}
+        self._pairs: dict[str, tuple[PairBatches, Lengths]] = {}
         self._kept: dict[str, list[int]] = {}  # the conversations that became pairs
 
-    def setup(self, stage: str | None = None) -> None:
-        """Read, split and encode what `stage` needs; once."""
-        for split in {"fit": SPLITS[:2], "validate": SPLITS[1:2], "test": SPLITS[2:]}.get(stage, SPLITS):
-            self.batches(split)
+    def nothing_to_train_on(self) -> str:
+        return f"{self.path}: no pair is left to train on: add some, or raise data.max_length"
 
-    def train_dataloader(self):
-        """Batches in an order that is a pure function of (seed, epoch, size of a global batch)."""
-        if not len(self.batches("train")[0]):
-            raise UserError(f"{self.path}: no pair is left to train on: add some, or raise data.max_length")
-        return self.loader("train")
-
-    def batches(self, split: str) -> tuple[PairBatches, Sequence[int]]:
+    def batches(self, split: str) -> tuple[PairBatches, Lengths]:
         """Every pair of a split, and the length of the longer answer of each."""
         if split not in self._pairs:
             pairs = self._encoded_pairs(split)
@@ -103,7 +95,8 @@ class PreferenceData(ConversationData):
             other = self._rejected.get(conversation.where)
             if other is None or other == conversation.messages or other[:-1] != conversation.messages[:-1]:
                 continue
-            pair = tuple(map(_answer_alone, encode_batch(tokenizer, [conversation.messages, other])))
+            first, second = map(_answer_alone, encode_batch(tokenizer, [conversation.messages, other]))
+            pair = first, second
             if all(len(ids) <= self.max_length and mask.any() for ids, mask in pair):
                 self._check_vocabulary(int(max(ids.max() for ids, _ in pair)))
                 pairs.append(pair)
@@ -122,7 +115,7 @@ class PreferenceData(ConversationData):
 
     def refer(self, module: LightningModule, answers: Callable[[dict[str, Tensor]], Tensor], kind: str) -> None:
         """Let batches carry `reference`: answers(batch) -> (R,), of this kind, of every pair that was set up. Computed now and
-        kept in default_root_dir; a run that goes on reads them there."""
+        kept in default_root_dir; a run that resumes reads them there."""
         for split, (batches, lengths) in self._pairs.items():
             folder = Path(module.trainer.default_root_dir)
             path = folder / f"{split}-{REFERENCE}"
@@ -134,7 +127,7 @@ class PreferenceData(ConversationData):
                     kept = {"log_probability": batches.reference}
                     write_atomically(path, lambda at, kept=kept, key=key: save_file(kept, at, {"key": key}))
 
-    def _referred(self, module, batches: PairBatches, lengths: Sequence[int], answers) -> Tensor:
+    def _referred(self, module, batches: PairBatches, lengths: Lengths, answers) -> Tensor:
         device, found = module.trainer.strategy.root_device, torch.zeros(2 * len(batches))
         training, order = module.training, np.argsort(lengths, kind="stable").tolist()
         module.to(device).eval()
@@ -151,9 +144,10 @@ class PreferenceData(ConversationData):
 
 
 def _key(module: LightningModule, batches: PairBatches, kind: str) -> str:
-    """What references hang on: the weights, the pairs, and what is computed of them."""
+    """What references depend on: the weights, the pairs, and what is computed of them."""
     weights = hashlib.sha256()
-    for parameter in module.model.parameters():
+    model: Any = module.model
+    for parameter in model.parameters():
         weights.update(parameter.detach().float().cpu().numpy().tobytes())
     rows = [[ids.tolist(), mask.tolist()] for pair in batches.pairs for ids, mask in pair]
     return digest([weights.hexdigest(), rows, kind])

@@ -1,4 +1,4 @@
-"""Conversations as people have them: rows of `datamodules.shapes` in files of `datamodules.files`.
+"""Conversations of a source: rows of `datamodules.shapes` in files of `datamodules.files`.
 
 What is wrong is repaired where the repair is obvious, and counted. A row is *broken* if it does not parse or has no known
 shape; it is *dropped* if it has one but nothing to learn from.
@@ -9,13 +9,11 @@ from dataclasses import dataclass, field
 
 from rich.markup import escape
 
-from datamodules.files import raw_rows, source_state
+from datamodules.files import raw_rows
 from datamodules.shapes import ROLES, SHAPES, Dropped, Turns, turns_of
 from datamodules.streams import Broken
 from mhc.errors import UserError
 from mhc.text.messages import Messages, clean_text
-
-__all__ = ["Conversation", "Report", "iterate", "read_conversations", "source_state"]
 
 ID_KEYS = ("id", "question_id", "conversation_id", "prompt_id")
 SHOWN = 6  # reasons a report lists of each kind
@@ -79,20 +77,14 @@ class Report:
         return lines
 
 
-def read_conversations(path: str, max_bad_share: float = 0.1) -> tuple[list[Conversation], Report]:
-    """All conversations of a source, and what was read. Raises as `iterate`."""
-    report = Report(str(path))
-    return list(iterate(path, report, max_bad_share=max_bad_share)), report
-
-
 def iterate(
     path: str, report: Report, answered: bool = True, max_bad_share: float = 0.1, rejected: bool = False
 ) -> Iterator[Conversation]:
     """The conversations of a file, a folder or a data set, one at a time; `report` counts along.
 
     answered: false keeps prompts without an answer; their assistant turns have the content "" (a document is a prompt
-    then). rejected: of a pair, the answer that was not preferred. Raises UserError if there is nothing to read, or if more than `max_bad_share` of the rows are broken (naming
-    the first).
+    then). rejected: of a pair, the answer that was not preferred. Raises UserError if there is nothing to read, or if more
+    than `max_bad_share` of the rows are broken (naming the first).
     """
     ids: set[int] = set()
     for where, row in raw_rows(str(path)):
@@ -102,13 +94,13 @@ def iterate(
                 raise row
             form, turns = turns_of(row, rejected)
             messages, repairs = _documented(turns, answered) if form == "text" else _repair(turns, answered)
-        except Broken as reason:
-            report.count(report.broken, str(reason), where)
+        except Broken as problem:
+            report.count(report.broken, str(problem), where)
             if report.read >= EARLY and report.bad > max_bad_share * report.read:
                 break
             continue
-        except Dropped as reason:
-            report.count(report.dropped, str(reason), where)
+        except Dropped as problem:
+            report.count(report.dropped, str(problem), where)
             continue
         for repair in repairs:
             report.count(report.repaired, repair, where)
@@ -151,8 +143,8 @@ def _repair(turns: Turns, answered: bool = True) -> tuple[Messages, list[str]]:
     for raw_role, raw_content in turns:
         role = ROLES.get(raw_role.strip().lower()) if isinstance(raw_role, str) else None
         if role is None:
-            told = ascii(raw_role[:40]) if isinstance(raw_role, str) else f"({type(raw_role).__name__})"
-            raise Dropped(f"unknown role {told}")
+            shown = ascii(raw_role[:40]) if isinstance(raw_role, str) else f"({type(raw_role).__name__})"
+            raise Dropped(f"unknown role {shown}")
         open_answer = not answered and role == "assistant" and raw_content in (None, "")
         content = "" if open_answer else _text(raw_content)
         if role == "system" and not content.strip():

@@ -10,8 +10,9 @@ import json
 import os
 import shutil
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import overload
 
 import numpy as np
 
@@ -30,7 +31,7 @@ class EncodedRows(Sequence[Row]):
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
-    def __getitem__(self, number: int) -> Row:
+    def __getitem__(self, number: int) -> Row:  # type: ignore[override]  # no slices
         if not 0 <= number < len(self):
             raise IndexError(number)
         part = slice(self.offsets[number], self.offsets[number + 1])
@@ -61,16 +62,16 @@ class EncodedRows(Sequence[Row]):
                 mask.write(row_mask.tobytes())
                 offsets.append(offsets[-1] + len(row_ids))
         _finish(path, offsets, "ids", "mask")
-        return cls.mapped(path)
+        return cls._map(path, _load_offsets(path))
 
     @classmethod
     def mapped(cls, path: Path) -> "EncodedRows | None":
         """The rows in these files, or None where they were never finished."""
-        offsets = _offsets(path)
-        if offsets is None:
-            return None
-        ids, mask = (_map(path, name, kind) for name, kind in (("ids", np.int32), ("mask", bool)))
-        return cls(ids, mask, offsets)
+        return cls._map(path, _load_offsets(path)) if _is_finished(path) else None
+
+    @classmethod
+    def _map(cls, path: Path, offsets: np.ndarray) -> "EncodedRows":
+        return cls(_map(path, "ids", np.int32), _map(path, "mask", bool), offsets)
 
 
 class StoredConversations(Sequence[Conversation]):
@@ -84,15 +85,19 @@ class StoredConversations(Sequence[Conversation]):
     def __len__(self) -> int:
         return len(self.chosen)
 
+    @overload
+    def __getitem__(self, number: int) -> Conversation: ...
+    @overload
+    def __getitem__(self, number: slice) -> "StoredConversations": ...
     def __getitem__(self, number: int | slice) -> "Conversation | StoredConversations":
         if isinstance(number, slice):
             return self.only(self.chosen[number])
         if not 0 <= number < len(self):
             raise IndexError(number)
-        at = self.chosen[number]
-        return Conversation(**json.loads(bytes(self.lines[self.offsets[at] : self.offsets[at + 1]])))
+        place = self.chosen[number]
+        return Conversation(**json.loads(bytes(self.lines[self.offsets[place] : self.offsets[place + 1]])))
 
-    def only(self, chosen: Sequence[int]) -> "StoredConversations":
+    def only(self, chosen: Sequence[int] | np.ndarray) -> "StoredConversations":
         """Some of the conversations of the file, by their place in it."""
         return StoredConversations(self.path, self.offsets, np.asarray(chosen, dtype=np.int64))
 
@@ -106,13 +111,12 @@ class StoredConversations(Sequence[Conversation]):
                 file.write(line)
                 offsets.append(offsets[-1] + len(line))
         _finish(path, offsets, "jsonl")
-        return cls(path, _offsets(path))
+        return cls(path, _load_offsets(path))
 
     @classmethod
     def mapped(cls, path: Path) -> "StoredConversations | None":
         """The conversations in these files, or None where they were never finished."""
-        offsets = _offsets(path)
-        return None if offsets is None else cls(path, offsets)
+        return cls(path, _load_offsets(path)) if _is_finished(path) else None
 
 
 class _writing:
@@ -145,19 +149,22 @@ def _finish(path: Path, offsets: array, *names: str) -> None:
     for name in names:
         os.replace(_temporary(path, name), path.with_name(f"{path.name}.{name}"))
     try:
-        write_atomically(path.with_name(f"{path.name}.offsets.npy"), lambda at: _save(at, offsets))
+        write_atomically(path.with_name(f"{path.name}.offsets.npy"), lambda temporary: _save(temporary, offsets))
     except OSError as problem:
         raise _unwritable(path, problem) from problem
 
 
-def _save(at: Path, offsets: array) -> None:
-    with open(at, "wb") as file:
+def _save(path: Path, offsets: array) -> None:
+    with open(path, "wb") as file:
         np.save(file, np.frombuffer(offsets, np.int64))
 
 
-def _offsets(path: Path) -> np.ndarray | None:
-    file = path.with_name(f"{path.name}.offsets.npy")
-    return np.load(file) if file.exists() else None
+def _is_finished(path: Path) -> bool:
+    return path.with_name(f"{path.name}.offsets.npy").exists()
+
+
+def _load_offsets(path: Path) -> np.ndarray:
+    return np.load(path.with_name(f"{path.name}.offsets.npy"))
 
 
 def _map(path: Path, name: str, kind: type) -> np.ndarray:
@@ -172,10 +179,3 @@ def _temporary(path: Path, name: str) -> Path:
 def _unwritable(path: object, problem: OSError) -> UserError:
     free = shutil.disk_usage(Path(str(path)).parent).free / 2**30
     return UserError(f"cannot write '{path}' ({problem.strerror}, {free:.1f} GiB free): choose another --data.cache")
-
-
-def described(files: Iterable[Path]) -> Iterator[tuple[str, int, int]]:
-    """Name, size and time of files: what tells whether they are still the same."""
-    for file in files:
-        status = file.stat()
-        yield str(file), status.st_size, status.st_mtime_ns

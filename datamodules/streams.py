@@ -6,11 +6,14 @@ before it stay good.
 
 import codecs
 import gzip
+import io
 import json
 import re
 import zlib
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from typing import Any
+
+Buffered = io.BufferedReader | gzip.GzipFile  # a file of bytes, read ahead
 
 LARGEST = 16 << 20  # bytes of a row: a longer one is damage, or no row
 BLOCK = 1 << 20  # bytes of a JSON array read at a time
@@ -26,7 +29,7 @@ class Broken(Exception):
 # -- lines -----------------------------------------------------------------------------------------
 
 
-def lines(name: str, stream: BinaryIO) -> Iterator[tuple[str, bytes | Broken]]:
+def lines(name: str, stream: Buffered) -> Iterator[tuple[str, bytes | Broken]]:
     """Every line that is not blank, with its place; too long a one is passed over without holding it."""
     number = 0
     while True:
@@ -50,7 +53,7 @@ def lines(name: str, stream: BinaryIO) -> Iterator[tuple[str, bytes | Broken]]:
             yield f"{name}:{number}", line
 
 
-def text_rows(name: str, stream: BinaryIO) -> Iterator[tuple[str, Any]]:
+def text_rows(name: str, stream: Buffered) -> Iterator[tuple[str, Any]]:
     """Every line that is not blank, as a text row."""
     for where, line in lines(name, stream):
         if isinstance(line, bytes):
@@ -82,16 +85,16 @@ def _why(problem: Exception) -> str:
 # -- arrays ----------------------------------------------------------------------------------------
 
 
-def array_rows(name: str, stream: BinaryIO) -> Iterator[tuple[str, Any]]:
+def array_rows(name: str, stream: Buffered) -> Iterator[tuple[str, Any]]:
     """The elements of a JSON array, parsed one by one from blocks of the file."""
     decode = codecs.getincrementaldecoder("utf-8")("surrogateescape").decode
     parse = json.JSONDecoder().raw_decode
     number, at, buffer, ended, damage, dirty = 1, 0, "", False, "", False
     blanks = BLANKS[0]  # before the first element; from then on commas
     while True:
-        at = blanks.match(buffer, at).end()
+        at = _behind(blanks, buffer, at)
         if blanks is BLANKS[0] and at < len(buffer):
-            blanks, at = BLANKS[1], BLANKS[1].match(buffer, at + 1).end()  # the [ itself
+            blanks, at = BLANKS[1], _behind(BLANKS[1], buffer, at + 1)  # the [ itself
         where = f"{name}:{number}"
         if buffer[at : at + 1] == "]":
             if buffer[at + 1 :].strip():
@@ -124,6 +127,12 @@ def array_rows(name: str, stream: BinaryIO) -> Iterator[tuple[str, Any]]:
         dirty = not buffer.isascii() and ESCAPED.search(buffer) is not None
 
 
+def _behind(blanks: re.Pattern[str], buffer: str, at: int) -> int:
+    """The place behind the blanks that begin at `at`."""
+    match = blanks.match(buffer, at)
+    return match.end() if match else at
+
+
 def _cut(problem: Exception, size: int) -> bool:
     """Whether more text could mend this: the parser stopped within a string or at the end."""
     if not isinstance(problem, json.JSONDecodeError):
@@ -131,8 +140,8 @@ def _cut(problem: Exception, size: int) -> bool:
     return problem.msg.startswith("Unterminated") or problem.pos > size - 16
 
 
-def _block(stream: BinaryIO, size: int) -> tuple[bytes, str]:
-    """About so many bytes, fewer before the end or before damage, which is told when nothing is left before it."""
+def _block(stream: Buffered, size: int) -> tuple[bytes, str]:
+    """About so many bytes, fewer before the end or before damage, which is reported when nothing is left before it."""
     parts: list[bytes] = []
     while sum(map(len, parts)) < size:
         try:

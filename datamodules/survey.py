@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from itertools import islice
 from math import ceil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from datamodules.batching import Row
 from datamodules.conversations import ConversationData
 from datamodules.features import FeatureData
 from datamodules.files import data_files
@@ -43,8 +45,7 @@ def survey(data: ConversationData | FeatureData, prompts: int, heads: bool = Tru
     conversations, pairs by all of them. prompts: how many are decoded at validations. heads: whether draft heads are
     trained, at positions whose next two tokens are supervised, or the model, where the next one is. Raises UserError
     for data that cannot be read or trained on."""
-    share = 1.0 if isinstance(data, FeatureData | PreferenceData) else _share(data)
-    if share < 1:
+    if not isinstance(data, FeatureData | PreferenceData) and (share := _share(data)) < 1:
         with tempfile.TemporaryDirectory() as folder:
             return _look(_part(data, Path(folder) / "part.jsonl"), prompts, heads, 1 / share, False)
     return _look(data, prompts, heads, 1.0, True)
@@ -52,22 +53,23 @@ def survey(data: ConversationData | FeatureData, prompts: int, heads: bool = Tru
 
 def _look(data: ConversationData | FeatureData, prompts: int, heads: bool, times: float, counted: bool) -> Survey:
     loader, batch_size = data.train_dataloader(), data.batch_size
+    groups: list[tuple[Row, ...]]
     if isinstance(data, PreferenceData):
-        groups = data.batches("train")[0].pairs
+        groups = [tuple(pair) for pair in data.batches("train")[0].pairs]
     else:
         groups = [(row,) for row in data.rows("train")]
     lengths = np.array([[len(ids) for ids, _ in rows] for rows in groups])
     anchors = np.array([sum(_anchors(mask, heads) for _, mask in rows) for rows in groups])
-    packed = getattr(data, "pack", False)
-    longest = data.max_length if packed else int(lengths.max())
-    if packed:  # a packed row holds so many conversations, at the most all anchors of its tokens
+    longest = int(lengths.max())
+    if isinstance(data, ConversationData) and data.pack:
+        longest = data.max_length  # a packed row holds so many conversations, at the most all anchors of its tokens
         most = min(batch_size * longest, ceil(anchors.sum() / max(1, len(loader)) * 1.5))
     else:
         most = int(np.sort(anchors)[-batch_size:].sum())
     batches = len(loader) if counted else max(1, round(len(loader) * times))
-    totals = (round(int(total) * times) for total in (len(groups), lengths.sum(), anchors.sum()))
+    rows, tokens, supervised = (round(int(total) * times) for total in (len(groups), lengths.sum(), anchors.sum()))
     prompt = max((len(each.ids) for each in data.prompts("validation", prompts)), default=longest)
-    return Survey(*totals, batches, longest, max(1, most), prompt, counted)
+    return Survey(rows, tokens, supervised, batches, longest, max(1, most), prompt, counted)
 
 
 def _anchors(mask: np.ndarray, heads: bool) -> int:
@@ -93,7 +95,11 @@ def _share(data: ConversationData) -> float:
 def _part(data: ConversationData, path: Path) -> ConversationData:
     """The same data module over the first PART conversations."""
     if data.path == "pocket":
-        settings = {"path": "pocket", "limit": 2 * PART, "docs_share": data.docs_share}
+        settings: dict[str, Any] = {
+            "path": "pocket",
+            "limit": 2 * PART,
+            "documentation_share": data.documentation_share,
+        }
     else:
         first = islice(iterate(data.path, Report(data.path)), PART)
         path.write_text("".join(json.dumps({"messages": each.messages}) + "\n" for each in first))

@@ -1,4 +1,4 @@
-"""The one exception a user is meant to read."""
+"""The one exception whose message is for the user."""
 
 
 class UserError(Exception):

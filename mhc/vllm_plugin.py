@@ -33,21 +33,43 @@ def register() -> None:
             ModelRegistry.register_model(name, f"{__name__}:{model.__name__}")
 
 
+class Embeddings(nn.Module):
+    """A place for the backbone's embeddings, which vLLM puts there if their widths agree."""
+
+    embed_tokens: nn.Module
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.embed_tokens = nn.Module()
+        self.embed_tokens.weight = torch.empty(0, width)
+
+
+class Block(nn.Module):
+    """z = g + SiLU(W g + b)"""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.linear = nn.Linear(width, width)
+
+    def forward(self, g: Tensor) -> Tensor:
+        return g + silu(self.linear(g))
+
+
 class Cell(nn.Module):
     """One head: project[g; token] where it sees a token, and `blocks` blocks z = h + SiLU(W h + b)."""
 
     def __init__(self, width: int, blocks: int, sees_token: bool):
         super().__init__()
         self.project = nn.Linear(2 * width, width) if sees_token else None
-        self.blocks = nn.ModuleList(nn.ModuleDict({"linear": nn.Linear(width, width)}) for _ in range(blocks))
+        self.blocks = nn.ModuleList(Block(width) for _ in range(blocks))
 
     def forward(self, g: Tensor, embedded: Tensor | None) -> Tensor:
         """(B,D) the head's before, (B,D) the embedding of the token that it led to -> (B,D)"""
-        if self.project is not None:
+        if self.project is not None and embedded is not None:
             unit = rms_norm(embedded.float(), embedded.shape[-1:]).to(g.dtype)
             g = self.project(torch.cat([g, unit], dim=-1))
         for block in self.blocks:
-            g = g + silu(block["linear"](g))
+            g = block(g)
         return g
 
 
@@ -106,11 +128,9 @@ class TiedCascadeModel(nn.Module):
         config = vllm_config.speculative_config.draft_model_config.hf_config
         proposed(vllm_config.speculative_config, config.cascade)
         self.cell = Cell(config.hidden_size, config.cascade["blocks"], sees_token=True)
-        self.model = nn.Module()
-        self.model.embed_tokens = nn.Module()  # vLLM puts the backbone's in its place, if their widths agree
-        self.model.embed_tokens.weight = torch.empty(0, config.hidden_size)
+        self.model = Embeddings(config.hidden_size)
         self.logits_processor = LogitsProcessor(config.vocab_size)
-        # EAGLE's bookkeeping hangs on a layer of attention in the backbone's cache. This one is never called.
+        # EAGLE's bookkeeping depends on a layer of attention in the backbone's cache. This one is never called.
         model, parallel = vllm_config.model_config, vllm_config.parallel_config
         layer = model.get_num_layers(parallel)
         self.unused = Attention(

@@ -8,32 +8,15 @@ import mhc.decoding.batch
 import mhc.engine
 from mhc.backbone.cache import TreeCache
 from mhc.backbone.model import Backbone
-from mhc.decoding.batch import Asked
+from mhc.decoding.request import DecodeRequest
 from mhc.drafters import Cascade, Diffusion, Eagle3, Medusa
 from mhc.engine import Engine
 from mhc.errors import UserError
 from mhc.sampling import GREEDY, Sampling
-from mhc.trees.shapes import DynamicTree, FixedTree
-from tests.conftest import ARCHITECTURES, VOCABULARY, Scripted, tiny_backbone
-
-TREES = {
-    "chain": FixedTree.chain(4),
-    "tree": FixedTree([[0], [1], [2], [0, 0], [0, 1], [1, 0], [0, 0, 0], [0, 1, 0], [0, 0, 0, 0]]),
-    "dynamic": DynamicTree(width=3, depth=4, budget=14),
-    "dynamic_cut": DynamicTree(width=2, depth=4, budget=9, confidence=0.2, costs=[[1, 1.0], [8, 1.2]], price=2.0),
-    "cut": DynamicTree(width=3, depth=4, budget=12, confidence=0.3),
-    "paced": FixedTree([[0], [1], [0, 0], [0, 0, 0]], costs=[[1, 1.0], [8, 1.4]], level=0.3),
-}
-FAMILIES = [Medusa, Cascade, Diffusion, Eagle3]
-PROMPTS = [[5, 9, 3, 8, 4, 4], [7] * 11, [1, 2, 3, 4, 5, 6, 7], [60, 0, 59, 1, 58, 2, 57, 3]]  # all of other lengths
-NEW = 24
-
-
-def reference(backbone, prompt: list[int], new: int = NEW) -> list[int]:
-    """What transformers itself generates greedily."""
-    ids = torch.tensor([prompt])
-    out = backbone.model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, do_sample=False)
-    return out[0, len(prompt) :].tolist()
+from mhc.trees.shapes import FixedTree
+from tests.helpers.backbones import ARCHITECTURES, VOCABULARY, tiny_backbone
+from tests.helpers.drafters import FAMILIES, Scripted, randomised
+from tests.helpers.engines import NEW, PROMPTS, TREES, answers, reference
 
 
 @pytest.fixture(scope="module")
@@ -48,20 +31,6 @@ def references(backbones):
     return get
 
 
-def answers(engine: Engine, batch_size: int, new: int = NEW, **options) -> list[list[int]]:
-    found = dict(engine.generate_ids(PROMPTS, new, batch_size, **options))
-    return [found[number].token_ids for number in range(len(PROMPTS))]
-
-
-def randomised(drafter):
-    """Untrained heads do nothing at all; these guess wildly."""
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for parameter in drafter.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.3)
-    return drafter
-
-
 @pytest.mark.parametrize("batch_size", [1, 3])
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_plain_is_what_transformers_generates(backbones, references, name, batch_size):
@@ -73,8 +42,8 @@ def test_plain_is_what_transformers_generates(backbones, references, name, batch
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_heads_change_nothing(backbones, references, name, family, tree, batch_size):
-    untrained = [family(backbones(name), heads=4)] if family in (Medusa, Cascade) else []  # these do nothing at all
-    for drafter in (*untrained, randomised(family(backbones(name), heads=4))):
+    untrained = [family(backbones(name), 4)] if family in (Medusa, Cascade) else []  # these do nothing at all
+    for drafter in (*untrained, randomised(family(backbones(name), 4))):
         engine = Engine(backbones(name), drafter, TREES[tree])
         assert answers(engine, batch_size) == references(name)
 
@@ -105,7 +74,7 @@ def test_drawn_text_hangs_on_the_seed_alone(backbones, name):
             (Eagle3, "chain", 1),
             (Eagle3, "dynamic_cut", 3),
         ):
-            engine = Engine(backbone, randomised(family(backbone, heads=4)), TREES[tree])
+            engine = Engine(backbone, randomised(family(backbone, 4)), TREES[tree])
             assert answers(engine, batch_size, sampling=sampling) == plain, (label, tree)
     assert len({str(text) for text in drawn.values()}) == len(drawn)
 
@@ -157,7 +126,7 @@ def test_rounds_over_fixed_buffers_give_the_same_text(name, monkeypatch):
             for batch_size, plain in ((1, False), (3, False), (3, True)):
                 assert answers(engine, batch_size, sampling=sampling, plain=plain) == text
     for family in (Diffusion, Eagle3):
-        engine = Engine(backbone, randomised(family(backbone, heads=4)), TREES["tree"], compile=True)
+        engine = Engine(backbone, randomised(family(backbone, 4)), TREES["tree"], compile=True)
         for sampling, text in expected.items():
             assert answers(engine, 3, sampling=sampling) == text
 
@@ -171,7 +140,14 @@ def test_a_row_that_ended_beyond_its_limit_is_forgotten(backbones, references, m
     order = sorted(range(len(PROMPTS)), key=lambda number: len(PROMPTS[number]))
     short, long = PROMPTS[order[0]], PROMPTS[order[-1]]
     drafter = Scripted(backbone, texts, [len(prompt) for prompt in PROMPTS])
-    monkeypatch.setattr(mhc.engine, "room_of", lambda number, prompt, most, context: 2 if prompt == long else most)
+    within = DecodeRequest.within
+    monkeypatch.setattr(
+        DecodeRequest,
+        "within",
+        lambda request, *limits: within(request, *limits)._replace(
+            max_new_tokens=2 if request.prompt == long else request.max_new_tokens
+        ),
+    )
     found = {}
     for compile in (False, True):
         engine = Engine(backbone, drafter, FixedTree.chain(4), compile=compile)
@@ -186,7 +162,8 @@ def test_a_compiled_round_gives_the_same_text():
     expected = answers(Engine(backbone), 1)
     engine = Engine(backbone, randomised(Cascade(backbone, heads=4)), TREES["tree"], compile=True)
     warmed = []
-    pieces = list(engine.stream(PROMPTS, NEW, warming=lambda *done: warmed.append(done)))
+    requests = [DecodeRequest(prompt, NEW) for prompt in PROMPTS]
+    pieces = list(engine.stream(requests, warming=lambda *done: warmed.append(done)))
     assert warmed and warmed[-1][0] == warmed[-1][1]
     text = [[t for number, tokens, *_ in pieces if number == prompt for t in tokens] for prompt in range(len(PROMPTS))]
     assert text == expected == answers(engine, 1, plain=True)
@@ -259,7 +236,7 @@ def test_in_bf16_texts_part_only_at_near_ties(name):
             single = []
             for at in range(ids.shape[1]):
                 logits, _ = backbone.decode(ids[:, at : at + 1], places[:, at : at + 1], cache, None)
-                cache.extend([1])
+                cache.advance([1])
                 single.append(logits[0, 0].float())
         tolerance = (whole - torch.stack(single)).abs().max()
         likeliest = whole[-1].topk(2)
@@ -273,7 +250,7 @@ def test_in_bf16_texts_part_only_at_near_ties(name):
 def test_context_limit_ends_the_answer(backbones, plain, family):
     backbone = backbones("llama")
     prompt = [token % VOCABULARY for token in range(backbone.context - 3)]
-    engine = Engine(backbone, randomised(family(backbone, heads=4)))
+    engine = Engine(backbone, randomised(family(backbone, 4)))
     answer = engine.generate(prompt, max_new_tokens=50, plain=plain)
     assert answer.token_ids == reference(backbone, prompt, 3)
     assert answer.finish_reason == "length"
@@ -304,15 +281,14 @@ def test_memory_is_what_the_formula_says(backbones, name):
     heads = getattr(config, "num_key_value_heads", config.num_attention_heads)
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     engine = Engine(backbone, Cascade(backbone, heads=4), TREES["tree"])
-    rows = engine.rows([Asked(prompt, NEW) for prompt in PROMPTS], 3, speculate=True)
-    capacity = max(map(len, PROMPTS)) + NEW + engine.tree.nodes
-    assert rows.cache.buffer.nbytes == 2 * config.num_hidden_layers * 3 * heads * capacity * width * 4
-    place = rows.cache.buffer.data_ptr()
-    rows.join(0, engine.prefill(rows, [0])[0])
-    rows.cache.select(0, 1)
-    engine.round(rows, speculate=True)
-    assert rows.cache.buffer.data_ptr() == place
-    assert all(layer.keys.untyped_storage().data_ptr() == place for layer in rows.cache.layers)
+    decoder = engine.speculative_decoder(3, max(map(len, PROMPTS)) + NEW)
+    cache, capacity = decoder.batch.cache, max(map(len, PROMPTS)) + NEW + engine.tree.nodes
+    assert cache.buffer.nbytes == 2 * config.num_hidden_layers * 3 * heads * capacity * width * 4
+    place = cache.buffer.data_ptr()
+    decoder.begin([DecodeRequest(PROMPTS[0], NEW)])
+    decoder.run(decoder.speculative_step)
+    assert cache.buffer.data_ptr() == place
+    assert all(layer.keys.untyped_storage().data_ptr() == place for layer in cache.layers)
 
 
 def test_pieces_stream_in_order(backbones, references):
@@ -320,7 +296,7 @@ def test_pieces_stream_in_order(backbones, references):
     engine = Engine(backbones("llama"), Cascade(backbones("llama"), heads=4), TREES["tree"])
     streamed = [[] for _ in PROMPTS]
     finished = []
-    for number, tokens, reason, *_ in engine.stream(PROMPTS, NEW, batch_size=2):
+    for number, tokens, reason, *_ in engine.stream([DecodeRequest(prompt, NEW) for prompt in PROMPTS], batch_size=2):
         assert number not in finished
         streamed[number] += tokens
         finished += [number] if reason else []

@@ -8,7 +8,7 @@ import pytest
 from nbclient import NotebookClient
 
 import run
-from tests.commands.test_command_line import COMMON, ROOT, sums
+from tests.helpers.runs import COMMON, ROOT, sums
 
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(900)]
 
@@ -45,7 +45,7 @@ def test_a_comparison_leaves_all_its_figures(compared):
     for figures in found["families"].values():
         assert figures["steps"] == 3 and len(figures["head_accuracy"]) == 2
         chain = figures["chain/T=0"]
-        assert figures["simulated"] == pytest.approx(chain["tokens_per_step"], abs=1e-3)
+        assert figures["predicted"] == pytest.approx(chain["tokens_per_step"], abs=1e-3)
         assert all(figures[f"{k}/T={t}"]["identical"] == 2 for k in ("chain", "tuned") for t in (0, 1))
         assert figures["chain_ms"]["draft_ms"] > 0
     assert (compared / "comparison.png").stat().st_size > 10_000

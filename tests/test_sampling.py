@@ -12,8 +12,8 @@ from mhc.engine import Engine
 from mhc.errors import UserError
 from mhc.sampling import GREEDY, Sampler, Sampling, gumbel
 from mhc.trees.shapes import DynamicTree, FixedTree
-from tests.conftest import tiny_backbone
-from tests.test_engine import randomised
+from tests.helpers.backbones import tiny_backbone
+from tests.helpers.drafters import randomised
 
 INFINITY = float("inf")
 WHOLE = 2**64
@@ -192,8 +192,8 @@ def test_candidates_of_a_row_are_the_same_alone_and_beside_others(row):
     logits = (torch.randn(1, 3, 20) * 5).expand(2, -1, -1)
     depth = torch.tensor([[0, 1, 1]])
     other = Sampling(temperature=1.0, top_k=5, top_p=0.9, seed=6)
-    alone = sampler_of([row], 20).round(7, 2).scores(logits[:1], depth)
-    together = sampler_of([row, other], 20).round(7, 2).scores(logits, depth)
+    alone = sampler_of([row], 20).for_round(7, 2).target_scores(logits[:1], depth)
+    together = sampler_of([row, other], 20).for_round(7, 2).target_scores(logits, depth)
     assert together[:1].topk(4, dim=-1).indices.tolist() == alone.topk(4, dim=-1).indices.tolist()
 
 
@@ -243,8 +243,8 @@ def test_draws_follow_the_softmax(temperature, limits):
     """20,000 positions of four seeds; the distribution of another temperature is told apart."""
     rows = [Sampling(temperature=temperature, seed=seed, **limits) for seed in range(4)]
     depth = torch.arange(5000)[None]
-    draw = sampler_of(rows, len(LOGITS)).round(torch.tensor([[0], [9], [9], [50]]), 4999)
-    drawn = draw.scores(LOGITS.expand(4, 5000, -1), depth).argmax(dim=-1)
+    draw = sampler_of(rows, len(LOGITS)).for_round(torch.tensor([[0], [9], [9], [50]]), 4999)
+    drawn = draw.target_scores(LOGITS.expand(4, 5000, -1), depth).argmax(dim=-1)
     counts = drawn.flatten().bincount(minlength=len(LOGITS))
     assert counts.sum() == 20_000
     assert tail(chi_square(counts, shares_of(LOGITS, rows[0]))) > 1e-4
@@ -257,13 +257,13 @@ def test_depths_of_a_tree_read_the_noise_of_their_position():
     proposals() see min(1, T/2) of the same noise."""
     rows = [Sampling(temperature=0.5, seed=3), GREEDY, Sampling(temperature=2.5, seed=4)]
     starts = torch.tensor([[10], [20], [30]])
-    draw, logits = sampler_of(rows, 7).round(starts, 3), torch.zeros(3, 4, 7)
+    draw, logits = sampler_of(rows, 7).for_round(starts, 3), torch.zeros(3, 4, 7)
     own = torch.tensor([[0, 1, 1, 3], [0, 1, 2, 3], [0, 2, 2, 3]])
     for depth in (2, own[:1], own):
         places = starts + 1 + (torch.full((1, 4), depth) if isinstance(depth, int) else depth)
         expected = gumbel(torch.tensor([3, 0, 4]), places, 7) * torch.tensor([0.5, 0.0, 2.5])[:, None, None]
-        assert torch.equal(draw.scores(logits, depth), expected)
-        assert torch.equal(draw.proposals(logits, depth), expected * torch.tensor([0.25, 1.0, 1.0])[:, None, None])
+        assert torch.equal(draw.target_scores(logits, depth), expected)
+        assert torch.equal(draw.draft_scores(logits, depth), expected * torch.tensor([0.25, 1.0, 1.0])[:, None, None])
 
 
 # ---- through the engine
@@ -399,7 +399,7 @@ def test_without_a_threshold_nothing_is_lossy():
     sampler = sampler_of(rows, 5)
     assert not sampler.lossy
     logits, tokens = torch.zeros(3, 2, 5), torch.zeros(3, 2, dtype=torch.long)
-    assert sampler.round(0, 1).typical(logits, tokens, torch.zeros(1, 2, dtype=torch.long)) is None
+    assert sampler.for_round(0, 1).typical(logits, tokens, torch.zeros(1, 2, dtype=torch.long)) is None
     assert sampler_of([*rows, TYPICAL], 5).lossy
 
 
@@ -417,7 +417,7 @@ def test_typical_acceptance_is_its_formula(seed, scale, threshold, alpha, shared
     logits = torch.randn(4, 5, 9, generator=generator) * scale
     tokens = torch.randint(9, (4, 5), generator=generator)
     parents = torch.tensor([[0, 0, 0, 1, 2], [0, 0, 1, 2, 3], [0, 0, 0, 0, 0], [0, 0, 1, 1, 1]])[: 1 if shared else 4]
-    kept = sampler_of(rows, 9).round(3, 3).typical(logits, tokens, parents)
+    kept = sampler_of(rows, 9).for_round(3, 3).typical(logits, tokens, parents)
     assert kept.shape == (4, 5) and not kept[1:3].any()
     for row in (0, 3):
         for node in range(5):

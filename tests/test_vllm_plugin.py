@@ -17,7 +17,7 @@ from mhc.export.vllm_cascade import vllm_cascade, vllm_tied_cascade
 from mhc.sampling import GREEDY, Sampler
 from mhc.trees.shapes import FixedTree
 from mhc.vllm_plugin import CascadeModel, Cell, load_exactly
-from tests.conftest import tiny_backbone
+from tests.helpers.backbones import tiny_backbone
 
 HEADS = 4
 SORTS = {
@@ -52,9 +52,9 @@ def chain(drafter: Cascade, ids: torch.Tensor) -> list[int]:
     """What our own decoder proposes after these tokens (1,T), the last of which the backbone has just chosen."""
     backbone, count = drafter.backbone, torch.tensor([ids.shape[1] - 1])
     memory = drafter.allocate(1, 64)
-    drafter.read(memory, slice(0, 1), backbone.features(ids[:, :-1]), ids[:, 1:], 0, count)
-    draw = Sampler.of([GREEDY], backbone.vocabulary_size, backbone.device).round(count[:, None], HEADS)
-    tree = FixedTree.chain(HEADS).grow(drafter, drafter.begin(memory, slice(0, 1)), ids[:, -1], draw)
+    drafter.observe(memory, slice(0, 1), backbone.features(ids[:, :-1]), ids[:, 1:], 0, count)
+    draw = Sampler.of([GREEDY], backbone.vocabulary_size, backbone.device).for_round(count[:, None], HEADS)
+    tree = FixedTree.chain(HEADS).grow(drafter, drafter.start_tree(memory, slice(0, 1)), ids[:, -1], draw)
     return tree.tokens[0, 1:].tolist()
 
 

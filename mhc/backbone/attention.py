@@ -1,7 +1,7 @@
 """Attention over a tree mask without copying keys and values per query group; and over packed rows.
 
-The stock SDPA path repeats K and V for every query head of a group once a mask is given. Here the
-queries of a group are laid along the time axis instead, which is the same arithmetic on views:
+The stock SDPA path repeats K and V for every query head of a group when a mask is given. This one puts the
+queries of a group along the time axis instead, which is the same arithmetic on views:
 (B,Hq,N,E) -> (B,Hkv,G*N,E). Registered with transformers as "mhc"; no modelling file is touched.
 """
 
@@ -15,10 +15,10 @@ from transformers.masking_utils import sdpa_mask
 
 
 def tree_attention(module, query, key, value, attention_mask, dropout=0.0, scaling=None, packing=None, **kwargs):
-    """Grouped attention under a (B,1,N,S) bool mask; inside each conversation of packed rows; else the stock way.
+    """Grouped attention under a (B,1,N,S) bool mask, or within each conversation of packed rows; otherwise stock SDPA.
 
-    query (B,Hq,N,E), key and value (B,Hkv,S,E) -> (B,N,Hq,E), None. packing: a Packing of the rows, which says more than
-    the mask.
+    query (B,Hq,N,E), key and value (B,Hkv,S,E) -> (B,N,Hq,E), None. packing: a Packing of the rows, used in place
+    of the mask.
     """
     groups = query.shape[1] // key.shape[1]
     if packing is not None:
@@ -42,10 +42,10 @@ AttentionMaskInterface.register("mhc", sdpa_mask)
 def tree_mask(
     ancestors: torch.Tensor, depth: torch.Tensor, start: int | torch.Tensor, extent: int, window: int | None = None
 ) -> torch.Tensor:
-    """Who sees whom in one round: (B,1,N,extent) bool, True where attention is allowed.
+    """The attention mask of one round: (B,1,N,extent) bool, True where attention is allowed.
 
-    ancestors (1|B,N,N) bool (a node sees itself), depth (1|B,N); start: committed positions, of all rows
-    or of each (B,). Node j of row b sits in slot start[b]+j and stands at position start[b]+depth[j];
+    ancestors (1|B,N,N) bool (a node sees itself), depth (1|B,N); start: committed positions, one number for all rows
+    or one each (B,). Node j of row b is in slot start[b]+j, at position start[b]+depth[j];
     with `window` w a query sees the w latest positions, its own included. Slots up to `extent` are read.
     """
     nodes, device = ancestors.shape[1], ancestors.device

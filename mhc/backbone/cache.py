@@ -3,8 +3,8 @@
     L layers   B rows (sequences decoded together)   H key/value heads   S slots   E head width
     N tree nodes of one round   P nodes of an accepted path, padded
 
-Slot s of a row holds position s of its committed text; a round writes its N tree nodes behind
-the committed part, and `commit` moves the accepted ones together with a single gather and a
+Slot s of a row holds position s of its committed text; a round writes its N tree nodes after
+the committed part, and `commit` moves the accepted ones into place with a single gather and a
 single write over all layers. Rows may have different lengths. Nothing is ever reallocated.
 """
 
@@ -19,7 +19,9 @@ from mhc.errors import UserError
 class TreeLayer(CacheLayerMixin):
     """One layer's view of the shared buffers; `update` is what the model's attention calls."""
 
-    is_sliding = False  # windows are expressed in the mask, the buffers always hold every position
+    keys: torch.Tensor
+    values: torch.Tensor
+    is_sliding = False  # windows are part of the mask, the buffers always hold every position
 
     def __init__(self, cache: "TreeCache", keys: torch.Tensor, values: torch.Tensor):
         super().__init__()
@@ -29,14 +31,14 @@ class TreeLayer(CacheLayerMixin):
         """Nothing to do: the buffers exist from the start."""
 
     def update(self, key_states, value_states, *args, **kwargs):
-        """Write T new entries behind each active row's committed part: (B,H,T,E) -> (B,H,extent,E)."""
+        """Write T new entries after each active row's committed part: (B,H,T,E) -> (B,H,extent,E)."""
         return (
             self.cache.write(self.keys, key_states),
             self.cache.write(self.values, value_states),
         )
 
     def get_seq_length(self) -> int:
-        return self.cache.longest
+        return self.cache.max_length
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.cache.extent(query_length), 0
@@ -48,10 +50,10 @@ class TreeLayer(CacheLayerMixin):
 class TreeCache(Cache):
     """Buffers for `rows` sequences of at most `capacity` slots each.
 
-    `lengths` (list of int, one a row) counts committed positions. `select` narrows the rows that
-    the next forward serves (prefill works on the newest rows; a finished row leaves by `move`).
+    `lengths` (list of int, one a row) counts committed positions. `set_active` selects the rows that
+    the next forward serves (prefill works on the newest rows; `move` overwrites a finished one).
     bucket: attention then reads a multiple of `bucket` slots and lengths are read from the device, so that
-    one compiled program or CUDA graph serves many lengths; without, it reads just what is there.
+    one compiled program or CUDA graph serves many lengths; without, it reads exactly the slots in use.
     Memory: 2 * L * rows * H * capacity * E * bytes per element.
     """
 
@@ -66,71 +68,75 @@ class TreeCache(Cache):
         shape = (text.num_hidden_layers, 2, rows, heads, capacity, width)
         try:
             self.buffer = torch.zeros(shape, dtype=dtype, device=device)
-        except RuntimeError as error:  # of a CPU or a GPU without that much memory
+        except RuntimeError as error:  # a CPU or a GPU without that much memory
             size = math.prod(shape) * dtype.itemsize / 2**30
             raise UserError(
-                f"a cache of {rows} rows of {capacity} positions takes {size:.1f} GiB, which is not there: "
-                "have fewer rows (--batch_size, --rows) or shorter ones (--max_new_tokens, --context)"
+                f"a cache of {rows} rows of {capacity} positions takes {size:.1f} GiB, more than is free: "
+                "use fewer rows (--batch_size, --rows) or shorter ones (--max_new_tokens, --context)"
             ) from error
         super().__init__(layers=[TreeLayer(self, layer[0], layer[1]) for layer in self.buffer])
         self.lengths = [0] * rows
         self.capacity, self.bucket = capacity, bucket
+        self._active: tuple[int, int, list[int]] | None = None  # arguments of the last `set_active`
         self._starts = torch.zeros(rows, dtype=torch.long, device=device)
-        self.select(0, rows)
+        self.set_active(0, rows)
 
-    def select(self, first: int, last: int) -> None:
+    def set_active(self, first: int, last: int) -> None:
         """Serve rows first..last-1 in the following forwards."""
-        self.first, self.last = first, last
         active = self.lengths[first:last]
-        self.longest = max(active)
-        self.even = min(active) == self.longest and (self.bucket is None or not self.longest)
-        if not self.even:
+        if (first, last, active) == self._active:
+            return
+        self._active = first, last, active
+        self.first, self.last = first, last
+        self.max_length = max(active)
+        self.uniform = min(active) == self.max_length and (self.bucket is None or not self.max_length)
+        if not self.uniform:
             self.starts = self._starts[first:last]  # (B,)
             self.starts.copy_(torch.tensor(active))
 
-    def expect(self, count: int) -> None:
-        """The next forward brings `count` entries a row. (Said beforehand, so that a compiled forward depends on
-        how far it reads, not on every length, and so that all layers share the places they write to.)"""
-        self.reach = self.extent(count)
-        if not self.even:
+    def plan_forward(self, count: int) -> None:
+        """Prepare a forward of `count` entries a row. (Done beforehand, so that a compiled forward depends on
+        how far it reads, not on every length, and so that all layers share the indices they write to.)"""
+        self.visible = self.extent(count)
+        if not self.uniform:
             sizes = len(self.starts), self.buffer.shape[3], count
-            every, heads, step = (torch.arange(size, device=self.buffer.device) for size in sizes)
-            self.slots = every[:, None, None], heads[None, :, None], (self.starts[:, None] + step)[:, None]
+            row, heads, step = (torch.arange(size, device=self.buffer.device) for size in sizes)
+            self.slots = row[:, None, None], heads[None, :, None], (self.starts[:, None] + step)[:, None]
 
     def extent(self, count: int) -> int:
         """Slots that attention reads in a forward of `count` new entries a row."""
-        if self.even or self.bucket is None:
-            return self.longest + count
-        return -(-(self.longest + count) // self.bucket) * self.bucket
+        if self.uniform or self.bucket is None:
+            return self.max_length + count
+        return -(-(self.max_length + count) // self.bucket) * self.bucket
 
     @property
     def start(self) -> int | torch.Tensor:
         """Committed positions: one number for all active rows, or one each (B,)."""
-        return self.longest if self.even else self.starts
+        return self.max_length if self.uniform else self.starts
 
     def write(self, buffer: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
-        """Write (B,H,T,E) behind the committed part and return all that may be attended to."""
+        """Write (B,H,T,E) after the committed part and return all slots that may be attended to."""
         count = states.shape[2]
         rows = buffer[self.first : self.last]
-        if self.even:
-            rows[:, :, self.longest : self.longest + count] = states
+        if self.uniform:
+            rows[:, :, self.max_length : self.max_length + count] = states
         else:
-            rows.index_put_(self.slots, states)  # not scatter_: compiled, it would copy the whole buffer
-        return rows[:, :, : self.reach]
+            rows.index_put_(self.slots, states)  # not scatter_, which copies the whole buffer once compiled
+        return rows[:, :, : self.visible]
 
     def commit(self, path: torch.Tensor) -> None:
-        """Move the nodes of path (B,P), written last round, to where committed text goes on.
+        """Move the nodes of path (B,P), written last round, to the end of the committed text.
 
-        How many of them count, `extend` says; what the others copy lands behind the new length, where
-        the next round overwrites it. Padded entries of `path` must name some node of the round.
+        `advance` then decides how many of them count; the rest lies beyond the new length, where the
+        next round overwrites it. Padded entries of `path` must name some node of the round.
         """
         depth = path.shape[1]
         if depth == 1:
-            return  # the root is where it belongs
+            return  # the root is in place already
         rows = self.buffer[:, :, self.first : self.last]
         shape = (*rows.shape[:4], depth, rows.shape[5])
-        if self.even:
-            start = self.longest
+        if self.uniform:
+            start = self.max_length
             if rows.shape[2] == 1:
                 moved = rows.index_select(4, path[0] + start)
             else:
@@ -142,18 +148,18 @@ class TreeCache(Cache):
             target = (self.starts[:, None] + steps)[None, None, :, None, :, None].expand(shape)
             rows.scatter_(4, target, rows.gather(4, source))
 
-    def extend(self, counts: list[int]) -> None:
-        """Count the first counts[b] entries behind row b's committed part as committed."""
+    def advance(self, counts: list[int]) -> None:
+        """Count the first counts[b] entries after row b's committed part as committed."""
         for row, count in enumerate(counts, self.first):
             self.lengths[row] += count
-        self.select(self.first, self.last)
+        self.set_active(self.first, self.last)
 
     def clear(self, row: int) -> None:
-        """Forget a row's text, so that another prompt can move in."""
+        """Empty a row, so that another prompt can use it."""
         self.lengths[row] = 0
 
     def move(self, source: int, target: int) -> None:
-        """Copy row `source` over row `target` (a finished one), so that active rows stay together."""
+        """Copy row `source` over row `target` (a finished one), so that active rows stay contiguous."""
         filled = self.lengths[source]
         self.buffer[:, :, target, :, :filled] = self.buffer[:, :, source, :, :filled]
         self.lengths[target] = filled

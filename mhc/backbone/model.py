@@ -1,8 +1,8 @@
-"""The frozen backbone: any stock Hugging Face causal language model, seen through four functions.
+"""The frozen backbone: any stock Hugging Face causal language model, behind a small interface.
 
     B rows   T time   N tree nodes   D width   V vocabulary
 
-Index convention, here and everywhere: the backbone at position t predicts token t+1.
+Index convention, as everywhere in the project: the backbone at position t predicts token t+1.
 """
 
 import hashlib
@@ -19,23 +19,29 @@ from transformers.utils.logging import disable_progress_bar
 import mhc.backbone.attention  # noqa: F401  (registers the attention named "mhc")
 from mhc.backbone.cache import TreeCache
 from mhc.backbone.packing import Packing
+from mhc.backbone.softcap import capped
 from mhc.backbone.weight_layout import Quantised, lay_out_for_few_rows, quantize_weights, unpack
 from mhc.distributed.sharding import element_count, is_split, whole_weight
 from mhc.errors import UserError
-from mhc.training.losses import capped
 
 POCKET = Path(__file__).parents[1] / "lm" / "pocket"
 
 
 class Features(NamedTuple):
-    """What a drafter may read. hidden (B,T,D): last layer after the final norm.
+    """What a drafter reads. hidden (B,T,D): last layer after the final norm.
     taps (B,T,n*D): the inputs of n chosen layers side by side, or None."""
 
     hidden: Tensor
     taps: Tensor | None = None
 
+    @property
+    def tapped(self) -> Tensor:
+        """The taps, of a forward that computed some."""
+        assert self.taps is not None
+        return self.taps
+
     def at(self, row: Tensor, position: Tensor) -> "Features":
-        """The features at these places of the first two dimensions."""
+        """The features at these indices of the first two dimensions."""
         return Features(self.hidden[row, position], None if self.taps is None else self.taps[row, position])
 
 
@@ -44,7 +50,7 @@ def resolve(name: str) -> str:
     if name != "pocket":
         local = Path(name).is_absolute() or name.startswith(".")
         if local and not Path(name).is_dir():
-            raise UserError(f"backbone '{name}' is no directory: give one with a model, a hub name, or pocket")
+            raise UserError(f"backbone '{name}' is not a directory: give one with a model, a hub name, or pocket")
         return name
     if not (POCKET / "config.json").exists():
         raise UserError(f"the pocket backbone is not in {POCKET}: run `run.py fit --config configs/lm/pocket.yaml`")
@@ -52,10 +58,10 @@ def resolve(name: str) -> str:
 
 
 def _loading(kind: str, name: str, load):
-    """Run a Hugging Face loader and turn what it complains about into one line."""
+    """Run a Hugging Face loader and turn its errors into one line."""
     try:
         if name == "pocket":
-            disable_progress_bar()  # it loads at once
+            disable_progress_bar()  # it loads instantly
         return load(resolve(name))
     except UserError:
         raise
@@ -67,8 +73,8 @@ def _loading(kind: str, name: str, load):
 
 
 def load_config(name: str) -> PretrainedConfig:
-    """The config.json of backbone `name`; no code of its own is run."""
-    return _loading("config", name, lambda at: AutoConfig.from_pretrained(at, trust_remote_code=False))
+    """The config.json of backbone `name`; code from its repository is never run."""
+    return _loading("config", name, lambda path: AutoConfig.from_pretrained(path, trust_remote_code=False))
 
 
 def load_tokenizer(name: str):
@@ -79,9 +85,11 @@ def load_tokenizer(name: str):
 def load_model(
     name: str, dtype: torch.dtype, sharding: Callable[[str], dict[str, Any]] | None = None
 ) -> PreTrainedModel:
-    """Model `name` (pocket, a directory, a hub name). sharding: further arguments for `from_pretrained` by its path."""
-    further = sharding or (lambda at: {})
-    return _loading("weights", name, lambda at: AutoModelForCausalLM.from_pretrained(at, dtype=dtype, **further(at)))
+    """Model `name` (pocket, a directory, a hub name). sharding: extra arguments for `from_pretrained` by its path."""
+    extra = sharding or (lambda path: {})
+    return _loading(
+        "weights", name, lambda path: AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **extra(path))
+    )
 
 
 def vocabulary_size_of(name: str) -> int:
@@ -90,7 +98,7 @@ def vocabulary_size_of(name: str) -> int:
 
 
 class Backbone(nn.Module):
-    """A causal LM that is borrowed: frozen, in eval mode, never saved with the drafter.
+    """The target model: frozen, in eval mode, never saved with the drafter.
 
     `width`, `vocabulary_size`, `layers` and `parameter_count` describe it; `name` and `fingerprint` let a checkpoint
     say which backbone it belongs to. `decode` and `features` are the two ways to run it.
@@ -103,16 +111,16 @@ class Backbone(nn.Module):
         config = model.config.get_text_config(decoder=True)
         self.width, self.layers = config.hidden_size, config.num_hidden_layers
         self.vocabulary_size = model.get_output_embeddings().out_features
-        # counted now: packed weights are no parameters any more
+        # counted now: packed weights are not parameters any more
         self.parameter_count = sum(element_count(parameter) for parameter in model.parameters())
         self.context = getattr(config, "max_position_embeddings", None) or 1 << 30
         self.window, self.layer_types = _windows(config)
         self.softcap = getattr(config, "final_logit_softcapping", None)
         if model.config._attn_implementation == "sdpa":
             model.set_attn_implementation("mhc")
-        self._compiled: tuple = ()  # the fused forward, once it is wanted; a tuple, so that it is no second submodule
+        self._compiled: tuple = ()  # the fused forward, once it is used; a tuple, so that it is not a second submodule
         self._fingerprint: str | None = None
-        self.quantised: Quantised | None = None  # what `load` was asked to quantise, and what that saved
+        self.quantised: Quantised | None = None  # how `load` quantised the weights, and what that saved
 
     @classmethod
     def load(
@@ -124,33 +132,33 @@ class Backbone(nn.Module):
         quantize: str | None = None,
         sharding: Callable[[str], dict[str, Any]] | None = None,
     ) -> "Backbone":
-        """Load `name` ('pocket', a directory or a hub name) with its tokenizer. decoding: lay it out for that.
+        """Load `name` ('pocket', a directory or a hub name) with its tokenizer. decoding: lay the weights out for it.
         quantize: 'int8' or 'int4', the linear layers' weights (a model that is quantised on disk loads as it is).
-        sharding: a strategy's further arguments for `from_pretrained` by the model's path, with which each process is given
-        its part of every tensor.
+        sharding: a strategy's extra arguments for `from_pretrained` by the model's path, so that each process gets its
+        part of every tensor.
         """
         try:
             torch.empty(0, device=device)
         except (RuntimeError, AssertionError) as error:
-            raise UserError(f"device '{device}' is not to be had here ({str(error).splitlines()[0]})") from error
+            raise UserError(f"device '{device}' is not available ({str(error).splitlines()[0]})") from error
         tokenizer = load_tokenizer(name)
         model = load_model(name, dtype, sharding)
         rows = model.get_output_embeddings().out_features
         if len(tokenizer) > rows:
             raise UserError(
                 f"backbone '{name}': the tokenizer has {len(tokenizer)} tokens but the model only "
-                f"{rows} rows: they do not belong together"
+                f"{rows} rows: load a model with its own tokenizer"
             )
         if sharding is None:
-            model = model.to(device)
+            model.to(device)  # type: ignore[arg-type]  # transformers wraps `to` without its types
         quantised = quantize_weights(model, quantize) if quantize else None
         backbone = cls(model, tokenizer, name)
         backbone.quantised = quantised
         return backbone.lay_out() if decoding else backbone
 
     def lay_out(self) -> "Backbone":
-        """Arrange the weights for decoding on this processor (training gains nothing by it), unless they are split over
-        several."""
+        """Arrange the weights for decoding on this processor (no gain for training), unless they are split over several
+        processes."""
         if any(map(is_split, self.model.parameters())):
             return self
         lay_out_for_few_rows(self.model, tied=self.model.get_input_embeddings().weight)
@@ -170,11 +178,11 @@ class Backbone(nn.Module):
         return self.dtype in (torch.float32, torch.float64)
 
     def train(self, mode: bool = True) -> "Backbone":
-        """Stay in eval mode whatever Lightning asks: the backbone does not learn."""
+        """Stay in eval mode even where Lightning calls this: the backbone is not trained."""
         return super().train(False)
 
     def compiled(self) -> Callable:
-        """The model's forward fused by torch.compile, for rounds over fixed shapes; made at the first call."""
+        """The model's forward fused by torch.compile, for rounds over fixed shapes; compiled at the first call."""
         if not self._compiled:
             unpack(self.model)
             self._compiled = (torch.compile(self.model.base_model),)
@@ -183,7 +191,7 @@ class Backbone(nn.Module):
     @torch.no_grad()
     def features(self, ids: Tensor, taps: tuple[int, ...] = (), packing: Packing | None = None) -> Features:
         """Hidden states of whole rows (B,T), causal, right padding harmless; and the inputs of layers `taps`.
-        packing: where conversations lie in packed rows; each is read as if it were alone."""
+        packing: where conversations lie in packed rows; each is computed as if it were alone."""
         options = _tapping(taps)
         if packing is not None:
             options |= packed_options(self.model, packing)
@@ -199,11 +207,11 @@ class Backbone(nn.Module):
 
     @property
     def unembedding(self) -> Tensor:
-        """The matrix (V,D) behind `unembed`, whole (where it is split over processes, all of them must ask)."""
+        """The matrix (V,D) behind `unembed`, whole (where it is split over processes, a collective call)."""
         return whole_weight(self.model.get_output_embeddings())
 
     def cap(self, logits: Tensor) -> Tensor:
-        """Logits as the model squashes them, where it does (Gemma 2)."""
+        """Logits with the model's soft cap, where it has one (Gemma 2)."""
         return capped(logits, self.softcap)
 
     def cache(self, rows: int, capacity: int, bucket: int | None = None) -> TreeCache:
@@ -225,9 +233,9 @@ class Backbone(nn.Module):
         mask: one (1|B,1,N,S) bool per layer type, see `tree_mask`; None means plain causal attention.
         at: unembed only node at[b] (B,) of each row -> logits (B,1,V). compiled: run the fused forward.
         """
-        cache.expect(ids.shape[1])
+        cache.plan_forward(ids.shape[1])
         run = self.compiled() if compiled else self.model.base_model
-        mixture = run(
+        output = run(
             input_ids=ids,
             position_ids=positions,
             past_key_values=cache,
@@ -235,58 +243,58 @@ class Backbone(nn.Module):
             use_cache=True,
             **_tapping(taps),
         )
-        hidden = mixture.last_hidden_state
-        wanted = hidden if at is None else hidden[torch.arange(len(at), device=at.device), at][:, None]
-        return self.unembed(wanted), _features(mixture, taps)
+        hidden = output.last_hidden_state
+        selected = hidden if at is None else hidden[torch.arange(len(at), device=at.device), at][:, None]
+        return self.unembed(selected), _features(output, taps)
 
     def _attention_mask(self, mask: dict[str, Tensor] | None):
-        """What the model takes: one 4-D mask, or one by layer type; additive floats for eager attention."""
+        """The mask as the model expects it: one 4-D mask, or one per layer type; additive floats for eager attention."""
         if mask is None:
             return None
-        return _as_taken(mask, self.model)
+        return _as_expected(mask, self.model)
 
     def fingerprint(self) -> str:
-        """Hash of the architecture and of a few weights, in whatever precision they were loaded: tells backbones apart
-        without reading all of them. Computed once, for they do not change (where they are split over processes, all of
-        them must ask the first time)."""
+        """Hash of the architecture and of a few weights, independent of the precision they were loaded in: distinguishes
+        backbones without reading all weights. Computed once (where they are split over processes, the first call is
+        collective)."""
         if self._fingerprint is None:
             self._fingerprint = self._hash()
         return self._fingerprint
 
     def _hash(self) -> str:
         config = self.model.config.to_diff_dict()
-        kept = {
+        architecture = {
             key: value
             for key, value in config.items()
             if not key.startswith("_") and key not in ("dtype", "torch_dtype", "transformers_version")
         }
-        digest = hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode())
+        digest = hashlib.sha256(json.dumps(architecture, sort_keys=True, default=str).encode())
         weight = self.unembedding.detach()
         digest.update(weight[:: max(1, len(weight) // 64)].bfloat16().float().cpu().numpy().round(3).tobytes())
         return digest.hexdigest()[:16]
 
 
 def _tapping(taps: tuple[int, ...]) -> dict[str, list[int]]:
-    """The argument with which a model keeps the inputs of just these layers."""
+    """The argument that makes a model return the inputs of just these layers."""
     return {"output_hidden_states": sorted(set(taps))} if taps else {}
 
 
 def packed_options(model: PreTrainedModel, packing: Packing) -> dict[str, Any]:
-    """The arguments with which a model reads packed rows: restarted positions and block-diagonal attention. Where our own
-    attention serves, no (T,T) mask is made."""
+    """A model's arguments for packed rows: restarted positions and block-diagonal attention. With the attention of this
+    project no (T,T) mask is built."""
     window, layer_types = _windows(model.config.get_text_config(decoder=True))
     options: dict[str, Any] = {"position_ids": packing.positions}
     if model.config._attn_implementation == "mhc" and (window is None or packing.longest <= window):
-        unread = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=packing.segments.device)  # so that none is built
-        options["packing"], mask = packing, dict.fromkeys(layer_types, unread)
+        unused = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=packing.segments.device)  # or a mask is built
+        options["packing"], mask = packing, dict.fromkeys(layer_types, unused)
     else:
         mask = {kind: packing.mask(window if kind == "sliding_attention" else None) for kind in layer_types}
-    return options | {"attention_mask": _as_taken(mask, model)}
+    return options | {"attention_mask": _as_expected(mask, model)}
 
 
-def _as_taken(mask: dict[str, Tensor], model: PreTrainedModel) -> Tensor | dict[str, Tensor]:
-    """Masks by layer type as this model takes them: one alone where all layers are alike; floats for eager attention, and
-    on a CPU, where every layer would make them anew."""
+def _as_expected(mask: dict[str, Tensor], model: PreTrainedModel) -> Tensor | dict[str, Tensor]:
+    """Masks by layer type as this model expects them: a single one where all layers are alike; floats for eager attention,
+    and on a CPU, where every layer would convert them again."""
     eager = model.config._attn_implementation == "eager"
     if eager or model.device.type == "cpu":
         lowest = torch.finfo(model.dtype).min if eager else float("-inf")

@@ -1,24 +1,24 @@
-"""Several conversations in one row: who may attend to whom, at which positions, and how to take them apart again.
+"""Several conversations in one row: attention within each, their positions, and how to separate them again.
 
     B rows   T time   G groups   S conversations of a group   L their longest, in tokens   H heads   E their width
 
-Packed rows are full, so a forward wastes nothing on padding. Each conversation sees itself alone and its positions start
-from 0: what the model computes is what it would compute for every conversation in a row of its own.
+Packed rows are full, so a forward wastes nothing on padding. Each conversation attends to itself alone and its positions
+start from 0: the model computes what it would for every conversation in a row of its own.
 """
 
 import torch
 from torch import Tensor
 
-PADDING = -1  # the segment of positions that hold nothing
-EVEN = 0.7  # in a group no conversation is shorter than this share of the longest
+PADDING = -1  # the segment of padding positions
+EVEN = 0.7  # no conversation of a group is shorter than this share of the longest
 
 
 class Packing:
     """Where conversations lie in packed rows.
 
-    segments (B,T): which conversation of its row a position belongs to, PADDING where none; each in one piece.
+    segments (B,T): which conversation of its row a position belongs to, PADDING where none; each is contiguous.
     positions (B,T): of each token in its own conversation. groups: flat indices (S,L) into the rows, of conversations of
-    about one length, padded by repeating the last position; `inside` (S,L) of each says which are no padding.
+    about one length, padded by repeating the last position; `inside` (S,L) of each: which are not padding.
     """
 
     def __init__(self, segments: Tensor):
@@ -60,8 +60,8 @@ class Packing:
         flat = [part.transpose(1, 2).flatten(0, 1) for part in (query, key, value)]  # (B*T,H,E)
         mixed = torch.zeros(rows * length, heads, value.shape[-1], dtype=query.dtype, device=query.device)
         for index, inside in self.groups:
-            found = attend(*(part[index].transpose(1, 2) for part in flat)).transpose(1, 2)  # (S,L,H,E)
-            mixed[index[inside]] = found[inside]
+            attended = attend(*(part[index].transpose(1, 2) for part in flat)).transpose(1, 2)  # (S,L,H,E)
+            mixed[index[inside]] = attended[inside]
         return mixed.reshape(rows, length, heads, -1)
 
     def split(self, rows: Tensor) -> list[Tensor]:
@@ -71,8 +71,8 @@ class Packing:
 
 
 def real_positions(ids: Tensor, segments: Tensor | None, pad_id: int | None) -> Tensor:
-    """Which positions (B,T) of rows hold something: all up to a row's last token that is not padding (which text may hold as
-    well); of packed rows those of a segment."""
+    """Which positions (B,T) are not padding: all up to a row's last token other than pad_id (which may occur in text, too); of
+    packed rows those of a segment."""
     if segments is not None:
         return segments != PADDING
     place = torch.arange(ids.shape[1], device=ids.device)

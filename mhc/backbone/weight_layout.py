@@ -1,8 +1,8 @@
-"""How weights lie in memory: laid out for a tree's handful of rows on a CPU, or quantised.
+"""Weight layouts: for a tree's handful of rows on a CPU, or quantised.
 
-A matrix product of 2 to 30 rows should cost what reading the weights costs. With weights as PyTorch keeps them
-(output-major) the BLAS rearranges them at every call instead. What helps hangs on whose processor it is, since
-MKL picks its best kernels on Intel's only (all linear layers of the pocket, 34 MB; docs/log.md):
+A matrix product of 2 to 30 rows should cost no more than reading the weights. With PyTorch's own layout
+(output-major) the BLAS rearranges them at every call. Which layout is faster depends on the CPU vendor, since
+MKL uses its best kernels on Intel's only (all linear layers of the pocket, 34 MB; docs/log.md):
 
     rows                            1      2      8     12     32
     AMD EPYC, as they are        1.92   2.46   2.86   2.96   6.23 ms
@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from mhc.errors import UserError
 
@@ -25,19 +26,19 @@ from mhc.errors import UserError
 class PackedLinear(nn.Module):
     """A frozen fp32 linear layer on oneDNN's packed weights, for inference.
 
-    kept: the original weight where others need it too (a tied lm_head); without, `weight` is unpacked anew at
-    every access.
+    original: the unpacked weight where others need it too (a tied lm_head); without, `weight` is unpacked at every
+    access.
     """
 
-    def __init__(self, linear: nn.Linear, kept: Tensor | None):
+    def __init__(self, linear: nn.Linear, original: Tensor | None):
         super().__init__()
         self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach().contiguous())
-        self.bias, self.kept = linear.bias, kept
+        self.bias, self.original = linear.bias, original
         self.in_features, self.out_features = linear.in_features, linear.out_features
 
     @property
     def weight(self) -> Tensor:
-        return self.packed.to_dense() if self.kept is None else self.kept
+        return self.packed.to_dense() if self.original is None else self.original
 
     def forward(self, hidden: Tensor) -> Tensor:
         return torch.ops.mkldnn._linear_pointwise(hidden, self.packed, self.bias, "none", [], "")
@@ -45,7 +46,7 @@ class PackedLinear(nn.Module):
 
 @lru_cache(maxsize=1)
 def packs() -> bool:
-    """Whether oneDNN's packed weights are there and are the better choice on this processor."""
+    """Whether oneDNN's packed weights are available and the better choice on this processor."""
     try:
         vendor = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("vendor_id"))
     except (OSError, StopIteration):
@@ -55,7 +56,7 @@ def packs() -> bool:
 
 def lay_out_for_few_rows(model: nn.Module, tied: Tensor | None = None) -> None:
     """Rearrange the fp32 linear layers of a frozen model on a CPU, in place. `tied`: a weight that the embedding
-    shares; rows are looked up in it, so it stays as it is (a packed copy stands beside it)."""
+    shares; rows are looked up in it, so it stays as it is (a packed copy is added)."""
     for parent in list(model.modules()):
         for name, linear in list(parent.named_children()):
             if type(linear) is not nn.Linear or type(linear.weight) is not nn.Parameter:  # quantised ones stay
@@ -75,13 +76,15 @@ def unpack(model: nn.Module) -> None:
         for name, packed in list(parent.named_children()):
             if isinstance(packed, PackedLinear):
                 linear = nn.Linear(packed.in_features, packed.out_features, bias=packed.bias is not None, device="meta")
-                linear.weight = nn.Parameter(packed.weight, requires_grad=False) if packed.kept is None else packed.kept
+                linear.weight = (
+                    nn.Parameter(packed.weight, requires_grad=False) if packed.original is None else packed.original
+                )
                 linear.bias = packed.bias
                 setattr(parent, name, linear)
 
 
 class Quantised(NamedTuple):
-    """What quantising did to a model's weights: 'int8' or 'int4', and their bytes before and after."""
+    """How a model's weights were quantised: 'int8' or 'int4', and their bytes before and after."""
 
     kind: str
     before: int
@@ -89,31 +92,31 @@ class Quantised(NamedTuple):
 
     def __str__(self) -> str:
         share = 1 - self.after / self.before
-        return f"{self.kind} weights take {_size(self.after)} in place of {_size(self.before)}: {share:.0%} saved"
+        return f"{self.kind} weights take {_size(self.after)} instead of {_size(self.before)}: {share:.0%} saved"
 
 
-def quantize_weights(model: nn.Module, kind: str) -> Quantised:
-    """Keep the linear layers' weights in 8 or 4 bits (torchao, weight only), in place; the lm_head stays, since
-    draft heads share it. The text is then the quantised model's own, with draft heads as without."""
+def quantize_weights(model: PreTrainedModel, kind: str) -> Quantised:
+    """Store the linear layers' weights in 8 or 4 bits (torchao, weight only), in place; the lm_head stays, since
+    draft heads share it. The text is then the quantised model's own, with draft heads or without."""
     try:
         from torchao.quantization import Int8WeightOnlyConfig, IntxWeightOnlyConfig, quantize_
     except ImportError as error:
         raise UserError(f"quantising to {kind} needs torchao: pip install -e '.[quantize]'") from error
     if kind not in ("int8", "int4"):
-        raise UserError(f"unknown quantisation '{kind}': int8 or int4")
-    chosen = Int8WeightOnlyConfig() if kind == "int8" else IntxWeightOnlyConfig(weight_dtype=torch.int4)
+        raise UserError(f"unknown quantisation '{kind}': choose int8 or int4")
+    chosen = Int8WeightOnlyConfig() if kind == "int8" else IntxWeightOnlyConfig(weight_dtype=torch.int4)  # type: ignore[attr-defined]  # torch's stubs lack it
     lm_head, before = model.get_output_embeddings(), stored_bytes(model)
     quantize_(model, chosen, filter_fn=lambda module, _: isinstance(module, nn.Linear) and module is not lm_head)
     return Quantised(kind, before, stored_bytes(model))
 
 
 def stored_bytes(model: nn.Module) -> int:
-    """What a model's weights take in memory, tied ones once, quantised ones with their scales."""
+    """Bytes of a model's weights in memory, tied ones once, quantised ones with their scales."""
     return sum(map(_bytes_of, model.parameters()))
 
 
 def _bytes_of(tensor: Tensor) -> int:
-    """A tensor's bytes; those of a tensor made of others (torchao's) are theirs."""
+    """A tensor's bytes; of a tensor made of others (torchao's) the sum of theirs."""
     if hasattr(tensor, "__tensor_flatten__"):
         return sum(_bytes_of(getattr(tensor, name)) for name in tensor.__tensor_flatten__()[0])
     return tensor.numel() * tensor.itemsize

@@ -44,7 +44,8 @@ class LiveAnswer:
 
     def __init__(self, console: Console):
         self.console = console
-        self._source, self._guessed = "", []  # text that is not settled, and for each character whether it was guessed
+        self._source = ""  # text that is not settled
+        self._guessed: list[bool] = []  # for each of its characters whether it was drafted
         self._shown: list[str] = []  # its lines on the screen; the cursor is at the end of the last one
         self._size = console.size
         self._settled = False  # whether there are lines above that are there for good
@@ -52,14 +53,14 @@ class LiveAnswer:
         self._pen = Console(
             file=StringIO(),
             force_terminal=True,
-            color_system=console.color_system,
+            color_system=console.color_system,  # type: ignore[arg-type]  # rich's own property, typed wider than what it takes
             no_color=console.no_color,
             theme=_THEME,
             highlight=False,
         )
 
     def push(self, text: str, guessed: bool) -> None:
-        """More of the answer; guessed: whether the heads had foretold it."""
+        """More of the answer; guessed: whether the heads had predicted it."""
         text = harmless(text)
         self._source += text
         self._guessed += [guessed] * len(text)

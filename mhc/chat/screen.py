@@ -6,6 +6,7 @@ import termios
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from io import TextIOWrapper
 
 from prompt_toolkit import PromptSession
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion, PathCompleter
@@ -39,8 +40,9 @@ class Pipe:
     wrong ends it."""
 
     def __init__(self):
-        sys.stdin.reconfigure(errors="replace")
-        sys.stdout.reconfigure(errors="replace")
+        for stream in (sys.stdin, sys.stdout):
+            if isinstance(stream, TextIOWrapper):
+                stream.reconfigure(errors="replace")
 
     def ask(self) -> str | None:
         """The next question or command, over as many lines as end with a backslash; None at the end."""
@@ -79,7 +81,7 @@ class Terminal:
 
     def __init__(self, commands: Sequence[str], with_file: Sequence[str]):
         self.console = Console(highlight=False)
-        self.session = PromptSession(
+        self.session: PromptSession[str] = PromptSession(
             history=InMemoryHistory(),
             completer=_Names(commands, with_file),
             complete_while_typing=False,

@@ -9,6 +9,7 @@ Loading executes nothing from a file.
 import hashlib
 import inspect
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,24 +17,37 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-import mhc
 import mhc.drafters
 from mhc.backbone.model import Backbone
 from mhc.backbone.weight_layout import lay_out_for_few_rows
 from mhc.distributed.sharding import whole_state
 from mhc.drafters import Drafter
 from mhc.errors import UserError
-from mhc.trees.shapes import Shape, shape_of
+from mhc.trees.shapes import TreeShape, parse_tree
 from mhc.util.files import write_atomically, write_json
+from mhc.version import __version__
 
 DESCRIPTION, WEIGHTS, TUNED = "drafter.json", "drafter.safetensors", "tree.json"
+
+
+# Arguments of heads that were saved before their constructors had one name for each meaning.
+RENAMED = {
+    "Diffusion": {"heads": "draft_length", "layers": "num_layers"},
+    "Eagle3": {"heads": "draft_length", "layers": "taps"},
+}
+
+
+def saved_arguments(description: dict[str, Any]) -> dict[str, Any]:
+    """The constructor's arguments as a description of heads keeps them, under their present names."""
+    names = RENAMED.get(description["drafter"], {})
+    return {names.get(name, name): value for name, value in description["arguments"].items()}
 
 
 def describe(drafter: Drafter) -> dict[str, Any]:
     """What is needed to build `drafter` again, and to tell whether a backbone is the right one."""
     backbone = drafter.backbone
     return {
-        "mhc_version": mhc.__version__,
+        "mhc_version": __version__,
         "drafter": type(drafter).__name__,
         "arguments": drafter.arguments,
         "backbone": backbone.name,
@@ -61,7 +75,7 @@ def require_match(description: dict[str, Any] | None, drafter: Drafter, where: s
 def _built(description: dict[str, Any], drafter: Drafter) -> str:
     """The class and the arguments that decide tensor shapes; what an older version did not know has its default."""
     known = inspect.signature(type(drafter)).parameters
-    arguments = {name: known[name].default for name in drafter.arguments} | description["arguments"]
+    arguments = {name: known[name].default for name in drafter.arguments} | saved_arguments(description)
     shown = ", ".join(f"{key}={value}" for key, value in arguments.items() if key not in drafter.free_arguments)
     return f"{description['drafter']}({shown})"
 
@@ -69,7 +83,7 @@ def _built(description: dict[str, Any], drafter: Drafter) -> str:
 def save_drafter(
     folder: Path,
     drafter: Drafter,
-    tree: Shape,
+    tree: TreeShape,
     metrics: dict[str, float] | None = None,
     state: dict[str, Tensor] | None = None,
 ) -> None:
@@ -88,17 +102,17 @@ def save_drafter(
     write_json(folder / DESCRIPTION, describe(drafter) | extra)
 
 
-def tuned_tree(folder: Path) -> Shape | None:
+def tuned_tree(folder: Path) -> TreeShape | None:
     """The tree that `run.py tune` found for the heads in `folder`, if it was run."""
     try:
-        return shape_of(json.loads((folder / TUNED).read_text())["tree"])
+        return parse_tree(json.loads((folder / TUNED).read_text())["tree"])
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"'{folder / TUNED}' is damaged ({error!r}): delete it or run `run.py tune` again") from error
 
 
-def load_drafter(path: str | Path, backbone: str | Backbone | None = None, **loading: Any) -> tuple[Drafter, Shape]:
+def load_drafter(path: str | Path, backbone: str | Backbone | None = None, **loading: Any) -> tuple[Drafter, TreeShape]:
     """The heads in folder `path`, on the backbone they name or on the one given, and their tree, tuned if it was.
     loading: how to load the backbone, as in `Backbone.load`.
 
@@ -108,8 +122,8 @@ def load_drafter(path: str | Path, backbone: str | Backbone | None = None, **loa
     try:
         description = json.loads((folder / DESCRIPTION).read_text())
         known = {key: description[key] for key in ("drafter", "arguments", "backbone", "fingerprint", "tree", "sha256")}
-        family = getattr(mhc.drafters, known["drafter"])
-        tree = shape_of(known["tree"])
+        family, arguments = getattr(mhc.drafters, known["drafter"]), saved_arguments(description)
+        tree = parse_tree(known["tree"])
     except FileNotFoundError as error:
         raise UserError(
             f"no heads in '{folder}' ({DESCRIPTION} is missing): give the folder that `run.py fit` wrote to"
@@ -119,7 +133,7 @@ def load_drafter(path: str | Path, backbone: str | Backbone | None = None, **loa
     if not isinstance(backbone, Backbone):
         backbone = Backbone.load(backbone or _from_here(folder, known["backbone"]), **loading)
     try:
-        drafter = family(backbone, **known["arguments"])
+        drafter = family(backbone, **arguments)
     except TypeError as error:
         raise UserError(f"'{folder / DESCRIPTION}' is damaged ({error}): train again or restore it") from error
     require_match(description, drafter, f"'{folder}'")
@@ -146,7 +160,8 @@ def _from_here(folder: Path, name: str) -> str:
 def for_decoding(drafter: Drafter) -> Drafter:
     """A copy of the heads as decoding wants them: on their backbone's device, in its precision, laid out for few rows."""
     backbone = drafter.backbone
-    copy = type(drafter)(backbone, **drafter.arguments)
+    family: Callable[..., Drafter] = type(drafter)
+    copy = family(backbone, **drafter.arguments)
     copy.load_state_dict(whole_state(drafter))
     copy = copy.to(backbone.device, backbone.dtype).eval().requires_grad_(False)
     lay_out_for_few_rows(copy)

@@ -11,7 +11,7 @@ import io
 import struct
 import sys
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import torch
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
@@ -37,12 +37,14 @@ class CheckpointFiles(CheckpointIO):
         except OSError as problem:
             raise UserError(
                 f"cannot write the checkpoint '{path}' ({problem.strerror}); what was there before is untouched: mend that, then "
-                "go on with --ckpt_path last"
+                "resume with --ckpt_path last"
             ) from problem
 
-    def load_checkpoint(self, path: str | Path, map_location: Any = "cpu", weights_only: bool = True) -> dict[str, Any]:
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = True
+    ) -> dict[str, Any]:
         """The checkpoint at `path`, tensors in main memory. Nothing in the file is executed, and nothing is looked at
-        before its sha256 was. Raises UserError for a file that is damaged or none of ours."""
+        before its sha256 was. Raises UserError for a file that is damaged or was not written by `fit`."""
         payload = _verified(Path(path))
         try:
             checkpoint = torch.load(io.BytesIO(payload), map_location=map_location, weights_only=True)
@@ -104,7 +106,7 @@ def _verified(path: Path) -> bytes:
         mark, length, digest = TRAILER.unpack(trailer)
         if mark == MARK and length == len(payload) and digest == hashlib.sha256(payload).digest():
             return payload
-    raise UserError(f"checkpoint '{path}' is damaged or none of ours: use another, or train again")
+    raise UserError(f"checkpoint '{path}' is damaged or was not written by `run.py fit`: use another, or train again")
 
 
 def _claimed_length(path: Path) -> int | None:
@@ -123,7 +125,7 @@ def _write(checkpoint: dict[str, Any], path: Path) -> None:
     with open(path, "wb") as file:
         hashed = _Hashed(file)
         try:
-            torch.save(checkpoint, hashed)
+            torch.save(checkpoint, cast(IO[bytes], hashed))  # of a file torch wants `write` and `flush` alone
         except RuntimeError as problem:  # torch's own words for a write that failed
             raise hashed.problem or problem from None
         file.write(TRAILER.pack(MARK, hashed.length, hashed.sha256.digest()))

@@ -1,64 +1,80 @@
-"""The verbs of run.py that are not Lightning's, one file each with `main(arguments) -> exit status`."""
+"""The commands of run.py that are not Lightning's, one file each with `main(arguments) -> exit status`."""
 
 import argparse
 from typing import Any, NoReturn
 
 from mhc.errors import UserError
 
+FAMILIES = ("medusa", "cascade", "diffusion", "eagle3")  # of draft heads
+NO_MODEL = "give --checkpoint DIR (heads), or --backbone NAME (a model without heads)"
+
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose complaints are one line, like every other."""
+    """An argument parser whose errors are one line, like all others. example: shown below the help, lines as they are."""
+
+    def __init__(self, *, example: str | None = None, **arguments: Any):
+        super().__init__(**arguments)
+        self.example = example
+
+    def format_help(self) -> str:
+        return super().format_help() + (f"\nexample:\n  {self.example}\n" if self.example else "")
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (see python {self.prog} --help)")
 
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:
-    """The flags of `mhc.sampling.Sampling`, the same wherever text is made."""
+    """The flags of `mhc.sampling.Sampling`, the same for every command that generates text."""
     add = parser.add_argument
     add("--temperature", type=float, default=0.0, metavar="T", help="0 is greedy (default)")
-    add("--top_p", type=float, default=1.0, metavar="P", help="draw among the likeliest tokens of this share")
-    add("--top_k", type=int, default=0, metavar="K", help="draw among the K likeliest tokens (default 0: all)")
-    add("--seed", type=int, default=0, metavar="N", help="the same seed, the same text, with any heads or none")
+    add(
+        "--top_p",
+        type=float,
+        default=1.0,
+        metavar="P",
+        help="sample from the likeliest tokens that together have probability P",
+    )
+    add("--top_k", type=int, default=0, metavar="K", help="sample from the K likeliest tokens (default 0: all)")
+    add("--seed", type=int, default=0, metavar="N", help="the same seed gives the same text, with or without heads")
 
 
 def add_backbone(parser: argparse.ArgumentParser) -> None:
-    """Where the backbone is loaded from, and how."""
+    """The flags of the target model: which one, and how it is loaded."""
     add = parser.add_argument
     add(
         "--backbone",
         metavar="NAME",
-        help="a directory, a hub name or pocket (default: what the heads name, else pocket)",
+        help="target model: a directory, a hub name or pocket (default: the one the heads were trained on, else pocket)",
     )
     add_loading(parser)
 
 
 def add_loading(parser: argparse.ArgumentParser) -> None:
-    """How a model is loaded."""
+    """The flags of how a model is loaded."""
     add = parser.add_argument
-    add("--device", default="cpu", help="where to run: cpu, cuda, ... (default: cpu; `compare`: where it trains)")
+    add("--device", default="cpu", help="where to run: cpu, cuda, ... (default: cpu; `compare`: the training device)")
     add_dtype(parser, "default: float32 on a CPU, bfloat16 on a GPU")
-    one = parser.add_mutually_exclusive_group().add_argument
-    one("--quantize", choices=("int8", "int4"), help="keep the model's weights in 8 or 4 bits (needs torchao)")
-    for bits, told in ((8, ""), (4, " (torchao stores them in 8)")):
-        chosen: dict[str, Any] = {"dest": "quantize", "const": f"int{bits}", "help": f"--quantize int{bits}{told}"}
-        one(f"--load-in-{bits}bit", action="store_const", **chosen)
+    add = parser.add_mutually_exclusive_group().add_argument
+    add("--quantize", choices=("int8", "int4"), help="store the model's weights in 8 or 4 bits (needs torchao)")
+    for bits, note in ((8, ""), (4, " (torchao stores them in 8)")):
+        constant: dict[str, Any] = {"dest": "quantize", "const": f"int{bits}", "help": f"--quantize int{bits}{note}"}
+        add(f"--load-in-{bits}bit", action="store_const", **constant)
 
 
-def add_dtype(parser: argparse.ArgumentParser, told: str, default: str | None = None) -> None:
-    """In which precision. told: what the help says."""
-    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default=default, help=told)
+def add_dtype(parser: argparse.ArgumentParser, help: str, default: str | None = None) -> None:
+    """The precision of the model. help: its help text."""
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default=default, help=help)
 
 
 def add_compile(parser: argparse.ArgumentParser) -> None:
-    """Whether the engine compiles its rounds."""
+    """The flag for compiled rounds."""
     parser.add_argument(
-        "--compile", action="store_true", help="compile the rounds, on CUDA as graphs: slow to start, then faster"
+        "--compile", action="store_true", help="compile decoding, on CUDA into graphs: a slower start, then faster"
     )
 
 
 def loading_of(options: argparse.Namespace) -> dict[str, Any]:
-    """How `Backbone.load` shall load, by these flags."""
+    """The arguments of `Backbone.load` that these flags give."""
     import torch
 
     dtype = options.dtype or ("float32" if options.device == "cpu" else "bfloat16")
@@ -68,12 +84,12 @@ def loading_of(options: argparse.Namespace) -> dict[str, Any]:
 def require_model(options: argparse.Namespace) -> None:
     """Raise UserError unless the flags name heads or a model."""
     if not options.checkpoint and not options.backbone:
-        raise UserError("give --checkpoint DIR (heads), or --backbone NAME (a model without heads)")
+        raise UserError(NO_MODEL)
 
 
 def engine_of(options: argparse.Namespace, backbone: str | None = None):
     """The Engine of --checkpoint (heads), or of --backbone alone, with --tree and --compile where there are such flags.
-    backbone: the model where no flag names one; without it, that is a UserError."""
+    backbone: the model where no flag names one; without it, a UserError is raised."""
     from mhc.backbone.model import Backbone
     from mhc.engine import Engine
 
@@ -81,13 +97,14 @@ def engine_of(options: argparse.Namespace, backbone: str | None = None):
     if options.checkpoint:
         tree = getattr(options, "tree", None)
         return Engine.from_checkpoint(options.checkpoint, options.backbone, tree, compile, **loading)
-    if backbone is None:
-        require_model(options)
-    return Engine(Backbone.load(options.backbone or backbone, **loading), compile=compile)
+    name: str | None = options.backbone or backbone
+    if not name:
+        raise UserError(NO_MODEL)
+    return Engine(Backbone.load(name, **loading), compile=compile)
 
 
 def sampling_of(options: argparse.Namespace):
-    """The Sampling that these flags ask for."""
+    """The Sampling that these flags give."""
     from mhc.sampling import Sampling
 
     names = ("temperature", "top_p", "top_k", "seed", "posterior_threshold", "posterior_alpha")

@@ -1,12 +1,14 @@
-"""`run.py answer`: MT-Bench questions to answer files for FastChat's judge and for speed tables.
+"""`run.py answer`: answer MT-Bench questions into files for FastChat's judge and for speed tables.
 
-One answer at a time, since speed is measured. With --both the same questions are answered with the heads and plainly in
-turn, in one run: two runs an hour apart compare the machine's moods. `run.py speed` makes the table of the two files.
+One answer at a time, since speed is measured. With --both the same questions are answered with heads and plainly,
+interleaved in one run, since a machine's speed drifts between runs. `run.py speed` makes the table of the two files.
 """
 
 import argparse
 import json
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,37 +20,38 @@ def main(argv: list[str]) -> int:
     """Answer --questions into --out; returns the exit status."""
     options = _parser().parse_args(argv)
     _check(options)
-    from mhc.evaluation.mt_bench import Wanted, partial_of, read_questions
+    from mhc.evaluation.answer_files import partial_of, read_questions
 
     every = read_questions(options.questions)
-    questions = _some(every, options.per_category)
-    wanted = Wanted(options.temperature, options.choices, options.max_new_tokens, options.seed)
+    questions = _first_of_each_category(every, options.per_category)
     files = _files(options)
 
-    from mhc.distill.answers import open_manifest
-    from mhc.evaluation.decode_benchmark import machine, versions
+    from mhc.evaluation.mt_bench import AnswerSettings
     from mhc.util.journal import digest
+    from mhc.util.manifest import open_manifest
+    from mhc.util.provenance import machine, versions
 
-    engine, own = _engine(options)
-    settings: dict[str, Any] = {
+    settings = AnswerSettings(options.temperature, options.choices, options.max_new_tokens, options.seed)
+    engine, engine_settings = _engine(options)
+    recorded: dict[str, Any] = {
         "questions": digest([[question.id, question.category, question.turns] for question in every]),
         "decoding": "both" if options.both else "plain" if options.plain else "heads",
         "model_id": files[0].model_id,
-        "temperature": "by category" if wanted.temperature is None else wanted.temperature,
-        "choices": wanted.choices,
-        "max_new_tokens": wanted.max_new_tokens,
-        "seed": wanted.seed,
+        "temperature": "by category" if settings.temperature is None else settings.temperature,
+        "choices": settings.choices,
+        "max_new_tokens": settings.max_new_tokens,
+        "seed": settings.seed,
     }
     notes = {"question_file": options.questions, "machine": machine(), "versions": versions()}
     for file in files:
         manifest = file.path.with_suffix(".manifest.json")
-        open_manifest(manifest, file.path, partial_of(files), settings | own, notes)
-    _answer(engine, questions, files, wanted)
+        open_manifest(manifest, file.path, partial_of(files), recorded | engine_settings, notes)
+    _answer(engine, questions, files, settings)
     return 0
 
 
 def _check(options: argparse.Namespace) -> None:
-    """Raise UserError for flags that make no sense, before anything is loaded."""
+    """Raise UserError for invalid flags, before anything is loaded."""
     for name in ("choices", "max_new_tokens", "per_category"):
         value = getattr(options, name)
         if value is not None and value < 1:
@@ -65,20 +68,20 @@ def _check(options: argparse.Namespace) -> None:
         raise UserError(f"--out is '{options.out}': FastChat finds answers by their name, MODEL.jsonl")
 
 
-def _some(questions: list, per_category: int | None) -> list:
+def _first_of_each_category(questions: list, per_category: int | None) -> list:
     """The first `per_category` questions of each category."""
-    seen: Counter[str] = Counter()
+    count: Counter[str] = Counter()
     chosen = []
     for question in questions:
-        seen[question.category] += 1
-        if per_category is None or seen[question.category] <= per_category:
+        count[question.category] += 1
+        if per_category is None or count[question.category] <= per_category:
             chosen.append(question)
     return chosen
 
 
 def _files(options: argparse.Namespace) -> list:
-    """The files to write: --out, and with --both the plain one beside it."""
-    from mhc.evaluation.mt_bench import AnswerFile
+    """The files to write: --out, and with --both the plain one next to it."""
+    from mhc.evaluation.answer_files import AnswerFile
 
     out = Path(options.out)
     name = options.model_id or out.stem
@@ -89,17 +92,17 @@ def _files(options: argparse.Namespace) -> list:
 
 
 def _engine(options: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
-    """Our engine, and what the manifest says of it."""
+    """The engine, and its settings for the manifest."""
     from mhc.checkpoints.heads_folder import DESCRIPTION
     from mhc.text.chat_template import template_fingerprint
     from mhc.util.journal import digest
 
-    engine, told = engine_of(options, "pocket"), {}
+    engine, settings = engine_of(options, "pocket"), {}
     if not options.plain:
         heads = json.loads((Path(options.checkpoint) / DESCRIPTION).read_text())["sha256"][:16]
-        told = {"heads": heads, "tree": digest(engine.tree.describe())}
+        settings = {"heads": heads, "tree": digest(engine.tree.describe())}
     backbone = engine.backbone
-    told |= {
+    settings |= {
         "backbone": backbone.name,
         "fingerprint": backbone.fingerprint(),
         "template": template_fingerprint(backbone.tokenizer),
@@ -108,80 +111,75 @@ def _engine(options: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
         "quantize": options.quantize,
         "compile": options.compile,
     }
-    return engine, told
+    return engine, settings
 
 
-def _answer(engine, questions: list, files: list, wanted) -> None:
-    """Answer them with a bar on the terminal, and tell what came out."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
+def _answer(engine, questions: list, files: list, settings) -> None:
+    """Answer the questions with a progress bar on the terminal, and print a summary."""
     from mhc.evaluation.mt_bench import answer_questions
+    from mhc.util.progress import counting_bar, say
 
-    console = Console(stderr=True, highlight=False)
-    spent = [[0, 0.0] for _ in files]  # tokens and seconds of this run
-    columns = (TextColumn("answering"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
-
-    def say(line: str) -> None:
-        console.print(line, markup=False, soft_wrap=True)
-
-    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as progress:
-        task = progress.add_task("", total=len(questions), rate="")
+    totals = [[0, 0.0] for _ in files]  # tokens and seconds of this run
+    with counting_bar("{task.fields[rate]}") as progress:
+        task = progress.add_task("answering", total=len(questions), rate="")
 
         def show(done: int, records) -> None:
-            for sums, record in zip(spent, records):
+            for sums, record in zip(totals, records):
                 for choice in record["choices"]:
                     sums[0] += sum(choice["new_tokens"])
                     sums[1] += sum(choice["wall_time"])
-            rates = [f"{tokens / seconds:,.0f}" for tokens, seconds in spent if seconds]
+            rates = [f"{tokens / seconds:,.0f}" for tokens, seconds in totals if seconds]
             progress.update(task, completed=done, rate=" and ".join(rates) + " tokens/s" if rates else "")
 
-        kept = answer_questions(engine, questions, files, wanted, say, show)
-    for file, records, (tokens, seconds) in zip(files, kept, spent):
+        above = partial(progress.console.print, markup=False, soft_wrap=True)  # reports go above the bar
+        answered = answer_questions(engine, questions, files, settings, above, show)
+    for file, records, (tokens, seconds) in zip(files, answered, totals):
         new = f"{tokens:,} tokens in {seconds:.0f} s ({tokens / seconds:,.0f} tokens/s)" if seconds else "complete"
         say(f"{file.path}: {len(records)} questions, {new}")
-    _tell_of_the_context(kept[0], engine.backbone.context, say)
+    _report_context_limit(answered[0], engine.backbone.context, say)
 
 
-def _tell_of_the_context(records: dict[int, dict[str, Any]], context: int, say) -> None:
-    """Which answers ended for want of context."""
+def _report_context_limit(records: dict[int, dict[str, Any]], context: int, report: Callable[[str], None]) -> None:
+    """Report which answers reached the context limit."""
     for reason, what in (("context", "ended at"), ("no room", "did not fit into")):
-        found = [
+        turns = [
             number
             for number, record in sorted(records.items())
             for choice in record["choices"]
             for ended in choice.get("finish_reasons", [])
             if ended == reason
         ]
-        if found:
-            numbers = list(dict.fromkeys(found))
-            named = ", ".join(map(str, numbers[:8])) + (", ..." if len(numbers) > 8 else "")
-            say(f"{len(found)} turns {what} the backbone's context of {context} tokens: questions {named}")
+        if turns:
+            numbers = list(dict.fromkeys(turns))
+            listed = ", ".join(map(str, numbers[:8])) + (", ..." if len(numbers) > 8 else "")
+            report(f"{len(turns)} turns {what} the backbone's context of {context} tokens: questions {listed}")
 
 
 def _parser() -> Parser:
     parser = Parser(
         prog="run.py answer",
-        description="Answer a question file of MT-Bench's kind (question_id, category, turns a line) into an answer file "
-        "that FastChat's judge and Spec-Bench's speed script read as it is. A stopped run goes on where it was: call the "
-        "same command again. `run.py speed` compares two files.",
+        description="Answer a question file of MT-Bench's kind (question_id, category, turns per line) into an answer file "
+        "that FastChat's judge and Spec-Bench's speed script read as it is. To resume a stopped run, repeat "
+        "the same command. `run.py speed` compares two files.",
+        example="python run.py answer --checkpoint runs/quickstart/cascade --questions question.jsonl "
+        "--out answers/cascade.jsonl --both",
     )
     add = parser.add_argument
-    add("--checkpoint", metavar="DIR", help="folder with drafter.json, e.g. runs/quickstart/cascade")
+    add("--checkpoint", metavar="DIR", help="heads folder, e.g. runs/quickstart/cascade")
     add("--questions", required=True, metavar="FILE", help="e.g. MT-Bench's question.jsonl")
-    add("--out", required=True, metavar="FILE", help="answers/MODEL.jsonl; its manifest stands beside it")
-    add("--plain", action="store_true", help="decode without the heads, one token a step")
-    add("--both", action="store_true", help="with the heads, and plainly into MODEL-plain.jsonl, question by question")
-    add("--model_id", metavar="NAME", help="the model's name in the answers (default: the file's)")
+    add("--out", required=True, metavar="FILE", help="answers/MODEL.jsonl; its manifest is written next to it")
+    add("--plain", action="store_true", help="decode without heads, one token per step")
+    add("--both", action="store_true", help="answer with heads and, interleaved, plainly into MODEL-plain.jsonl")
+    add("--model_id", metavar="NAME", help="the model's name in the answers (default: the file name)")
     add(
         "--temperature",
         type=float,
         metavar="T",
-        help="0 is greedy (default by category, as FastChat: extraction, math, coding and reasoning 0, stem and "
+        help="0 is greedy (default: by category, as in FastChat: extraction, math, coding and reasoning 0, stem and "
         "humanities 0.1, every other 0.7)",
     )
-    add("--seed", type=int, default=0, metavar="N", help="the same seed, the same text, with any heads or none")
-    add("--choices", type=int, default=1, metavar="N", help="answers to each question (default 1)")
+    add("--seed", type=int, default=0, metavar="N", help="the same seed gives the same text, with or without heads")
+    add("--choices", type=int, default=1, metavar="N", help="answers per question (default 1)")
     add("--max_new_tokens", type=int, default=1024, metavar="N", help="length limit of a turn (default 1024)")
     add("--per_category", type=int, metavar="N", help="only the first N questions of each category (default: all)")
     add_compile(parser)

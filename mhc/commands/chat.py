@@ -11,7 +11,8 @@ from mhc.commands import Parser, add_backbone, add_sampling, engine_of, sampling
 from mhc.errors import UserError
 
 if TYPE_CHECKING:
-    from mhc.engine import Engine, Generation
+    from mhc.decoding.request import Generation
+    from mhc.engine import Engine
 
 COMMANDS = {
     "!!exit": "end; so does an empty line, or Ctrl-D",
@@ -70,9 +71,11 @@ class Chat:
 
     def warm_up(self) -> None:
         """Decode a little both ways, since the first steps of a process are slow."""
+        from mhc.decoding.request import DecodeRequest
+
         ids, _ = self.conversation.prompt(self.engine.backbone.tokenizer, "Hello!", 1 << 30, 1)
         for plain in {True, not self.engine.speculates}:
-            for _ in self.engine.stream([ids], WARMING, plain=plain):
+            for _ in self.engine.stream([DecodeRequest(ids, WARMING, plain=plain)]):
                 pass
 
     def run(self) -> None:
@@ -177,21 +180,21 @@ class Chat:
     def _speak(self, ids: list[int], stop) -> "Generation":
         """Decode an answer and show it as it comes. Its seconds are those of decoding, not of drawing."""
         from mhc.chat.conversation import INTERRUPTED
-        from mhc.engine import Generation
+        from mhc.decoding.request import DecodeRequest, Generation
         from mhc.text.detokenizer import TextStream
 
         told, text, shown = Generation(), TextStream(self.engine.backbone.tokenizer), self.screen.answer()
-        pieces = self.engine.stream([ids], self.max_new_tokens, plain=self.plain, sampling=self.conversation.sampling)
+        request = DecodeRequest(ids, self.max_new_tokens, self.conversation.sampling, self.plain)
+        outputs = self.engine.stream([request])
         try:
             while True:
                 started = time.perf_counter()
-                piece = next(pieces)
+                output = next(outputs)
                 told.seconds += time.perf_counter() - started
-                told.token_ids += piece.tokens
-                told.accepted.append(len(piece.tokens) - 1)
-                shown.push(text.push(piece.tokens[:-1]), guessed=True)
-                shown.push(text.push(piece.tokens[-1:]), guessed=False)
-                ended = piece.finish_reason or ("length" if told.steps == self.max_steps else None)
+                told.append(output)
+                shown.push(text.push(output.draft_tokens), guessed=True)
+                shown.push(text.push([output.bonus_token]), guessed=False)
+                ended = output.finish_reason or ("length" if told.steps == self.max_steps else None)
                 told.finish_reason = ended or INTERRUPTED
                 if ended or stop.is_set():
                     break
@@ -221,12 +224,14 @@ class Chat:
     def _plain_times(self, ids: list[int], seconds: float, stop) -> list[float]:
         """Seconds of the prefill and of the first steps when the same prompt is answered plainly, behind an answer that took
         `seconds`. So machine, load and context are those of the answer."""
+        from mhc.decoding.request import DecodeRequest
+
         times: list[float] = []
-        pieces = self.engine.stream([ids], 1 + PROBES, plain=True, sampling=self.conversation.sampling)
+        outputs = self.engine.stream([DecodeRequest(ids, 1 + PROBES, self.conversation.sampling, plain=True)])
         most = max(UNNOTICED, SHARE * seconds)
         while not stop.is_set() and (len(times) <= FEWEST or sum(times[1:]) < most):
             started = time.perf_counter()
-            if next(pieces, None) is None:
+            if next(outputs, None) is None:
                 break
             times.append(time.perf_counter() - started)
         return times

@@ -6,11 +6,10 @@ runs no backbone forward. How rows become samples is told in `mhc.distill.window
 """
 
 import argparse
-import sys
 import time
 from pathlib import Path
 
-from mhc.commands import Parser, add_backbone, loading_of
+from mhc.commands import FAMILIES, Parser, add_backbone, loading_of
 from mhc.errors import UserError
 
 GOOD = 0.8  # of the supervised tokens, above which data are the backbone's own words
@@ -33,8 +32,9 @@ def main(argv: list[str]) -> int:
 
     from datamodules import ConversationData
     from mhc.backbone.model import Backbone
-    from mhc.distill.features import collect, in_bytes, tell
+    from mhc.distill.features import collect, in_bytes
     from mhc.text.chat_template import template_fingerprint
+    from mhc.util.progress import say
 
     started, how = time.perf_counter(), loading_of(options)
     backbone = Backbone.load(options.backbone or "pocket", decoding=False, **how)
@@ -57,7 +57,7 @@ def main(argv: list[str]) -> int:
         raise UserError(f"cannot write to --out {options.out}: {error.strerror}") from error
     counts = ", ".join(f"{name} {counts['samples']:,}" for name, counts in manifest["splits"].items())
     advice = "" if manifest["agreement"] > GOOD else ": heads learn best from its own words, see `run.py distill`"
-    tell(
+    say(
         f"{counts} samples, {in_bytes(manifest['bytes'])} in {time.perf_counter() - started:.0f} s -> {options.out}\n"
         f"the backbone would say {manifest['agreement']:.1%} of the {manifest['supervised']:,} supervised tokens itself{advice}"
     )
@@ -95,14 +95,13 @@ def _parser() -> Parser:
     parser = Parser(
         prog="run.py collect",
         description="Run the frozen backbone over the data once and keep its features, so that heads train without it. "
-        "Says first how much disk that takes. Stopped runs go on where they were: call the same command again.",
+        "Says first how much disk that takes. A stopped run resumes: call the same command again.",
     )
     add = parser.add_argument
-    families = ("medusa", "cascade", "diffusion", "eagle3")
     add("--data", default="pocket", metavar="PATH", help="conversations (default: pocket, the generated dialogues)")
     add("--out", required=True, metavar="DIR", help="folder for the shards; train with --data.path DIR")
     add("--taps", type=int, nargs="+", metavar="LAYER", help="keep the inputs of these layers too (default: none)")
-    add("--drafter", choices=families, help="keep the layers that this family reads, in place of --taps")
+    add("--drafter", choices=FAMILIES, help="keep the layers that this family reads, in place of --taps")
     add("--store", choices=("bfloat16", "float16", "float32"), default="bfloat16", help="on disk (default bfloat16)")
     add("--sample_size", type=int, default=512, metavar="T", help="cut longer rows into samples of T (default 512)")
     add("--stride", type=int, default=256, metavar="T", help="from one sample's start to the next (default 256)")
@@ -113,7 +112,3 @@ def _parser() -> Parser:
     add("--batch_tokens", type=int, default=8192, metavar="N", help="tokens read at once (default 8192)")
     add_backbone(parser)
     return parser
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

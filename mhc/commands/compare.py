@@ -2,18 +2,19 @@
 
 Every family gets the same backbone, data, number of heads and budget (steps, or minutes of training); then trees are
 tuned, and all of them decode the same held-out prompts in turn. What was done is not done again: a stopped comparison
-goes on where it was.
+resumes where it was.
 """
 
 import json
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from mhc.commands import Parser, add_backbone, loading_of
-from mhc.commands.stages import TRAINERS, best_trainer, distilling, remember, run_stage, training
+from mhc.commands import FAMILIES, Parser, add_backbone, loading_of
+from mhc.commands.stages import SETTINGS, TRAINERS, best_trainer, distilling, run_stage, training
 from mhc.errors import UserError
+from mhc.util.manifest import open_settings
 
-FAMILIES = ("medusa", "cascade", "diffusion", "eagle3")
 STEPS = 375  # three epochs of 4,000 conversations
 VALIDATIONS = 5  # over a training; the best of them is kept
 TRIAL = 20  # steps that tell how long one takes
@@ -45,7 +46,7 @@ def main(argv: list[str]) -> int:
         if status := run_stage(console, "the backbone answers prompts itself", made):
             return status
     prompts = _held_out(options.backbone, answers, options.prompts)  # what is wrong with the data shows before training
-    remember(out, "comparison", settings)
+    open_settings(out / SETTINGS, out, settings)
     for family in options.families:
         if status := _train(console, family, trainer, answers, out / family, options):
             return status
@@ -60,30 +61,27 @@ def compare(
 ) -> dict[str, Any]:
     """Tune (on prompts["validation"]) and measure (on prompts["test"]) the heads that stand in out/<family>, all on one
     backbone. loading: device, dtype, quantize as in `Backbone.load`."""
-    from rich.console import Console
-    from rich.progress import Progress
-
     from callbacks.decode_benchmark import GUESSES
     from callbacks.training_cost import RESULT as COST
     from mhc.checkpoints.heads_folder import for_decoding, load_drafter
     from mhc.evaluation.comparison import measure
-    from mhc.evaluation.decode_benchmark import machine, versions
     from mhc.evaluation.teacher_forced import save_guesses
+    from mhc.util.progress import add_task, bar
+    from mhc.util.provenance import machine, versions
 
-    drafters, tuned, parameters, backbone = {}, {}, {}, None
+    drafters, tuned, parameters = {}, {}, {}
+    backbone = load_drafter(out / families[0], **loading)[0].backbone
     for family in families:
         loaded, _ = load_drafter(out / family, backbone, **loading)
-        drafters[family], backbone = for_decoding(loaded), loaded.backbone
+        drafters[family] = for_decoding(loaded)
         parameters[family] = sum(parameter.numel() for parameter in loaded.parameters())
-    with Progress(console=Console(stderr=True), transient=True) as progress:
+    with bar() as progress:
         for family, drafter in drafters.items():
             tuned[family] = _tuned(out / family, drafter, prompts["validation"][:TUNED_ON], max_new_tokens, progress)
-        tasks: dict[str, Any] = {}
+        move = cache(partial(add_task, progress))
 
         def update(title: str, done: int, total: int) -> None:
-            if title not in tasks:
-                tasks[title] = progress.add_task(title)
-            progress.update(tasks[title], completed=done, total=total)
+            move(title)(done, total)
 
         found, guesses = measure(drafters, tuned, prompts["test"], max_new_tokens, update)
     for family in families:
@@ -122,9 +120,9 @@ def write_results(out: Path, comparison: dict[str, Any]) -> None:
     """comparison.json, .md and .png, and the table on the terminal."""
     from rich.console import Console
 
-    from mhc.checkpoints.heads_folder import write_json
     from mhc.evaluation.comparison import as_markdown, explain
     from mhc.reports.plots import draw_comparison
+    from mhc.util.files import write_json
 
     write_json(out / RESULT, comparison)
     table = as_markdown(comparison)
@@ -142,14 +140,14 @@ def show(families: dict[str, Any]) -> None:
 
     table = Table(title="the same held-out prompts; tokens per step, and speedup", box=SIMPLE_HEAD, padding=(0, 1))
     table.add_column("drafter", no_wrap=True)
-    for heading in ("head 0", "chain", "foretold", "draft", "tuned", "speedup", "T=1"):
+    for heading in ("head 0", "chain", "predicted", "draft", "tuned", "speedup", "T=1"):
         table.add_column(heading, justify="right", no_wrap=True)
     for name, found in families.items():
         table.add_row(
             name,
             f"{found['head_accuracy'][0]['top1']:.0%}",
             f"{found['chain/T=0']['tokens_per_step']:.2f}",
-            f"{found['simulated']:.2f}",
+            f"{found['predicted']:.2f}",
             f"{found['chain_ms']['draft_ms']:.1f} ms",
             f"{found['tuned/T=0']['tokens_per_step']:.2f}",
             f"{found['tuned/T=0']['speedup']:.2f}x",
@@ -160,27 +158,29 @@ def show(families: dict[str, Any]) -> None:
 
 def _tuned(folder: Path, drafter, prompts: list[list[int]], max_new_tokens: int, progress) -> dict[str, Any]:
     """The fastest tree of these heads at each temperature; what was found stays beside the heads."""
-    from mhc.checkpoints.heads_folder import TUNED, write_json
+    from mhc.checkpoints.heads_folder import TUNED
     from mhc.commands.tune import tune
     from mhc.engine import Engine
     from mhc.evaluation.comparison import SAMPLINGS
-    from mhc.trees.shapes import shape_of
+    from mhc.trees.shapes import parse_tree
+    from mhc.util.files import write_json
 
     trees = {}
     for label, sampling in SAMPLINGS.items():
         path = folder / (TUNED if label == "T=0" else f"tree.{label}.json")
         if not path.exists():
             write_json(path, tune(Engine(drafter.backbone, drafter), prompts, max_new_tokens, sampling, progress))
-        trees[label] = shape_of(json.loads(path.read_text())["tree"])
+        trees[label] = parse_tree(json.loads(path.read_text())["tree"])
     return trees
 
 
 def _train(console, family: str, trainer: str, data: str, folder: Path, options) -> int:
-    """Train one family for the budget, or go on with it, or leave it if it is done; the exit status."""
+    """Train one family for the budget, or resume it, or leave it if it is done; the exit status."""
     from callbacks.training_cost import RESULT as COST
 
-    heads = ("--model.init_args.drafter.init_args.heads", str(options.heads))
-    common = [*heads, "--model.backbone", options.backbone, "--trainer.max_epochs", "-1"]
+    key = "heads" if family in ("medusa", "cascade") else "draft_length"
+    length = (f"--model.init_args.drafter.init_args.{key}", str(options.heads))
+    common = [*length, "--model.backbone", options.backbone, "--trainer.max_epochs", "-1"]
     for flag, value in (
         ("data.limit", options.limit),
         ("model.dtype", options.dtype),
@@ -222,7 +222,7 @@ def _parser() -> Parser:
     parser = Parser(
         prog="run.py compare",
         description="Train Medusa, MHC, diffusion and EAGLE-3 heads with the same backbone, data and budget, tune a tree "
-        "for each and decode the same held-out prompts: one table and one picture. A stopped comparison goes on.",
+        "for each and decode the same held-out prompts: one table and one picture. A stopped comparison resumes.",
     )
     add = parser.add_argument
     add(

@@ -1,8 +1,8 @@
 """`run.py distill`: the frozen backbone answers every prompt itself, and heads learn from its answers.
 
 Heads speed up what the model says, so the model's own words are the data to learn from: every assistant turn of the
-conversations is regenerated in order, many at once, by our own engine or by a server that runs the model already. The
-result is JSONL in the `messages` format, written as it is made; a run that was stopped goes on where it was.
+conversations is regenerated in order, many at once, by this project's engine or by a server that runs the model already. The
+result is JSONL in the `messages` format, written as it is made; a stopped run resumes where it was.
 """
 
 import argparse
@@ -27,7 +27,8 @@ def main(argv: list[str]) -> int:
         raise UserError(f"--limit is {options.limit}: it must be at least 1")
     if options.retries < 0:
         raise UserError(f"--retries is {options.retries}: it must be 0 or above")
-    from mhc.distill.answers import open_manifest, partial_of
+    from mhc.distill.answers import partial_of
+    from mhc.util.manifest import open_manifest
 
     out = Path(options.out)
     settings: dict[str, Any] = {"data": options.data, "seed": options.seed, "max_new_tokens": options.max_new_tokens}
@@ -46,40 +47,41 @@ def _jobs(options: argparse.Namespace) -> list:
     from datamodules.readers import Report, iterate
     from mhc.distill.answers import Job
     from mhc.text.splits import prompt_number, split_conversations
+    from mhc.util.progress import say
 
     if options.data == "pocket":
         from mhc.corpus import POCKET_COUNT, dialogues
 
         return [Job(d["id"], d["messages"]) for d in dialogues(options.limit or POCKET_COUNT, options.seed)]
-    report, found, numbers = Report(options.data), [], array("Q")
+    report, jobs, numbers = Report(options.data), [], array("Q")
     for conversation in iterate(options.data, report, answered=False):
-        found.append(Job(conversation.id, conversation.messages))
+        jobs.append(Job(conversation.id, conversation.messages))
         numbers.append(prompt_number(conversation.prompt))
-    _say("\n".join(report.lines()), markup=True)
-    return [found[at] for places in split_conversations(numbers, options.limit).values() for at in places]
+    say("\n".join(report.lines()), markup=True)
+    return [jobs[place] for places in split_conversations(numbers, options.limit).values() for place in places]
 
 
 def _in_process(options: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
-    """Our engine, with heads where there are some, and what the manifest says of it."""
+    """The engine, with heads where given, and its settings for the manifest."""
     from mhc.distill.answers import InProcess
     from mhc.text.chat_template import template_fingerprint
 
     if options.model is not None:
-        raise UserError("--model goes with --server: give --backbone here")
-    engine = engine_of(options, "pocket").for_many()
+        raise UserError("--model needs --server: give --backbone instead")
+    engine = engine_of(options, "pocket").with_large_batch_tree()
     backbone = engine.backbone
-    told = {
+    recorded = {
         "backbone": backbone.name,
         "fingerprint": backbone.fingerprint(),
         "template": template_fingerprint(backbone.tokenizer),
     }
-    told |= {name: value for name in ("dtype", "quantize") if (value := getattr(options, name))}
-    return InProcess(engine, sampling_of(options), options.max_new_tokens, options.batch_size), told
+    recorded |= {name: value for name in ("dtype", "quantize") if (value := getattr(options, name))}
+    return InProcess(engine, sampling_of(options), options.max_new_tokens, options.batch_size), recorded
 
 
 def _server(options: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
-    """A server that answers, and what the manifest says of it."""
-    from mhc.distill.openai_server import Server
+    """A server that answers, and its settings for the manifest."""
+    from mhc.distill.openai_server import OpenAIAnswerer
 
     if options.checkpoint or options.backbone:
         raise UserError("--server answers by itself: leave --backbone and --checkpoint out")
@@ -88,7 +90,7 @@ def _server(options: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
     sampling: dict[str, Any] = {"temperature": options.temperature, "top_p": options.top_p}
     if options.top_k:
         sampling["extra_body"] = {"top_k": options.top_k}
-    server = Server(
+    server = OpenAIAnswerer(
         options.server,
         options.model,
         sampling,
@@ -106,58 +108,49 @@ def _distill(jobs: list, answerer, out: Path, manifest: Path, options: argparse.
     import json
     from contextlib import suppress
 
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
     from mhc.distill.answers import Counts, answer_all
     from mhc.util.files import write_json
+    from mhc.util.progress import counting_bar, say
 
     counts, started = Counts(), time.perf_counter()
-    ours = False  # whether we came as far as having the file
-    columns = (TextColumn("distilling"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
+    opened = False  # whether this run got the lock of the file
     try:
-        with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress:
-            task = progress.add_task("", total=len({job.key for job in jobs}), rate="")
+        with counting_bar("{task.fields[rate]}") as progress:
+            task = progress.add_task("distilling", total=len({job.key for job in jobs}), rate="")
 
             def show(now: Counts) -> None:
-                nonlocal counts, ours
-                counts, ours = now, True
+                nonlocal counts, opened
+                counts, opened = now, True
                 rate = f"{now.tokens / (time.perf_counter() - started):,.0f} tokens/s"
                 progress.update(task, completed=now.kept_before + now.kept + now.rejected, rate=rate)
 
-            answer_all(jobs, answerer, out, options.seed, WINDOW * options.batch_size, _say, show)
-    finally:  # also where it was stopped
+            answer_all(jobs, answerer, out, options.seed, WINDOW * options.batch_size, say, show)
+    finally:  # also where the run was stopped
         seconds = time.perf_counter() - started
-        told = json.loads(manifest.read_text())
-        told["counts"] = {"conversations": counts.kept_before + counts.kept, "rejected": counts.rejected}
-        told["runs"] = [
-            *told.get("runs", []),
+        recorded = json.loads(manifest.read_text())
+        recorded["counts"] = {"conversations": counts.kept_before + counts.kept, "rejected": counts.rejected}
+        recorded["runs"] = [
+            *recorded.get("runs", []),
             {"kept": counts.kept, "answers": counts.answers, "tokens": counts.tokens, "seconds": round(seconds, 1)},
         ]
-        with suppress(OSError):  # a full disk was told of already
-            if ours:
-                write_json(manifest, told)
+        with suppress(OSError):  # a full disk was reported already
+            if opened:
+                write_json(manifest, recorded)
     if not counts.kept and not counts.rejected:
-        _say(f"{out} is complete: {counts.kept_before} conversations")
+        say(f"{out} is complete: {counts.kept_before} conversations")
         return
     rejected = f", {counts.rejected} rejected (see {out.with_suffix('.rejects.jsonl')})" if counts.rejected else ""
-    _say(
+    say(
         f"{counts.kept} conversations, {counts.tokens:,} tokens in {seconds:.0f} s "
         f"({counts.tokens / seconds:,.0f} tokens/s){rejected} -> {out}"
     )
 
 
-def _say(line: str, markup: bool = False) -> None:
-    from rich.console import Console
-
-    Console(stderr=True, highlight=False).print(line, markup=markup, soft_wrap=True)
-
-
 def _parser() -> Parser:
     parser = Parser(
         prog="run.py distill",
-        description="Let the frozen backbone answer the prompts of a conversation file itself: by our engine, or by any "
-        "OpenAI-compatible server. Stopped runs go on where they were: call the same command again.",
+        description="Let the frozen backbone answer the prompts of a conversation file itself: by this engine, or by any "
+        "OpenAI-compatible server. A stopped run resumes: call the same command again.",
     )
     add = parser.add_argument
     add(

@@ -1,24 +1,32 @@
-"""`run.py evaluate`: what a language model is worth: perplexity of a text, multiple-choice exams, lm-evaluation-harness.
+"""`run.py evaluate`: how good a language model is: perplexity of a text, multiple-choice exams, lm-evaluation-harness.
 
-Results go to the terminal and into one JSON file a model: what was measured before with other settings stays in it, what
-is measured again is replaced, and the file of another model (or of other weights) is kept as *.previous.json.
+Results go to the terminal and into one JSON file per model: earlier results with other settings stay in it, what is
+measured again is replaced, and the file of another model (or of other weights) is renamed to *.previous.json.
 """
 
 import argparse
 import difflib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mhc.commands import Parser, add_loading, loading_of
 from mhc.errors import UserError
+from mhc.util.progress import say
+
+if TYPE_CHECKING:
+    from mhc.backbone.model import Backbone
+    from mhc.lm.exams import Exam
+    from mhc.text.messages import Messages
 
 RESULT = "evaluation.json"
-POCKET_COUNT = 20_000  # dialogues generated where the source is pocket
+POCKET_DIALOGUES = 20_000  # generated where the source is pocket
 SHOTS = 5
 
 
 def main(argv: list[str]) -> int:
-    """Measure --model by whatever is asked for; returns the exit status."""
+    """Evaluate --model; returns the exit status."""
     options = _parser().parse_args(argv)
     _check(options)
 
@@ -27,32 +35,36 @@ def main(argv: list[str]) -> int:
 
     if options.harness:
         require_harness()
-    exams = _chosen([(source, read_exam(source)) for source in options.exams], options.subjects)
+    exams = _with_subjects({source: read_exam(source) for source in options.exams}, options.subjects)
     texts = [(source, _conversations(source, options)) for source in options.perplexity]
 
     from mhc.backbone.model import Backbone
     from mhc.lm.results import Results, show_exam, show_perplexity
 
-    how = loading_of(options)
-    backbone = Backbone.load(options.model, decoding=False, **how)
-    loaded = {"dtype": str(how["dtype"]).removeprefix("torch."), "device": options.device, "quantize": options.quantize}
-    results = Results(_place(options), backbone, loaded)
-    window = _window(options, backbone.context) if texts else None
+    loading = loading_of(options)
+    backbone = Backbone.load(options.model, decoding=False, **loading)
+    loaded = {
+        "dtype": str(loading["dtype"]).removeprefix("torch."),
+        "device": options.device,
+        "quantize": options.quantize,
+    }
+    results = Results(_result_path(options), backbone, loaded)
+    window = _window(options, backbone.context) if texts else 0
     for source, conversations in texts:
         results.add(_perplexity(backbone, source, conversations, window, options))
     show_perplexity(results.new)
-    for source, exam in exams:
-        results.add(_sat(backbone, source, exam, options))
+    for source, exam in exams.items():
+        results.add(_exam(backbone, source, exam, options))
         show_exam(results.new[-1])
     del backbone
     if options.harness:
         results.add(_by_harness(options, loaded["dtype"]))
-    _tell(f"-> {results.path}")
+    say(f"-> {results.path}")
     return 0
 
 
 def _check(options: argparse.Namespace) -> None:
-    """Raise UserError for flags that make no sense, before anything is read."""
+    """Raise UserError for flags that do not fit together, before anything is read."""
     if not (options.perplexity or options.exams or options.harness):
         raise UserError("nothing to measure: give --perplexity PATH, --exams ZIP or --harness TASK")
     for name, least in (("limit", 1), ("shots", 0), ("max_length", 2), ("batch_tokens", 1)):
@@ -65,40 +77,40 @@ def _check(options: argparse.Namespace) -> None:
         raise UserError("--harness loads the model itself: leave --quantize out")
 
 
-# -- what is read ----------------------------------------------------------------------------------
+# -- what is evaluated ----------------------------------------------------------------------------------
 
 
-def _chosen(exams: list[tuple[str, Any]], names: list[str] | None) -> list[tuple[str, Any]]:
-    """The exams with these subjects only. Raises UserError for a subject that none has."""
+def _with_subjects(exams: dict[str, "Exam"], names: list[str] | None) -> dict[str, "Exam"]:
+    """The exams, by source, with these subjects only. Raises UserError for a subject that none has."""
     from mhc.lm.exams import Exam
 
     if names is None:
         return exams
-    known = {name for _, exam in exams for name in exam.subjects}
+    known = {name for exam in exams.values() for name in exam.subjects}
     for name in names:
         if name not in known:
             near = difflib.get_close_matches(name, sorted(known), n=3) or sorted(known)[:5]
             raise UserError(f"no subject '{name}' among {len(known)}: did you mean {', '.join(near)}?")
-    some = [
-        (source, Exam(exam.name, {name: exam.subjects[name] for name in exam.subjects if name in names}))
-        for source, exam in exams
-    ]
-    return [(source, exam) for source, exam in some if exam.subjects]
+    reduced = {
+        source: Exam(exam.name, {name: exam.subjects[name] for name in exam.subjects if name in names})
+        for source, exam in exams.items()
+    }
+    return {source: exam for source, exam in reduced.items() if exam.subjects}
 
 
-def _conversations(source: str, options: argparse.Namespace) -> list[list[dict[str, str]]]:
+def _conversations(source: str, options: argparse.Namespace) -> "list[Messages]":
     """The messages of a source's split."""
     from datamodules import ConversationData
     from mhc.text.splits import SPLITS
 
-    data = ConversationData(source, limit=POCKET_COUNT if source == "pocket" else options.limit)
+    data = ConversationData(source, limit=POCKET_DIALOGUES if source == "pocket" else options.limit)
     splits = SPLITS if options.split == "all" else (options.split,)
-    found = [conversation.messages for split in splits for conversation in data.conversations(split)]
-    if data.report.bad or data.report.dropped:
-        _tell("\n".join(data.report.lines()), markup=True)
-    if not found:
+    conversations = [conversation.messages for split in splits for conversation in data.conversations(split)]
+    if data.report and (data.report.bad or data.report.dropped):
+        say("\n".join(data.report.lines()), markup=True)
+    if not conversations:
         raise UserError(f"'{source}' has no row in its {options.split} split: choose --split all")
-    return found[: options.limit] if source == "pocket" else found
+    return conversations[: options.limit] if source == "pocket" else conversations
 
 
 def _window(options: argparse.Namespace, context: int) -> int:
@@ -109,45 +121,47 @@ def _window(options: argparse.Namespace, context: int) -> int:
     return options.max_length or min(context, LONGEST)
 
 
-# -- what is measured ------------------------------------------------------------------------------
+# -- measurements ------------------------------------------------------------------------------
 
 
-def _perplexity(backbone, source: str, conversations: list, window: int, options) -> dict[str, Any]:
+def _perplexity(
+    backbone: "Backbone", source: str, conversations: "list[Messages]", window: int, options: argparse.Namespace
+) -> dict[str, Any]:
     from mhc.lm.evaluation import perplexity
 
     settings = {"source": source, "split": options.split, "limit": options.limit, "window": window}
     with _bar(f"reading {Path(source).name}") as progress:
         try:
-            found = perplexity(backbone, conversations, window, options.batch_tokens, progress)
+            figures = perplexity(backbone, conversations, window, options.batch_tokens, progress)
         except UserError as error:
             raise UserError(f"'{source}': {error}") from error
-    return {"kind": "perplexity", "settings": settings, **found}
+    return {"kind": "perplexity", "settings": settings, **figures}
 
 
-def _sat(backbone, source: str, exam, options) -> dict[str, Any]:
+def _exam(backbone: "Backbone", source: str, exam: "Exam", options: argparse.Namespace) -> dict[str, Any]:
     from mhc.lm.sitting import sit
 
     shots = SHOTS if options.shots is None else options.shots
     settings = {"source": source, "shots": shots, "limit": options.limit, "subjects": options.subjects}
     with _bar(f"sitting {exam.name}") as progress:
-        found = sit(backbone, exam, shots, options.limit, options.batch_tokens, progress)
-    return {"kind": "exam", "settings": settings, **found}
+        figures = sit(backbone, exam, shots, options.limit, options.batch_tokens, progress)
+    return {"kind": "exam", "settings": settings, **figures}
 
 
 def _by_harness(options: argparse.Namespace, dtype: str) -> dict[str, Any]:
     from mhc.lm.harness import run_harness
 
-    found, table = run_harness(options.model, options.harness, options.shots, options.limit, options.device, dtype)
+    figures, table = run_harness(options.model, options.harness, options.shots, options.limit, options.device, dtype)
     print(table)
     settings = {"source": sorted(options.harness), "shots": options.shots, "limit": options.limit}
-    return {"kind": "harness", "settings": settings, "harness": found}
+    return {"kind": "harness", "settings": settings, "harness": figures}
 
 
-# -- what is told ----------------------------------------------------------------------------------
+# -- output ----------------------------------------------------------------------------------
 
 
-def _place(options: argparse.Namespace) -> Path:
-    """Where results go: beside the model's files where it is a folder."""
+def _result_path(options: argparse.Namespace) -> Path:
+    """--out, or beside the model's files where it is a folder, or a folder of its name."""
     if options.out is not None:
         out = Path(options.out)
         return out / RESULT if out.is_dir() else out
@@ -156,28 +170,13 @@ def _place(options: argparse.Namespace) -> Path:
     return Path("runs/evaluate") / options.model.replace("/", "--") / RESULT
 
 
-def _bar(title: str):
-    """A bar on standard error whose `progress(done, total)` moves it."""
-    from contextlib import contextmanager
+@contextmanager
+def _bar(title: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on standard error; the function takes what is done, and the total."""
+    from mhc.util.progress import add_task, counting_bar
 
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-
-    from mhc.distill.features import bar
-
-    @contextmanager
-    def shown():
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with bar(*columns) as progress:
-            task = progress.add_task(title, total=None)
-            yield lambda done, total: progress.update(task, completed=done, total=total)
-
-    return shown()
-
-
-def _tell(text: str, markup: bool = False) -> None:
-    from rich.console import Console
-
-    Console(stderr=True, highlight=False).print(text, markup=markup, soft_wrap=True)
+    with counting_bar() as progress:
+        yield add_task(progress, title)
 
 
 def _parser() -> Parser:
@@ -188,24 +187,24 @@ def _parser() -> Parser:
     )
     add = parser.add_argument
     add("--model", required=True, metavar="NAME", help="a directory, a hub name or pocket")
-    told = "conversations or documents: files, folders, hf:NAME, pocket"
-    add("--perplexity", nargs="+", default=[], metavar="PATH", help=told)
-    told = "ZIPs or folders of CSV files <subject>_<split>.csv, as C-Eval and MMLU have them"
-    add("--exams", nargs="+", default=[], metavar="ZIP", help=told)
-    told = "tasks of lm-evaluation-harness by name, or YAML files of one's own (see its documentation)"
-    add("--harness", nargs="+", default=[], metavar="TASK", help=told)
+    texts = "conversations or documents: files, folders, hf:NAME, pocket"
+    add("--perplexity", nargs="+", default=[], metavar="PATH", help=texts)
+    exams = "ZIPs or folders of CSV files <subject>_<split>.csv in the format of C-Eval or MMLU"
+    add("--exams", nargs="+", default=[], metavar="ZIP", help=exams)
+    tasks = "tasks of lm-evaluation-harness by name, or YAML files of your own (see its documentation)"
+    add("--harness", nargs="+", default=[], metavar="TASK", help=tasks)
     splits = ("train", "validation", "test", "all")
     add("--split", choices=splits, default="test", help="which rows of a text (default test, as in training)")
-    told = f"examples before an exam's question (default {SHOTS}; of --harness: what the task says)"
-    add("--shots", type=int, metavar="N", help=told)
+    shots = f"examples before an exam's question (default {SHOTS}; of --harness: the task's own)"
+    add("--shots", type=int, metavar="N", help=shots)
     add("--subjects", nargs="+", metavar="NAME", help="only these subjects of the exams")
     add(
         "--limit", type=int, metavar="N", help="at most N rows of a text and N questions of a subject, for a quick look"
     )
-    told = "tokens of a text that are seen at once (default: the model's context, at most 2048)"
-    add("--max_length", type=int, metavar="T", help=told)
+    window = "tokens of a text that are seen at once (default: the model's context, at most 2048)"
+    add("--max_length", type=int, metavar="T", help=window)
     add("--batch_tokens", type=int, default=8192, metavar="N", help="positions read at once (default 8192)")
-    told = f"where results go (default: {RESULT} in the model's directory, else under runs/evaluate)"
-    add("--out", metavar="FILE", help=told)
+    out = f"where results go (default: {RESULT} in the model's directory, else under runs/evaluate)"
+    add("--out", metavar="FILE", help=out)
     add_loading(parser)
     return parser

@@ -10,8 +10,6 @@ FORMATS = {
     "eagle3-vllm": "EAGLE-3 heads in vLLM",
     "eagle3-sglang": "EAGLE-3 heads in SGLang",
     "speculators": "EAGLE-3 heads as the speculators library and vLLM read them",
-    "mlp-speculator": "a cascade trained with cell: speculator, and tied: true for text-generation-inference from 2.3 on; "
-    "IBM's names",
     "hf": "heads of any family as they are, with a model card of what was measured, for `run.py push`",
 }
 

@@ -22,15 +22,16 @@ def main(argv: list[str]) -> int:
     prompts = [sys.stdin.read() if prompt == "-" else prompt for prompt in options.prompt]
     ids = [prompt_ids(engine.backbone.tokenizer, [{"role": "user", "content": prompt}]) for prompt in prompts]
     with _warming(options.compile) as warming:
-        found = dict(
+        answers = dict(
             engine.generate_ids(ids, options.max_new_tokens, options.batch_size, options.plain, sampling, warming)
         )
     if sampling.posterior_threshold and not options.plain:
         print(
-            "lossy: typical acceptance keeps likely guesses, not just those that plain decoding draws", file=sys.stderr
+            "lossy: typical acceptance accepts likely draft tokens, not only those that plain decoding draws",
+            file=sys.stderr,
         )
     for number, prompt in enumerate(prompts):
-        answer = found[number]
+        answer = answers[number]
         if options.json:
             print(json.dumps(_as_json(answer), ensure_ascii=False))
             continue
@@ -52,35 +53,33 @@ def _as_json(answer) -> dict:
 
 
 @contextmanager
-def _warming(wanted: bool):
+def _warming(compile: bool):
     """A progress bar for compilation, which can take a minute."""
-    if not wanted:
+    if not compile:
         yield None
         return
-    from rich.console import Console
-    from rich.progress import Progress
+    from mhc.util.progress import add_task, bar
 
-    with Progress(console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("compiling", total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
+    with bar() as progress:
+        yield add_task(progress, "compiling")
 
 
-def coloured(tokenizer, answer, guessed: str = "green"):
-    """The answer as a Rich Text in which tokens that the heads guessed have the style `guessed`."""
+def coloured(tokenizer, answer, style: str = "green"):
+    """The answer as a Rich Text in which accepted draft tokens have this style."""
     from rich.text import Text
 
     from mhc.text.detokenizer import TextStream
 
     text, stream = Text(), TextStream(tokenizer)
     for accepted, end in zip(answer.accepted, accumulate(count + 1 for count in answer.accepted)):
-        text.append(stream.push(answer.token_ids[end - 1 - accepted : end - 1]), style=guessed)
+        text.append(stream.push(answer.token_ids[end - 1 - accepted : end - 1]), style=style)
         text.append(stream.push(answer.token_ids[end - 1 : end]))
     text.append(stream.finish())
     return text
 
 
 def _print_coloured(tokenizer, answer) -> None:
-    """The answer, its guessed tokens in colour on a terminal, and what it took."""
+    """Print the answer, accepted draft tokens in colour on a terminal, and its steps and speed."""
     from rich.console import Console
 
     console = Console(highlight=False)
@@ -95,42 +94,43 @@ def _print_coloured(tokenizer, answer) -> None:
 def _parser() -> Parser:
     parser = Parser(
         prog="run.py generate",
-        description="Answer prompts with the heads in a run's folder. The text is the backbone's own, token "
-        "for token; on a terminal the tokens that heads guessed are green.",
+        description="Answer prompts with the heads in a run's folder. The text is token for token the target "
+        "model's own; on a terminal accepted draft tokens are green.",
+        example='python run.py generate --checkpoint runs/quickstart/cascade --prompt "Write a happy story about Anna."',
     )
     add = parser.add_argument
     add(
         "--checkpoint",
         required=True,
         metavar="DIR",
-        help="folder with drafter.json, e.g. runs/quickstart/cascade",
+        help="heads folder, e.g. runs/quickstart/cascade",
     )
     add(
         "--prompt",
         required=True,
         nargs="+",
         metavar="TEXT",
-        help="what the user says ('-' reads it from standard input); several are answered together",
+        help="the user's message ('-' reads it from standard input); several are decoded together",
     )
     add("--batch_size", type=int, default=16, metavar="N", help="prompts decoded together (default 16)")
-    add("--plain", action="store_true", help="decode without the heads, one token a step")
+    add("--plain", action="store_true", help="decode without heads, one token per step")
     add_sampling(parser)
     add(
         "--posterior_threshold",
         type=float,
         default=0.0,
         metavar="P",
-        help="LOSSY: typical acceptance keeps guesses of more than min(P, alpha * exp(-entropy)); Medusa uses 0.09",
+        help="LOSSY: typical acceptance of draft tokens with probability above min(P, alpha * exp(-entropy)); Medusa uses 0.09",
     )
     add("--posterior_alpha", type=float, default=0.3, metavar="A", help="alpha of the above (default 0.3)")
     add(
         "--tree",
         metavar="TREE",
-        help="the tree of guesses: a name (mc_sim_7b_63), a JSON file, or a list such as [[0],[1],[0,0]]; default: the "
+        help="the draft tree: a name (mc_sim_7b_63), a JSON file, or a list such as [[0],[1],[0,0]]; default: the "
         "tuned one (run.py tune), else the one the heads were trained with",
     )
     add("--max_new_tokens", type=int, default=256, metavar="N", help="length limit (default 256)")
     add_compile(parser)
-    add("--json", action="store_true", help="print one JSON object instead of text")
+    add("--json", action="store_true", help="print one JSON object per prompt instead of text")
     add_backbone(parser)
     return parser

@@ -28,7 +28,7 @@ def main(argv: list[str]) -> int:
     backbone = Backbone.load(options.backbone, getattr(torch, options.dtype), decoding=False)
     drafter = read_published(path, backbone)
     try:
-        save_drafter(out, drafter, FixedTree.chain(drafter.heads))
+        save_drafter(out, drafter, FixedTree.chain(drafter.draft_length))
     except OSError as error:
         raise UserError(f"cannot write '{out}' ({error.strerror or error}): choose another --out") from error
     arguments = ", ".join(f"{name} {value}" for name, value in drafter.arguments.items())

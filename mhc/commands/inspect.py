@@ -1,48 +1,38 @@
 """`run.py inspect`: what a data file holds, and one sample with the supervised tokens marked."""
 
-import inspect as python_inspect
-from pathlib import Path
+import argparse
+from typing import TYPE_CHECKING
 
 from mhc.commands import Parser
 from mhc.errors import UserError
 
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.text import Text
+
+    from datamodules.conversations import ConversationData
+
 
 def main(argv: list[str]) -> int:
     """Print the report of a data set and one of its samples; returns the exit status."""
-    arguments = _parser().parse_args(argv)
-    if bool(arguments.config) == bool(arguments.data):
+    options = _parser().parse_args(argv)
+    if bool(options.config) == bool(options.data):
         raise UserError("inspect needs either --config FILE or --data FILE with --backbone NAME")
 
     from rich.console import Console
 
-    from datamodules.conversations import ConversationData
-    from mhc.backbone.model import load_tokenizer
     from mhc.text.splits import SPLITS
 
-    if arguments.config:
-        settings, backbone = _from_configs(arguments.config)
-        backbone = arguments.backbone or backbone
-    else:
-        settings, backbone = {"path": arguments.data}, arguments.backbone
-    if arguments.max_length:
-        settings["max_length"] = arguments.max_length
-    if not backbone:
-        raise UserError("no backbone, so no tokenizer: give --backbone pocket, a directory or a hub name")
-    known = list(python_inspect.signature(ConversationData).parameters)
-    for key in settings:
-        if key not in known:
-            raise UserError(f"unknown key data.{key}: ConversationData takes {', '.join(known)}")
-    data = ConversationData(**settings)
-    data.tokenizer = load_tokenizer(backbone)
+    data = _data(options)
     console = Console(highlight=False)
     try:
-        data.conversations(arguments.split)
+        data.conversations(options.split)
     finally:  # an error names the first fault only
         for line in data.report.lines() if data.report and data.report.read else []:
             console.print(line, soft_wrap=True)
     sizes = ", ".join(f"{name} {len(data.conversations(name)):,}" for name in SPLITS)
     console.print(f"splits: {sizes}", soft_wrap=True)
-    _show(console, data, arguments.split, arguments.index)
+    _show(console, data, options.split, options.index)
     return 0
 
 
@@ -62,55 +52,45 @@ def _parser() -> Parser:
     return parser
 
 
-def _from_configs(files: list[str]) -> tuple[dict, str | None]:
-    """The arguments of the data module and the name of the backbone, from YAML files merged in order."""
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
+def _data(options: argparse.Namespace) -> "ConversationData":
+    """The data module of the flags or configs, made as `fit` makes it, with its tokenizer."""
+    from jsonargparse import Namespace
 
-    merged = OmegaConf.create()
-    for file in files:
-        if not Path(file).is_file():
-            raise UserError(f"{file} does not exist: give the path of a YAML config")
-        try:
-            merged = OmegaConf.merge(merged, OmegaConf.load(file))
-        except (OmegaConfBaseException, YAMLError, OSError, ValueError, TypeError) as problem:
-            raise UserError(f"{file} is not a valid YAML config: {_one_line(problem)}") from problem
-    try:
-        data = _section(merged, "data")
-        model = _section(merged, "model")
-    except OmegaConfBaseException as problem:
-        raise UserError(f"{files[-1]}: {_one_line(problem)}") from problem
-    if data is None:
-        raise UserError(f"no data section in {', '.join(files)}: add one, or use --data FILE")
-    kind = str(data.get("class_path", "ConversationData"))
-    if kind.rpartition(".")[2] != "ConversationData":
-        raise UserError(f"inspect shows conversations, but the config's data is {kind}")
-    settings = data.get("init_args") or {} if "class_path" in data or "init_args" in data else data
-    model = model or {}
-    backbone = (model.get("init_args") or model).get("backbone")
-    if isinstance(backbone, dict):
-        backbone = (backbone.get("init_args") or backbone).get("name")
-    return settings, backbone
+    from datamodules.conversations import ConversationData
+    from mhc.backbone.model import load_tokenizer
+    from mhc.cli import ParsedCLI, check_files, quiet
 
-
-def _one_line(problem: Exception) -> str:
-    return " ".join(str(problem).split())
-
-
-def _section(config, name: str) -> dict | None:
-    """One section as plain values, its references resolved."""
-    from omegaconf import OmegaConf
-
-    section = config.get(name)
-    if section is None:
-        return None
-    if not OmegaConf.is_dict(section):
-        raise UserError(f"{name} must be a mapping in the config, not {section!r}")
-    return OmegaConf.to_container(section, resolve=True)
+    flags = [part for file in options.config for part in ("--config", file)]
+    for key, value in (
+        ("data.path", options.data),
+        ("data.max_length", options.max_length),
+        ("model.backbone", options.backbone),
+    ):
+        flags += [] if value is None else [f"--{key}", str(value)]
+    quiet()
+    check_files(flags)
+    heads = {"backbone": "", "drafter": {"class_path": "mhc.drafters.Medusa"}}
+    cli = ParsedCLI(
+        flags,
+        {
+            "data": {"class_path": "datamodules.ConversationData", "init_args": {"path": ""}},
+            "model": {"class_path": "mhc.training.draft_module.DraftModule", "init_args": heads},
+        },
+    )
+    settings, model = cli.config, cli.config.model.init_args
+    if not settings.data.init_args.path:
+        raise UserError(f"no data section in {', '.join(options.config)}: add one, or use --data FILE")
+    data = cli.instantiate(Namespace(data=settings.data)).data
+    if not isinstance(data, ConversationData):
+        raise UserError(f"inspect shows conversations, but the config's data is {settings.data.class_path}")
+    tokenizer = model.get("backbone") or model.get("tokenizer") or model.get("model")
+    if not isinstance(tokenizer, str) or not tokenizer:
+        raise UserError("no backbone, so no tokenizer: give --backbone pocket, a directory or a hub name")
+    data.tokenizer = load_tokenizer(tokenizer)
+    return data
 
 
-def _show(console, data, split: str, index: int) -> None:
+def _show(console: "Console", data: "ConversationData", split: str, index: int) -> None:
     """Print one row with its supervised spans, and the totals of the split."""
     from rich.text import Text
 
@@ -138,7 +118,7 @@ def _show(console, data, split: str, index: int) -> None:
     console.print(text, soft_wrap=True)
 
 
-def _painted(tokenizer, ids: list[int], mask: list[bool], terminal: bool):
+def _painted(tokenizer, ids: list[int], mask: list[bool], terminal: bool) -> "Text":
     """The decoded row as Rich text; supervised runs are green, and bracketed where colour is lost."""
     from itertools import groupby
 

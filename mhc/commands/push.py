@@ -30,9 +30,9 @@ def main(argv: list[str]) -> int:
         visible = "public" if options.public else "private"
         for file in files:
             print(f"{file.name}  {file.stat().st_size / 1e6:,.3f} MB")
-        for file, place in local_names(files):
+        for path, place in local_names(files):
             print(
-                f"{file} names '{place}', a folder of this machine: export with --backbone and its Hub name, so that others "
+                f"{path} names '{place}', a folder of this machine: export with --backbone and its Hub name, so that others "
                 "find the model",
                 file=sys.stderr,
             )

@@ -6,7 +6,6 @@ user would type; it is printed.
 """
 
 import json
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ def main(argv: list[str]) -> int:
     from rich.console import Console
 
     from callbacks.decode_benchmark import RESULT, show
-    from mhc.checkpoints.heads_folder import write_json
+    from mhc.util.files import write_json
 
     console, out, started = Console(), Path(options.out), time.perf_counter()
     stages = list(_stages(out, options.conversations, options.trainer or best_trainer()))
@@ -33,12 +32,13 @@ def main(argv: list[str]) -> int:
         if status:
             return status
     drafters = {name: json.loads((out / name / RESULT).read_text()) for name in DRAFTERS}
-    report = {"seconds": round(time.perf_counter() - started, 1), "drafters": drafters}
+    seconds = round(time.perf_counter() - started, 1)
+    report = {"seconds": seconds, "drafters": drafters}
     write_json(out / "report.json", report)
     draw_accuracy(drafters, out / "head_accuracy.png")
     show(drafters)
     console.print(
-        f"done in {report['seconds'] / 60:.1f} minutes: {out / 'report.json'}, {out / 'head_accuracy.png'}\n"
+        f"done in {seconds / 60:.1f} minutes: {out / 'report.json'}, {out / 'head_accuracy.png'}\n"
         f"ask it something: python run.py generate --checkpoint {out / 'cascade'} --prompt "
         '"Write a thank-you letter from Luis to Leo. It is for the teddy bear."',
         soft_wrap=True,
@@ -98,7 +98,7 @@ def draw_accuracy(drafters: dict[str, dict[str, Any]], path: Path) -> None:
 def _parser() -> Parser:
     parser = Parser(
         prog="run.py quickstart",
-        description="Distil, train and tune Medusa and MHC heads, and compare decoding: the whole road on the embedded "
+        description="Distil, train and tune Medusa and MHC heads, and compare decoding: from end to end on the embedded "
         "backbone. Distilled answers and features of an earlier run are kept; heads are trained anew.",
     )
     add = parser.add_argument
@@ -110,7 +110,3 @@ def _parser() -> Parser:
         help="a file of configs/trainer (default: what the machine can do)",
     )
     return parser
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

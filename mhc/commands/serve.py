@@ -27,7 +27,7 @@ def main(argv: list[str]) -> int:
         if engine.backbone.quantised:
             print(engine.backbone.quantised)
         if options.tree is None:
-            engine.for_many()
+            engine.with_large_batch_tree()
         name = options.name or Path(options.checkpoint or options.backbone).resolve().name
         key = os.environ.get(KEY) or None
         body = int(options.body * 2**20)

@@ -1,23 +1,17 @@
-"""What `quickstart`, `compare` and `sweep` share: stages, each one of the commands a user would type, in a process of its
-own, and the settings that a folder of results was begun with.
+"""What `quickstart`, `compare` and `sweep` share: stages: each is a command that a user would type, in a process of its own.
 
 (In one process, what a Lightning run leaves behind slows the decoding that is measured after it.)
 """
 
-import json
 import shlex
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
-
-from mhc.errors import UserError
-from mhc.util.files import write_json
 
 ROOT = Path(__file__).parents[2]
 RUN, CONFIGS = ROOT / "run.py", ROOT / "configs"
 TRAINERS = ("cpu", "cpu-bf16", "gpu")
-SETTINGS = "settings.json"
+SETTINGS = "settings.json"  # of a comparison, a sweep or a language model run: what its folder was begun with
 
 
 def run_stage(console, title: str, command: list[str]) -> int:
@@ -31,14 +25,14 @@ def best_trainer() -> str:
     """The file of configs/trainer that makes the most of this machine."""
     import torch
 
-    from mhc.estimate.dry_run import speed
+    from mhc.util.machine import product_speed
 
     if torch.cuda.is_available():
         return "gpu"
     if not torch.cpu._is_avx512_bf16_supported():
         return "cpu"
     # Some processors have the instructions and are half as fast with them (an Intel Xeon without AMX; docs/log.md).
-    half, full = (speed(False, dtype)[0] for dtype in (torch.bfloat16, torch.float32))
+    half, full = (product_speed(False, dtype)[0] for dtype in (torch.bfloat16, torch.float32))
     return "cpu-bf16" if half > 1.2 * full else "cpu"
 
 
@@ -54,16 +48,3 @@ def training(family: str, trainer: str, data: str, folder: Path, *more: str, col
 def distilling(data: str, out: str, conversations: int, *more: str) -> list[str]:
     """The arguments that let the backbone answer so many prompts."""
     return ["distill", "--data", data, "--out", out, "--limit", str(conversations), "--batch_size", "64", *more]
-
-
-def remember(out: Path, what: str, settings: dict[str, Any]) -> None:
-    """Keep the settings of a comparison or a sweep in its folder; UserError where it was begun with others."""
-    path = out / SETTINGS
-    if not path.exists():
-        write_json(path, settings)
-        return
-    made_with = json.loads(path.read_text())
-    names = [*settings, *(name for name in made_with if name not in settings)]
-    changed = [f"{name}: {made_with.get(name)}" for name in names if made_with.get(name) != settings.get(name)]
-    if changed:
-        raise UserError(f"'{out}' holds a {what} with other settings ({', '.join(changed)}): choose another --out")

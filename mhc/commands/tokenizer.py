@@ -1,7 +1,7 @@
 """`run.py tokenizer`: a byte-level BPE tokenizer trained on text or conversations.
 
-What it leaves is a stock Hugging Face tokenizer with a chat template, and report.json: how well it compresses documents
-that it was not trained on, by script, beside the pocket's tokenizer.
+It writes a stock Hugging Face tokenizer with a chat template, and report.json: how well it compresses documents
+that it was not trained on, by script, compared with the pocket's tokenizer.
 """
 
 import json
@@ -9,19 +9,26 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mhc.commands import Parser
 from mhc.errors import UserError
 from mhc.util.files import write_json
+from mhc.util.manifest import require_same_settings
+from mhc.util.progress import say
 
-SMALLEST, LARGEST = 259, 1_000_000  # tokens; 256 bytes and three control tokens are the least
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+LARGEST = 1_000_000  # tokens
 REPORT = "report.json"
 
 
 def main(argv: list[str]) -> int:
     """Train a tokenizer on --data into --out; returns the exit status."""
     options = _parser().parse_args(argv)
+    from mhc.lm.tokenizer import SMALLEST
+
     if not SMALLEST <= options.size <= LARGEST:
         raise UserError(
             f"--size is {options.size}: it must be between {SMALLEST} (every byte, three control tokens) and {LARGEST:,}"
@@ -29,13 +36,13 @@ def main(argv: list[str]) -> int:
     out = Path(options.out).absolute()
     settings = {"data": options.data, "size": options.size, "source": _source(options.data)}
     with _writing(out):
-        told = _previous(out, settings)
-    if told is None:
-        told = _made(out, settings)
-        _say(f"tokenizer -> {options.out}")
+        report = _previous_report(out, settings)
+    if report is None:
+        report = _make(out, settings)
+        say(f"tokenizer -> {options.out}")
     else:
-        _say(f"{options.out} is complete")
-    _show(told)
+        say(f"{options.out} is complete")
+    _show(report)
     return 0
 
 
@@ -43,16 +50,16 @@ def main(argv: list[str]) -> int:
 
 
 def _source(data: list[str]) -> str:
-    """What tells whether the text is still the same."""
+    """A hash of the state of the data: it changes when the text does."""
     from datamodules.files import source_state
     from mhc.util.journal import digest
 
     return digest([path if path == "pocket" else source_state(path) for path in data])
 
 
-def _previous(out: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
-    """The report of the tokenizer that is there already. Raises UserError where it was made otherwise, or `out` is
-    something else."""
+def _previous_report(out: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
+    """The report of the tokenizer already in `out`, if any. Raises UserError where it was made with other settings, or `out`
+    is something else."""
     if not out.exists() and not out.is_symlink():
         return None
     if not out.is_dir():
@@ -60,34 +67,34 @@ def _previous(out: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
     if not any(out.iterdir()):
         return None
     try:
-        told = json.loads((out / REPORT).read_text())
-        was = dict(told["settings"])
-        told["vocabulary"], told["held_out"]["scripts"]
+        report = json.loads((out / REPORT).read_text())
+        was = dict(report["settings"])
+        report["vocabulary"], report["held_out"]["scripts"]
     except (OSError, ValueError, KeyError, TypeError) as problem:
-        raise UserError(f"'{out}' is there and holds no tokenizer of this command: choose another --out") from problem
-    changed = [name for name in settings if was.get(name) != settings[name]]
-    if changed:
-        each = [f"{name}: {was.get(name)}" for name in changed if name != "source"] or ["the data has changed since"]
-        raise UserError(f"'{out}' was made with other settings ({'; '.join(each)}): choose another --out, or delete it")
-    return told
+        raise UserError(f"'{out}' exists and is not a tokenizer of this command: choose another --out") from problem
+    require_same_settings(out, was | {"source": settings["source"]}, settings)
+    if was.get("source") != settings["source"]:
+        raise UserError(f"'{out}' was made before its data changed: choose another --out, or delete it")
+    return report
 
 
-def _made(out: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """Train the tokenizer, write it and its report beside `out` and rename: nobody finds half of it. The report."""
+def _make(out: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """Train the tokenizer, write it and its report beside `out` and rename, so that `out` is complete or absent. Returns the
+    report."""
     folder = out.with_name(out.name + ".writing")
     try:
         with _writing(out):
             shutil.rmtree(folder, ignore_errors=True)  # what a killed run left
             folder.mkdir(parents=True)
-        tokenizer, measured = _trained(settings["data"], settings["size"])
-        told = {"settings": settings} | measured
+        tokenizer, figures = _train(settings["data"], settings["size"])
+        report = {"settings": settings} | figures
         with _writing(out):
             tokenizer.save_pretrained(folder)
-            write_json(folder / REPORT, told)
+            write_json(folder / REPORT, report)
             folder.replace(out)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    return told
+    return report
 
 
 @contextmanager
@@ -97,31 +104,28 @@ def _writing(out: Path) -> Iterator[None]:
     except UserError:
         raise
     except Exception as problem:
-        if not isinstance(problem, OSError) and "os error" not in str(problem):  # as the tokenizers library tells it
+        if not isinstance(problem, OSError) and "os error" not in str(problem):  # as the tokenizers library reports it
             raise
         reason = getattr(problem, "strerror", None) or problem
-        raise UserError(f"cannot write --out {out} ({reason}): choose another, or make room") from problem
+        raise UserError(f"cannot write --out {out} ({reason}): choose another, or free disk space") from problem
 
 
 # -- training --------------------------------------------------------------------------------------
 
 
-def _trained(data: list[str], size: int) -> tuple[Any, dict[str, Any]]:
-    """The tokenizer, and what is told about it."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
+def _train(data: list[str], size: int) -> tuple["PreTrainedTokenizerFast", dict[str, Any]]:
+    """The tokenizer, and its figures for the report."""
     from mhc.backbone.model import load_tokenizer
     from mhc.lm.compression import compression
     from mhc.lm.tokenizer import train_tokenizer
     from mhc.text.splits import split_conversations
+    from mhc.util.progress import counting_bar
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    with counting_bar() as progress:
         task = progress.add_task("reading", total=None)
         texts, numbers = [], []
-        for said, number in _read(data):
-            texts.append(said)
+        for contents, number in _read(data):
+            texts.append(contents)
             numbers.append(number)
             progress.update(task, completed=len(texts))
         places = split_conversations(numbers)
@@ -130,25 +134,28 @@ def _trained(data: list[str], size: int) -> tuple[Any, dict[str, Any]]:
 
         task = progress.add_task("counting words", total=len(train))
 
-        def fed() -> Iterator[str]:
+        def training_texts() -> Iterator[str]:
             for place in train:
                 yield from texts[place]
                 progress.advance(task)
             progress.update(task, description="merging pairs")
 
-        tokenizer = train_tokenizer(fed(), size)
+        tokenizer = train_tokenizer(training_texts(), size)
         if len(tokenizer) < size:
             raise UserError(
-                f"{' '.join(data)}: there is text for {len(tokenizer):,} tokens only, not {size:,}: "
-                f"bring more of it, or ask for --size {len(tokenizer)}"
+                f"{' '.join(data)}: the text is enough for {len(tokenizer):,} tokens only, not {size:,}: "
+                f"add more text, or ask for --size {len(tokenizer)}"
             )
         task = progress.add_task("measuring", total=len(held_out))
         documents = ["\n".join(texts[place]) for place in held_out]
-        both = {"this": tokenizer, "pocket": load_tokenizer("pocket")}
-        scripts, exact = compression(documents, both, lambda count: progress.advance(task, count))
+        tokenizers = {"this": tokenizer, "pocket": load_tokenizer("pocket")}
+        scripts, exact = compression(documents, tokenizers, lambda count: progress.advance(task, count))
     return tokenizer, {
         "vocabulary": len(tokenizer),
-        "trained_on": {"documents": len(train), "bytes": sum(len(t.encode()) for at in train for t in texts[at])},
+        "trained_on": {
+            "documents": len(train),
+            "bytes": sum(len(text.encode()) for place in train for text in texts[place]),
+        },
         "held_out": {
             "documents": len(documents),
             "exact_round_trips": exact,
@@ -158,7 +165,7 @@ def _trained(data: list[str], size: int) -> tuple[Any, dict[str, Any]]:
 
 
 def _read(data: list[str]) -> Iterator[tuple[list[str], int]]:
-    """What is said in each conversation or document of the sources, and its number for the splits."""
+    """The contents of each conversation or document of the sources, and its number for the splits."""
     from datamodules.readers import Report, iterate
     from mhc.text.splits import prompt_number
 
@@ -167,25 +174,25 @@ def _read(data: list[str]) -> Iterator[tuple[list[str], int]]:
             from mhc.corpus import POCKET_COUNT, dialogues
 
             for dialogue in dialogues(POCKET_COUNT):
-                said = [message["content"] for message in dialogue["messages"]]
-                yield said, prompt_number(said[0])
+                contents = [message["content"] for message in dialogue["messages"]]
+                yield contents, prompt_number(contents[0])
             continue
         report = Report(path)
         for conversation in iterate(path, report, answered=False):  # a question alone is text as well
-            said = [message["content"] for message in conversation.messages if message["content"]]
-            yield said, prompt_number(conversation.prompt)
-        _say("\n".join(report.lines()), markup=True)
+            contents = [message["content"] for message in conversation.messages if message["content"]]
+            yield contents, prompt_number(conversation.prompt)
+        say("\n".join(report.lines()), markup=True)
 
 
-# -- what is told ----------------------------------------------------------------------------------
+# -- output ----------------------------------------------------------------------------------
 
 
-def _show(told: dict[str, Any]) -> None:
+def _show(report: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    held_out, trained_on = told["held_out"], told["trained_on"]
-    title = f"{told['vocabulary']:,} tokens, from {trained_on['documents']:,} documents ({trained_on['bytes'] / 1e6:,.1f} MB)"
+    held_out, trained_on = report["held_out"], report["trained_on"]
+    title = f"{report['vocabulary']:,} tokens, from {trained_on['documents']:,} documents ({trained_on['bytes'] / 1e6:,.1f} MB)"
     console = Console(highlight=False)
     if not held_out["documents"]:
         console.print(f"{title}; none is held out, so compression was not measured", soft_wrap=True)
@@ -195,32 +202,26 @@ def _show(told: dict[str, Any]) -> None:
     for name in ("documents", "bytes per token", "characters per token"):
         table.add_column(name, justify="right")
     for script, size in held_out["scripts"].items():
-        both = [
+        figures = [
             f"{size['this'][figure]:.2f} ({size['pocket'][figure]:.2f})"
             for figure in ("bytes_per_token", "characters_per_token")
         ]
         if script == "all":
             table.add_section()
-        table.add_row(script, f"{size['documents']:,}", *both)
+        table.add_row(script, f"{size['documents']:,}", *figures)
     console.print(table)
     console.print(f"{held_out['exact_round_trips']:,} of {held_out['documents']:,} come back unchanged", soft_wrap=True)
-
-
-def _say(line: str, markup: bool = False) -> None:
-    from rich.console import Console
-
-    Console(stderr=True, highlight=False).print(line, markup=markup, soft_wrap=True)
 
 
 def _parser() -> Parser:
     parser = Parser(
         prog="run.py tokenizer",
-        description="Train a byte-level BPE tokenizer: any text survives it, digits stand alone, and its chat template "
+        description="Train a byte-level BPE tokenizer: any text can be encoded and decoded exactly, digits are single tokens, and its chat template "
         "has system and tool turns and thinking. It is measured on documents that it was not trained on.",
     )
     add = parser.add_argument
-    what = "conversations or text: files, folders, hf:NAME, pocket (the generated dialogues)"
-    add("--data", required=True, nargs="+", metavar="PATH", help=what)
+    data = "conversations or text: files, folders, hf:NAME, pocket (the generated dialogues)"
+    add("--data", required=True, nargs="+", metavar="PATH", help=data)
     add("--size", type=int, default=6400, metavar="V", help="tokens in all (default 6400)")
     add("--out", required=True, metavar="DIR", help="folder of the tokenizer, loaded by any Hugging Face program")
     return parser

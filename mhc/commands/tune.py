@@ -1,13 +1,12 @@
 """`run.py tune`: find the tree with which these heads decode fastest on this machine.
 
-What a tree is worth hangs on the heads and on the machine: on a CPU every node costs, on a GPU dozens are
-nearly free. Tuning times plain steps, rounds and drafting here, grows large trees over answers to held-out
-prompts, replays thousands of decodings with smaller trees, and measures the most promising ones.
-Where none is faster than plain decoding, that is what it settles on.
+The best tree depends on the heads and on the machine: on a CPU every node costs, on a GPU dozens are
+nearly free. Tuning times plain steps, rounds and drafting, grows large trees over answers to held-out
+prompts, replays decoding with thousands of smaller trees, and measures the most promising ones.
+Where none is faster than plain decoding, it chooses plain decoding.
 """
 
 import dataclasses
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +20,11 @@ def main(argv: list[str]) -> int:
     """Tune the tree of --checkpoint; returns the exit status."""
     options = _parser().parse_args(argv)
 
-    from rich.console import Console
-    from rich.progress import Progress
-
     from datamodules import ConversationData
-    from mhc.checkpoints.heads_folder import TUNED, write_json
+    from mhc.checkpoints.heads_folder import TUNED
     from mhc.reports.plots import draw_tuning
+    from mhc.util.files import write_json
+    from mhc.util.progress import bar, say
 
     sampling = sampling_of(options)
     engine = engine_of(options)
@@ -38,37 +36,34 @@ def main(argv: list[str]) -> int:
     prompts = [prompt.ids for prompt in data.prompts("validation", options.prompts)]
     if len(prompts) < 2:
         raise UserError(f"'{options.data}' has {len(prompts)} validation prompts: give more conversations")
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True) as progress:
-        found = tune(engine, prompts, options.max_new_tokens, sampling, progress)
+    with bar() as progress:
+        result = tune(engine, prompts, options.max_new_tokens, sampling, progress)
     folder = Path(options.checkpoint)
-    write_json(folder / TUNED, found)
-    draw_tuning(folder / "tree.png", found["example"], found["points"])
-    show(found)
-    console.print(f"-> {Path(options.checkpoint) / 'tree.json'} and tree.png; every command uses the tree from now on")
+    write_json(folder / TUNED, result)
+    draw_tuning(folder / "tree.png", result["example"], result["points"])
+    show(result)
+    say(f"-> {Path(options.checkpoint) / 'tree.json'} and tree.png; every command uses the tree from now on")
     return 0
 
 
 def tune(engine, prompts: list[list[int]], max_new_tokens: int, sampling, progress) -> dict[str, Any]:
-    """Record, time, search and measure; the winner and everything it was chosen from, as tree.json keeps it."""
+    """Record, time, search and measure; the fastest tree and all that were measured, as stored in tree.json."""
     from mhc.engine import Engine
-    from mhc.evaluation.decode_benchmark import compare, machine, versions
-    from mhc.trees.shapes import FixedTree, shape_of
+    from mhc.evaluation.decode_benchmark import compare
+    from mhc.trees.shapes import FixedTree, parse_tree
     from mhc.tuning.measure import example_round, measure_costs, record
-    from mhc.tuning.replay import COUNTS, fixed_trees, search
+    from mhc.tuning.search import COUNTS, fixed_trees, search
+    from mhc.util.progress import add_task
+    from mhc.util.provenance import machine, versions
 
-    def bar(title: str):
-        task = progress.add_task(title)
-        return lambda done, total: progress.update(task, completed=done, total=total)
-
-    traces = record(engine, prompts, max_new_tokens, sampling, bar("what the heads guess"))
+    traces = record(engine, prompts, max_new_tokens, sampling, add_task(progress, "recording drafts"))
     if not traces:
-        raise UserError("every answer ended at its first token: there is nothing to guess")
+        raise UserError("every answer ended at its first token, so there is nothing to draft: give other --data")
     fixed = fixed_trees(traces, COUNTS)
-    costs = measure_costs(engine, prompts[0], fixed, sampling, progress=bar("what a round costs"))
+    costs = measure_costs(engine, prompts[0], fixed, sampling, progress=add_task(progress, "timing rounds"))
     candidates = search(traces, costs, fixed)
     chosen = _to_measure(candidates)
-    points, update = [], bar("measuring the most promising trees")
+    points, update = [], add_task(progress, "measuring the most promising trees")
     for number, candidate in enumerate(chosen):
         figures = compare(
             Engine(engine.backbone, engine.drafter, candidate.shape), prompts, max_new_tokens, sampling=sampling
@@ -89,13 +84,13 @@ def tune(engine, prompts: list[list[int]], max_new_tokens: int, sampling, progre
             }
         )
         update(number + 1, len(chosen))
-    # Measured on a few dozen prompts, trees within 3 % of each other are equal; then the replay decides.
+    # Measured on a few dozen prompts, trees within 3 % of each other count as equal; then the prediction decides.
     fastest = max(point["measured"] for point in points)
     best = max((p for p in points if p["measured"] > 0.97 * fastest), key=lambda point: point["predicted"])
     tree = best["tree"] if best["measured"] > 1 else FixedTree.chain(0).describe()
     return {
         "tree": tree,
-        "example": example_round(Engine(engine.backbone, engine.drafter, shape_of(tree)), prompts[0], sampling),
+        "example": example_round(Engine(engine.backbone, engine.drafter, parse_tree(tree)), prompts[0], sampling),
         "speedup": max(1.0, best["measured"]),
         "tokens_per_step": best["tokens_per_step"] if best["measured"] > 1 else 1.0,
         "prompts": len(prompts),
@@ -123,17 +118,17 @@ def _to_measure(candidates: list) -> list:
     return chosen + [best] + [other for other in others if other is not None and other is not best]
 
 
-def show(found: dict[str, Any]) -> None:
-    """The measured trees as a table, the winner marked."""
+def show(result: dict[str, Any]) -> None:
+    """Print the measured trees as a table, with the fastest marked."""
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
     table = Table(title="trees for these heads on this machine", box=SIMPLE_HEAD, padding=(0, 1))
-    for heading in ("tree", "nodes", "tok/step", "replayed", "measured", "quartiles", ""):
+    for heading in ("tree", "nodes", "tok/step", "predicted", "measured", "quartiles", ""):
         table.add_column(heading, justify="left" if heading == "tree" else "right", no_wrap=True)
-    table.add_row("plain decoding", "1", "1.00", "", "1.00x", "", "<-" if found["speedup"] == 1 else "")
-    for point in sorted(found["points"], key=lambda point: point["measured"]):
+    table.add_row("plain decoding", "1", "1.00", "", "1.00x", "", "<-" if result["speedup"] == 1 else "")
+    for point in sorted(result["points"], key=lambda point: point["measured"]):
         tree = point["tree"]
         name = "fixed" if "choices" in tree else f"dynamic {tree['width']}x{tree['depth']}"
         table.add_row(
@@ -143,7 +138,7 @@ def show(found: dict[str, Any]) -> None:
             f"{point['predicted']:.2f}x",
             f"{point['measured']:.2f}x",
             f"{point['low']:.2f} - {point['high']:.2f}",
-            "<-" if tree == found["tree"] else "",
+            "<-" if tree == result["tree"] else "",
         )
     Console().print(table)
 
@@ -151,23 +146,20 @@ def show(found: dict[str, Any]) -> None:
 def _parser() -> Parser:
     parser = Parser(
         prog="run.py tune",
-        description="Find the tree with which trained heads decode fastest on this machine, 'do not speculate' "
-        "included. Writes tree.json (which every command then uses) and tree.png beside the heads. Tune again after "
-        "moving to another machine; the text is the same with any tree.",
+        description="Find the tree with which trained heads decode fastest on this machine, or plain decoding "
+        "if it is faster. Writes tree.json (which every command then uses) and tree.png into the heads folder. Tune again "
+        "after moving to another machine; the text is the same with any tree.",
+        example="python run.py tune --checkpoint runs/quickstart/cascade",
     )
     add = parser.add_argument
-    add("--checkpoint", required=True, metavar="DIR", help="folder with drafter.json, e.g. runs/quickstart/cascade")
+    add("--checkpoint", required=True, metavar="DIR", help="heads folder, e.g. runs/quickstart/cascade")
     add(
         "--data",
         metavar="PATH",
-        help="conversations, best those the heads were trained on (default for pocket: its own)",
+        help="conversations, preferably those the heads were trained on (default for pocket: its own)",
     )
     add("--prompts", type=int, default=24, metavar="N", help="validation prompts to record (default 24)")
-    add("--max_new_tokens", type=int, default=128, metavar="N", help="tokens of an answer (default 128)")
+    add("--max_new_tokens", type=int, default=128, metavar="N", help="length limit of an answer (default 128)")
     add_sampling(parser)
     add_backbone(parser)
     return parser
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -190,14 +190,14 @@ def journeys(pen: Pen) -> tuple[str, list[str]]:
     speed += pen.between(0, 4) * 5
     hours = pen.between(2, 9)
     far = speed * hours
-    asked = pen.pick(["time", "distance", "speed"])
+    unknown = pen.pick(["time", "distance", "speed"])
     voice = choose(pen, 0.7)
     facts = {"time": f"It is {far} kilometres and the {by} goes {speed} kilometres an hour.",
              "distance": f"The {by} goes {speed} kilometres an hour and the journey takes {hours} hours.",
-             "speed": f"It is {far} kilometres and takes {hours} hours."}[asked]  # fmt: skip
+             "speed": f"It is {far} kilometres and takes {hours} hours."}[unknown]  # fmt: skip
     question = pen.ask({"time": "{How long does it take?|How many hours is <he> on the way?|When does <he> arrive if <he> starts now?}",
                         "distance": "{How far is it?|How many kilometres is that?|What is the distance?}",
-                        "speed": "{How fast is the <by>?|What is the speed?|How many kilometres an hour is that?}"}[asked],
+                        "speed": "{How fast is the <by>?|What is the speed?|How many kilometres an hour is that?}"}[unknown],
                        he=he, by=by)  # fmt: skip
     prompt = pen.ask("{<name> {goes|travels} from <a> to <b> by <by>.|By <by>, <name> {travels|goes} from <a> to <b>.|<name> takes the "
                      "<by> from <a> to <b>.} <facts> <q>", name=name, a=start, b=end, by=by, facts=facts, q=question)  # fmt: skip
@@ -213,7 +213,7 @@ def journeys(pen: Pen) -> tuple[str, list[str]]:
         "speed": "{Divide the distance by the time: <far> / <h> = <v>. {So|Therefore} the <by> {goes|does|makes} <v> kilometres an "
                  "hour.|<far> kilometres in <h> hours {is|means|makes} <far> / <h> = <v> kilometres {an hour|per hour}.|{The speed "
                  "is|It is|The <by> goes at} <v> kilometres an hour, {because|since} <far> / <h> = <v>.}",
-    }[asked].replace("are} <far> kilometres{| in all}", "are} <far> kilometres{| apart}")  # fmt: skip
+    }[unknown].replace("are} <far> kilometres{| in all}", "are} <far> kilometres{| apart}")  # fmt: skip
     body = body.replace("{it is|the way is|<a> and <b> are} <far> kilometres{| in all}",
                         "{it is <far> kilometres|the way is <far> kilometres long|<a> and <b> are <far> kilometres apart}")  # fmt: skip
     answer = pen.say(body, far=far, v=speed, h=hours, name=name, he=he, by=by, a=start, b=end)
@@ -226,7 +226,7 @@ def averages(pen: Pen) -> tuple[str, list[str]]:
     what, low, high = pen.pick([("points", 5, 60), ("books", 2, 30), ("stamps", 10, 90), ("kilometres", 3, 42),
                                 ("apples", 4, 40), ("pages", 10, 99), ("coins", 5, 80)])  # fmt: skip
     values = pen.sample(range(low, high), len(names))
-    asked = pen.pick(["mean", "most", "least", "total", "range"])
+    unknown = pen.pick(["mean", "most", "least", "total", "range"])
     voice = choose(pen, 0.7)
     verb = {"points": "scored", "books": "read", "stamps": "collected", "kilometres": "ran", "apples": "picked",
             "pages": "wrote", "coins": "found"}[what]  # fmt: skip
@@ -240,7 +240,7 @@ def averages(pen: Pen) -> tuple[str, list[str]]:
                         "most": "{Who <v> most?|Who <v> the most <w>?|Who comes first?}",
                         "least": "{Who <v> least?|Who <v> the fewest <w>?|Who comes last?}",
                         "total": "{How many <w> is that in all?|What is the total?|Add them up.}",
-                        "range": "{How far apart are the best and the worst?|What is the difference between the most and the fewest?}"}[asked],
+                        "range": "{How far apart are the best and the worst?|What is the difference between the most and the fewest?}"}[unknown],
                        w=what, v=verb)  # fmt: skip
     prompt = f"{facts}. {question}"
     total, most, least = sum(values), max(values), min(values)
@@ -262,7 +262,7 @@ def averages(pen: Pen) -> tuple[str, list[str]]:
                  "{since|because} <plus> = <t>.|The {sum|total} of the <n> numbers is <t> <w>.}",
         "range": "{<top> <v> <most> and <low> only <least>, so {the difference is|they are} <most> - <least> = <d> <w>{.| apart.}|The difference "
                  "is <d> <w>, {from <least> for <low> up to <most> for <top>|because <top> <v> <most> and <low> <least>}.}",
-    }[asked], **slots)  # fmt: skip
+    }[unknown], **slots)  # fmt: skip
     answer = answer.replace(
         "the difference is " + f"{most} - {least} = {most - least} {what} apart",
         "the difference is " + f"{most} - {least} = {most - least} {what}",

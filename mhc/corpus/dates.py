@@ -99,10 +99,10 @@ def after(pen: Pen) -> tuple[str, list[str]]:
     turns = [request(pen, prompt, voice), voiced(pen, voice, answer)]
     if pen.chance(0.45):
         more = pen.between(1, 14)
-        last = end + timedelta(more)
+        later = end + timedelta(more)
         turns += [pen.ask("{And <n> later?|Add <n> more.|And another <n> on?|What about <n> after that?}", n=count(more, "day")),
-                  pen.say("{That is|Then it is|Then we are at|It is} <b>.", b=DAYS[last.weekday()] if weekday else written(last)).replace(
-                      "at " + DAYS[last.weekday()], "at a " + DAYS[last.weekday()])]  # fmt: skip
+                  pen.say("{That is|Then it is|Then we are at|It is} <b>.", b=DAYS[later.weekday()] if weekday else written(later)).replace(
+                      "at " + DAYS[later.weekday()], "at a " + DAYS[later.weekday()])]  # fmt: skip
     return "dates", turns
 
 
@@ -167,21 +167,21 @@ def times(pen: Pen) -> tuple[str, list[str]]:
     length = join([text for text, n in ((count(hours, "hour"), hours), (count(minutes, "minute"), minutes)) if n])
     begins, ends = {"train": (f"leaves {town}", f"reaches {other}"), "bus": (f"leaves {town}", f"reaches {other}"), "ferry": (f"leaves {town}", f"reaches {other}"),
                     "cake": ("goes into the oven", "is done")}.get(what, ("begins", "ends"))  # fmt: skip
-    asked = pen.pick(["end", "start", "length"])
+    unknown = pen.pick(["end", "start", "length"])
     voice = choose(pen, 0.7)
     slots = dict(w=what, b=begins, e=ends, s=clock(start), t=clock(end), l=length, name=name, he=he, n=last)
     prompt = pen.ask({
         "end": "{<name>'s <w> <b> at <s> and {takes|needs} <l>. When {is it over|does that end}?|The <w> <b> at <s>. It takes <l>. At what time {will it be over|is the end}?|If a <w> <b> at <s> "
                "and takes <l>, when is it {over|finished}?}",
         "start": "{The <w> <e> at <t> {and took|after} <l>. When did it {begin|start}?|<name> knows that the <w> <e> at <t> and takes <l>. When is the start?}",
-        "length": "{The <w> <b> at <s> and <e> at <t>. How long is {that|it}?|How long does a <w> take that <b> at <s> and <e> at <t>?}"}[asked], **slots)  # fmt: skip
-    pen.cue(voice, what, hours, asked, name)
+        "length": "{The <w> <b> at <s> and <e> at <t>. How long is {that|it}?|How long does a <w> take that <b> at <s> and <e> at <t>?}"}[unknown], **slots)  # fmt: skip
+    pen.cue(voice, what, hours, unknown, name)
     full = (start // 60 + 1) * 60
-    if asked == "end":
+    if unknown == "end":
         answer = pen.say("{<s> plus <l> {is|makes|gives} <t>{.|, so {that is the end|it <e> then}.}|{It <e>|The <w> <e>} at <t>, <l> {after|later than} <s>.|" +
                          ("Add {the hours|the full hours} first: <mid>. {With|Adding} the other <m> minutes we {get|reach} <t>.}" if hours and minutes else "At <t>, {because|since} <l> after <s> {it is|the clock shows} <t>.}"),
                          **slots, mid=clock(start + hours * 60), m=minutes)  # fmt: skip
-    elif asked == "start":
+    elif unknown == "start":
         answer = pen.say("{<t> minus <l> {is|gives} <s>, {so that is the start|and then it began}.|{The start was|It began|The <w> began} at <s>: <l> {earlier than|before} <t>.|Count back <l> from <t> and you "
                          "{reach|get|arrive at} <s>.}", **slots)  # fmt: skip
     else:

@@ -17,6 +17,7 @@ SKIPPED = {"test", "tests", "idlelib", "lib2to3", "site-packages", "dist-package
            "turtledemo", "encodings", "__pycache__", "idle_test", "this.py", "antigravity.py"}  # fmt: skip
 SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[A-Z`'\"(])")
 LONGEST = 100  # words of an answer
+Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 
 @dataclass(frozen=True)
@@ -38,22 +39,22 @@ class Entry:
 
 def _prose(doc: str) -> tuple[str, ...]:
     """Return the plain sentences at the start of a docstring, at most LONGEST words of them."""
-    kept: list[str] = []
+    sentences: list[str] = []
     for paragraph in inspect.cleandoc(doc).split("\n\n"):
         if re.search(r"^\s|>>>|^[-=*~#+|]|::|  \w", paragraph, re.MULTILINE) or not paragraph.isascii():
             break
         text = " ".join(paragraph.split())
         if "http" in text or "$" in text or "<" in text:
             break
-        kept += SENTENCE.split(text)
-    while sum(len(sentence.split()) for sentence in kept) > LONGEST:
-        kept.pop()
-    if kept and kept[-1][-1] not in ".!?":
-        if len(kept) == 1 and kept[0][-1].isalnum():
-            kept[0] += "."
+        sentences += SENTENCE.split(text)
+    while sum(len(sentence.split()) for sentence in sentences) > LONGEST:
+        sentences.pop()
+    if sentences and sentences[-1][-1] not in ".!?":
+        if len(sentences) == 1 and sentences[0][-1].isalnum():
+            sentences[0] += "."
         else:
-            kept.pop()
-    return tuple(kept)
+            sentences.pop()
+    return tuple(sentences)
 
 
 def _entries(path: Path, module: str) -> list[Entry]:
@@ -61,9 +62,9 @@ def _entries(path: Path, module: str) -> list[Entry]:
         tree = ast.parse(path.read_bytes())
     except (SyntaxError, ValueError):
         return []
-    found: list[Entry] = []
+    entries: list[Entry] = []
 
-    def add(kind: str, node: ast.AST, name: str = "", owner: str = "") -> None:
+    def add(kind: str, node: Documented, name: str = "", owner: str = "") -> None:
         doc = ast.get_docstring(node, clean=False)
         if not doc:
             return
@@ -71,10 +72,10 @@ def _entries(path: Path, module: str) -> list[Entry]:
         if sum(len(sentence.split()) for sentence in sentences) < 5:
             return
         signature = ""
-        if kind in ("function", "method"):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             signature = f"{name}({ast.unparse(node.args)})"
             signature = signature.replace("(self, ", "(").replace("(self)", "()")
-        found.append(Entry(kind, module, name, owner, signature, sentences))
+        entries.append(Entry(kind, module, name, owner, signature, sentences))
 
     add("module", tree)
     for node in tree.body:
@@ -85,7 +86,7 @@ def _entries(path: Path, module: str) -> list[Entry]:
             for inner in node.body:
                 if isinstance(inner, ast.FunctionDef) and not inner.name.startswith("_"):
                     add("method", inner, inner.name, node.name)
-    return found
+    return entries
 
 
 @lru_cache(maxsize=1)
@@ -99,7 +100,7 @@ def docstrings() -> list[Entry]:
             continue
         name = ".".join(parts).removesuffix(".py").removesuffix(".__init__")
         entries += _entries(path, name)
-    seen: set[tuple[str, ...]] = set()  # only asked, never iterated
+    seen: set[tuple[str, ...]] = set()  # for membership only: the order of a set is never used
     unique = []
     for entry in entries:
         if entry.sentences not in seen:

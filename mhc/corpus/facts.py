@@ -2,7 +2,7 @@
 
 from .grammar import Pen, article, join, plural, tidy
 from .knowledge import EVERYTHING, KINDS, Entity
-from .voices import ASKED, OPENINGS, asked, choose, request, voiced
+from .voices import OPENINGS, TONES, choose, in_tone, request, voiced
 
 PROPER = ("country", "planet")
 MASS = {"element", "sport"}
@@ -134,7 +134,7 @@ def sentence(pen: Pen, entity: Entity, attribute: str) -> str:
 
 
 def describe(pen: Pen) -> tuple[str, list[str]]:
-    """What is X? In a voice, a number of sentences, bullets, or about named aspects in the asked order."""
+    """What is X? In a voice, a number of sentences, bullets, or about named aspects in the order of the prompt."""
     entity = pen.pick(EVERYTHING)
     attributes = list(entity.facts)
     voice = choose(pen, 0.45)
@@ -238,9 +238,9 @@ def describe(pen: Pen) -> tuple[str, list[str]]:
                 sentence(pen, entity, next(iter(entity.facts))),
             ]
         else:
-            new = pen.pick([v for v in ASKED if v not in (voice, "plain")])
+            new = pen.pick([v for v in TONES if v not in (voice, "plain")])
             pen.cue(new, entity.name, entity.kind)
-            turns += [pen.ask("{Now <how>.|Say that again, but <how>.|Once more, <how>, please.}", how=asked(pen, new)),
+            turns += [pen.ask("{Now <how>.|Say that again, but <how>.|Once more, <how>, please.}", how=in_tone(pen, new)),
                       voiced(pen, new, " ".join(sentence(pen, entity, a) for a in list(entity.facts)[:2]))]  # fmt: skip
     return "facts", turns
 

@@ -1,6 +1,6 @@
 """Faults that a reader sees at once, put into a good answer.
 
-Each takes the dice, the answer and answers to other questions of its topic, and gives the faulty answer, or None where this
+Each takes a random generator, the answer and answers to other questions of its topic, and gives the faulty answer, or None where this
 answer cannot have that fault.
 """
 
@@ -48,10 +48,10 @@ def wrong(rng: Random, answer: str, others: Sequence[str]) -> str | None:
 
 def number(rng: Random, answer: str, others: Sequence[str]) -> str | None:
     """One of its numbers is another."""
-    found = list(NUMBER.finditer(answer))
-    if not found:
+    matches = list(NUMBER.finditer(answer))
+    if not matches:
         return None
-    chosen = rng.choice(found)
+    chosen = rng.choice(matches)
     value = int(chosen[0])
     other = rng.randint(value // 2, 2 * value + 9)
     return answer[: chosen.start()] + str(other + (other >= value)) + answer[chosen.end() :]
@@ -59,19 +59,19 @@ def number(rng: Random, answer: str, others: Sequence[str]) -> str | None:
 
 def repeated(rng: Random, answer: str, others: Sequence[str]) -> str | None:
     """A sentence is said two or three times."""
-    found = list(SENTENCE.finditer(answer))
-    if not found:
+    matches = list(SENTENCE.finditer(answer))
+    if not matches:
         return None
-    chosen = rng.choice(found)
+    chosen = rng.choice(matches)
     again = " ".join([chosen[0].strip()] * rng.randint(1, 2))
     return f"{answer[: chosen.end()].rstrip()} {again} {answer[chosen.end() :]}".rstrip()
 
 
 def cut(rng: Random, answer: str, others: Sequence[str]) -> str | None:
     """It breaks off in the middle of a sentence."""
-    said = answer.split(" ")
-    places = [n for n in range(2, len(said) - 1) if said[n - 1][-1:].isalpha()]
-    return " ".join(said[: rng.choice(places)]) if places else None
+    words = answer.split(" ")
+    places = [n for n in range(2, len(words) - 1) if words[n - 1][-1:].isalpha()]
+    return " ".join(words[: rng.choice(places)]) if places else None
 
 
 def rude(rng: Random, answer: str, others: Sequence[str]) -> str | None:

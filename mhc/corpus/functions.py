@@ -1,6 +1,6 @@
 """Small Python functions composed from steps, with an explanation; every one is correct Python."""
 
-from .grammar import Pen, join
+from .grammar import Pen
 
 FILTERS = {"even": ("{n} % 2 == 0", "even numbers"), "odd": ("{n} % 2 == 1", "odd numbers"), "positive": ("{n} > 0", "positive numbers"), "negative": ("{n} < 0", "negative numbers"),
            "above": ("{n} > {k}", "numbers above {k}"), "below": ("{n} < {k}", "numbers below {k}"), "multiple": ("{n} % {k} == 0", "multiples of {k}")}  # fmt: skip
@@ -151,17 +151,17 @@ def function(pen: Pen) -> tuple[str, list[str]]:
             scope,
         )
         try:
-            value = scope[name](sample)
+            outcome = scope[name](sample)
         except ValueError:
-            value = None
-        if isinstance(value, set):
-            value = None if len(value) > 1 else value
+            outcome = None
+        if isinstance(outcome, set) and len(outcome) > 1:  # its order is not always the same
+            outcome = None
         pen.cue(f, m, e)
-        if value is None and strings:
+        if outcome is None and strings:
             return "functions", turns
-        answer = f"`{value!r}`" if value is not None else "an error"
+        answer = f"`{outcome!r}`" if outcome is not None else "an error"
         turns += [pen.ask("{What does it return for|And the result for|Try it on|What do I get for} `<s>`?", s=repr(sample)),
-                  pen.say("{It returns|You get|The result is|That gives} <a>.", a=answer) if value is not None else
+                  pen.say("{It returns|You get|The result is|That gives} <a>.", a=answer) if outcome is not None else
                   pen.say("{None of the numbers passes the test|No number fits}, so `<f>` raises a ValueError.", f=ENDS[e][0])]  # fmt: skip
     return "functions", turns
 
@@ -202,4 +202,3 @@ def evaluate(pen: Pen) -> tuple[str, list[str]]:
 
 
 FAMILIES = [(function, 4), (evaluate, 2)]
-__all__ = ["FAMILIES", "join"]

@@ -1,46 +1,44 @@
 """The corpus: an endless, reproducible stream of short dialogues for the small chat model.
 
-A dialogue is drawn from one family of topics; `docs_share` of them ask about Python's own documentation.
+A dialogue is drawn from one family of topics; `documentation_share` of them ask about Python's own documentation.
 """
 
 import hashlib
-import importlib
 import json
 from collections.abc import Iterator
-from functools import lru_cache
 from itertools import accumulate
 from random import Random
 
+from . import arithmetic, dates, facts, functions, household, letters, lists, passages, stories, words
 from .documentation import docstring, reference
-from .grammar import Pen
+from .grammar import Family, Pen
 
-MODULES = {"arithmetic": 3, "dates": 2, "facts": 7, "lists": 3, "passages": 6, "stories": 8, "letters": 7, "functions": 4,
-           "household": 6, "words": 2}  # fmt: skip
+SHARES = ((arithmetic, 3), (dates, 2), (facts, 7), (lists, 3), (passages, 6), (stories, 8), (letters, 7), (functions, 4),
+          (household, 6), (words, 2))  # fmt: skip
 
 
-@lru_cache(maxsize=1)
-def _families() -> tuple[list, list]:
+def _families() -> tuple[list[Family], list[float]]:
+    """All families of topics, and their cumulated weights."""
     families, weights = [], []
-    for name, share in MODULES.items():
-        members = importlib.import_module(f"{__package__}.{name}").FAMILIES
-        total = sum(weight for _, weight in members)
-        families += [function for function, _ in members]
-        weights += [share * weight / total for _, weight in members]
+    for module, share in SHARES:
+        total = sum(weight for _, weight in module.FAMILIES)
+        families += [family for family, _ in module.FAMILIES]
+        weights += [share * weight / total for _, weight in module.FAMILIES]
     return families, list(accumulate(weights))
 
 
-POCKET_COUNT = 60_000  # dialogues of the corpus where nobody says how many
+POCKET_COUNT = 60_000  # dialogues of the corpus by default
 
 
-def dialogues(count: int, seed: int = 0, docs_share: float = 0.1) -> Iterator[dict]:
+def dialogues(count: int, seed: int = 0, documentation_share: float = 0.1) -> Iterator[dict]:
     """Yield `count` dialogues {"id", "topic", "messages"} with different first prompts, decided by `seed` alone."""
     rng = Random(f"corpus {seed}")
     pen = Pen(rng)
     families, weights = _families()
-    seen: set[bytes] = set()  # asked only, never iterated
+    seen: set[bytes] = set()  # for membership only: the order of a set is never used
     number = 0
     while number < count:
-        if rng.random() < docs_share:
+        if rng.random() < documentation_share:
             topic, turns = (reference if rng.random() < 0.3 else docstring)(pen)
         else:
             topic, turns = rng.choices(families, cum_weights=weights)[0](pen)
@@ -54,9 +52,9 @@ def dialogues(count: int, seed: int = 0, docs_share: float = 0.1) -> Iterator[di
         number += 1
 
 
-def fingerprint(count: int, seed: int = 0, docs_share: float = 0.1) -> str:
+def fingerprint(count: int, seed: int = 0, documentation_share: float = 0.1) -> str:
     """Return the sha256 (hex) of the dialogues' JSON lines."""
     digest = hashlib.sha256()
-    for dialogue in dialogues(count, seed, docs_share):
+    for dialogue in dialogues(count, seed, documentation_share):
         digest.update(json.dumps(dialogue, ensure_ascii=False, sort_keys=True).encode() + b"\n")
     return digest.hexdigest()

@@ -10,22 +10,37 @@ import zlib
 from collections.abc import Callable, Sequence
 from functools import cache
 from random import Random
+from typing import Any, NamedTuple
 
-Part = str | tuple
+Parts = tuple["str | Slot | Choice", ...]  # of a template, in order
+
+
+class Slot(NamedTuple):
+    """A place that a value is filled into."""
+
+    name: str
+
+
+class Choice(NamedTuple):
+    """Alternatives; the key tells choices apart, in a template and between templates."""
+
+    key: int
+    alternatives: tuple[Parts, ...]
 
 
 @cache
-def parse(template: str) -> tuple[Part, ...]:
-    """Split a template (`a|b` alone is `{a|b}`) into literals, ("slot", name) and ("choice", key, alternatives)."""
+def parse(template: str) -> Parts:
+    """Split a template (`a|b` alone is `{a|b}`) into literals, slots and choices."""
     whole = "{" + template + "}"
     parts, rest = _sequence(whole, 0, whole, top=True)
     assert rest == len(whole), f"unbalanced braces: {template}"
-    _, _, alternatives = parts[0]
-    return parts if len(alternatives) > 1 else alternatives[0]
+    (choice,) = parts
+    assert isinstance(choice, Choice), template
+    return parts if len(choice.alternatives) > 1 else choice.alternatives[0]
 
 
-def _sequence(text: str, at: int, whole: str, top: bool = False) -> tuple[tuple[Part, ...], int]:
-    parts: list[Part] = []
+def _sequence(text: str, at: int, whole: str, top: bool = False) -> tuple[Parts, int]:
+    parts: list[str | Slot | Choice] = []
     literal = ""
     while at < len(text):
         sign = text[at]
@@ -36,18 +51,19 @@ def _sequence(text: str, at: int, whole: str, top: bool = False) -> tuple[tuple[
         if sign == "{":
             parts, literal = ([*parts, literal] if literal else parts), ""
             key = zlib.crc32(f"{at}:{whole}".encode())
-            alternatives, at = [], at + 1
+            alternatives: list[Parts] = []
+            at += 1
             while True:
                 alternative, at = _sequence(text, at, whole)
                 alternatives.append(alternative)
                 at += 1
                 if text[at - 1] == "}":
                     break
-            parts.append(("choice", key, tuple(alternatives)))
+            parts.append(Choice(key, tuple(alternatives)))
         elif sign == "<":
             end = text.index(">", at)
             parts, literal = ([*parts, literal] if literal else parts), ""
-            parts.append(("slot", text[at + 1 : end]))
+            parts.append(Slot(text[at + 1 : end]))
             at = end + 1
         else:
             literal += sign
@@ -57,14 +73,14 @@ def _sequence(text: str, at: int, whole: str, top: bool = False) -> tuple[tuple[
     return tuple(parts), at
 
 
-def _render(parts: tuple, slots: dict, choose: Callable[[int, int], int], out: list[str]) -> None:
+def _render(parts: Parts, slots: dict[str, object], choose: Callable[[int, int], int], out: list[str]) -> None:
     for part in parts:
-        if part.__class__ is str:
+        if isinstance(part, str):
             out.append(part)
-        elif part[0] == "slot":
-            out.append(str(slots[part[1]]))
+        elif isinstance(part, Slot):
+            out.append(str(slots[part.name]))
         else:
-            _render(part[2][choose(part[1], len(part[2]))], slots, choose, out)
+            _render(part.alternatives[choose(part.key, len(part.alternatives))], slots, choose, out)
 
 
 ARTICLE = re.compile(r"\b([Aa])\(n\) (\W*)(\w+)")
@@ -126,7 +142,7 @@ class Pen:
         """Name what the prompt shows that decides the wording of the answers to come."""
         self._cues = [zlib.crc32(str(cue).encode()) for cue in cues]
 
-    def pick(self, options: Sequence):
+    def pick(self, options: Sequence) -> Any:
         """Choose one at random."""
         return options[int(self._random() * len(options))]
 
@@ -166,3 +182,6 @@ class Pen:
         out: list[str] = []
         _render(parse(template), slots, self._bound, out)
         return "".join(out)
+
+
+Family = Callable[[Pen], tuple[str, list[str]]]  # draws a topic and the turns of a dialogue, a user's first

@@ -249,7 +249,7 @@ def advice(pen: Pen) -> tuple[str, list[str]]:
     voice = choose(pen, 0.3)
     name, he = pen.pick(PEOPLE)
     bullets = pen.chance(0.3) and number > 1
-    told = {1: "one tip", 2: "two tips", 3: "three tips", 4: "four tips"}[number]
+    amount = {1: "one tip", 2: "two tips", 3: "three tips", 4: "four tips"}[number]
     start = pen.pick(["first", "last"])
     chosen = list(range(number)) if start == "first" else list(range(4 - number, 4))
     who = pen.chance(0.5)
@@ -258,7 +258,7 @@ def advice(pen: Pen) -> tuple[str, list[str]]:
         if not who
         else "{<name> wants to <a>.|How can <name> <a>?|My friend <name> would like to <a>.} {Give <him> <n>.|<n>, please.|<n> for <him>, please.}",
         a=aim,
-        n=told,
+        n=amount,
         name=name,
         him="him" if he == "he" else "her",
     )

@@ -1,7 +1,7 @@
 """Letters and messages with given details, in a given tone, and their changes."""
 
 from .dates import DAYS
-from .grammar import Pen, join
+from .grammar import Pen
 from .names import PEOPLE, TOWNS
 
 EVENTS = {"birthday party": "celebrate my birthday", "dinner": "have dinner together", "picnic": "sit in the grass and eat", "concert": "listen to some music", "barbecue": "grill in the garden", "game night": "play cards and board games",
@@ -175,4 +175,3 @@ def _write(pen: Pen, kind: str, tone: str, sender: str, slots: dict) -> str:
 
 
 FAMILIES = [(letter, 1)]
-__all__ = ["FAMILIES", "join"]

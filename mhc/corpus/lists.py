@@ -205,8 +205,11 @@ def tables(pen: Pen) -> tuple[str, list[str]]:
         ]
     else:
         question = pen.ask("{Write one sentence for each person.|Put this into full sentences.|Write it as prose.}")
-        answer = " ".join(pen.say("{<n> {lives in|comes from|is from} <t> and has a(n) <c> of <v>.|In <t> {lives|we find} <n> with a(n) <c> of <v>.|The <c> of <n>, who {lives in|comes from} <t>, is <v>.}", n=n, t=c, v=v, c=column)
-                          for n, v, c in rows if not pen.cue(column, c, voice))  # fmt: skip
+        sentences = []
+        for n, v, c in rows:
+            pen.cue(column, c, voice)
+            sentences.append(pen.say("{<n> {lives in|comes from|is from} <t> and has a(n) <c> of <v>.|In <t> {lives|we find} <n> with a(n) <c> of <v>.|The <c> of <n>, who {lives in|comes from} <t>, is <v>.}", n=n, t=c, v=v, c=column))  # fmt: skip
+        answer = " ".join(sentences)
     return "tables", [request(pen, f"{source}\n\n{question}", voice), voiced(pen, voice, answer)]
 
 

@@ -15,7 +15,7 @@ THINGS = [name for name, _ in SHOPPING if name != "loaf"] + ["book", "shell", "c
 
 
 def tagged(steps: list[str], result: str) -> str:
-    """The answer as the model shall write it."""
+    """The answer in the form that the model learns."""
     thought = "\n".join(steps)
     return f"<think>\n{thought}\n</think>\n<answer>\n{result}\n</answer>"
 
@@ -90,7 +90,7 @@ def measure(pen: Pen) -> Problem:
 
 
 def ages(pen: Pen) -> Problem:
-    """Two people, one told by the other."""
+    """The ages of two people, one given by the other."""
     (first, _), (second, _) = pen.sample(PEOPLE, 2)
     age, gap = pen.between(10, 40), pen.between(2, 9)
     older = pen.chance(0.5)

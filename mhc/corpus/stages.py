@@ -14,7 +14,7 @@ prompt (by `mhc.text.splits`) is in no text of pretraining, so held-out answers 
 
 import json
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from random import Random
 
@@ -26,7 +26,7 @@ from .arithmetic import averages, journeys, shopping, sums, units
 from .dates import after, times
 from .facts import belong, compare, describe, rank, riddle
 from .faults import FAULTS
-from .grammar import Pen
+from .grammar import Family, Pen
 from .household import advice, packing, recipe
 from .identity import identity
 from .letters import letter
@@ -39,7 +39,6 @@ from .words import word
 
 COUNTS = {"pretrain": 16_000, "chats": 8_000, "preferences": 3_000, "reasoning": 4_000}
 
-Family = Callable[[Pen], tuple[str, list[str]]]
 TEXTS: list[tuple[Family, float]] = [
     (describe, 8), (riddle, 4), (belong, 2), (compare, 1), (rank, 1), (word, 4), (words, 1), (passage, 2), (story, 2), (letter, 1),
     (advice, 3), (recipe, 2), (packing, 1), (sums, 1), (units, 1), (shopping, 1), (journeys, 1), (averages, 1), (after, 1), (times, 1),
@@ -47,8 +46,8 @@ TEXTS: list[tuple[Family, float]] = [
 CHATS: list[tuple[Family, float]] = [(describe, 6), (riddle, 3), (belong, 2), (rank, 1.5), (word, 3), (advice, 2)]
 ALONE = ("stories", "letters")  # topics whose answers are texts by themselves
 LONGEST = 240  # characters of a chat, both turns together
-TIRED = 10_000  # draws in a row that bring nothing new, after which there is nothing new
-DRESSED = tuple(  # how answers in a voice begin
+EXHAUSTED = 10_000  # draws in a row without a new row, after which there are no more
+VOICED = tuple(  # how answers in a voice begin
     start.strip() for voice, some in OPENINGS.items() if voice != "plain" for start in some.strip("{}").split("|")
 )
 
@@ -57,9 +56,9 @@ def documents(count: int, seed: int = 0) -> Iterator[dict]:
     """`count` different texts {"text"}."""
     pen, seen = Pen(Random(f"documents {seed}")), _Seen()
     while len(seen) < count:
-        topic, turns = _drawn(pen, TEXTS)
+        topic, turns = _draw(pen, TEXTS)
         text = turns[1] if topic in ALONE else "\n".join(turns)
-        if not _dressed(turns[1]) and split_of(turns[0]) == "train" and seen.is_new(text):
+        if not _voiced(turns[1]) and split_of(turns[0]) == "train" and seen.is_new(text):
             yield {"text": text}
 
 
@@ -115,8 +114,8 @@ def write(
     paths = {stage: Path(folder) / f"{stage}.jsonl" for stage in rows}
     for stage, path in paths.items():
 
-        def lines(at: Path, stage: str = stage) -> None:
-            with open(at, "w", encoding="utf-8", newline="\n") as file:
+        def lines(target: Path, stage: str = stage) -> None:
+            with open(target, "w", encoding="utf-8", newline="\n") as file:
                 file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows[stage])
 
         write_atomically(path, lines)
@@ -124,24 +123,24 @@ def write(
 
 
 class _Seen:
-    """What has been written already, by a hash of its words."""
+    """The texts so far, by a hash of their words."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.numbers: set[int] = set()
-        self.old = 0  # draws since the last new one
+        self.repeats = 0  # draws since the last new text
 
     def __len__(self) -> int:
         return len(self.numbers)
 
     def is_new(self, text: str) -> bool:
-        """Whether it was never asked about before. Raises UserError where nothing new comes any more."""
+        """Whether the text has not been there before. Raises UserError where no new text comes any more."""
         number = prompt_number(text)
         if number in self.numbers:
-            self.old += 1
-            if self.old == TIRED:
+            self.repeats += 1
+            if self.repeats == EXHAUSTED:
                 raise UserError(f"there are about {len(self)} different rows of this kind: ask for fewer")
             return False
-        self.old = 0
+        self.repeats = 0
         self.numbers.add(number)
         return True
 
@@ -150,18 +149,18 @@ def _pairs(seed: str, count: int) -> Iterator[tuple[str, str, str]]:
     """`count` times topic, prompt and short plain answer."""
     pen, seen = Pen(Random(seed)), _Seen()
     while len(seen) < count:
-        topic, (prompt, answer, *_) = _drawn(pen, CHATS)
-        if len(prompt) + len(answer) <= LONGEST and not _dressed(answer) and seen.is_new(prompt):
+        topic, (prompt, answer, *_) = _draw(pen, CHATS)
+        if len(prompt) + len(answer) <= LONGEST and not _voiced(answer) and seen.is_new(prompt):
             yield topic, prompt, answer
 
 
-def _drawn(pen: Pen, families: Sequence[tuple[Family, float]]) -> tuple[str, list[str]]:
+def _draw(pen: Pen, families: Sequence[tuple[Family, float]]) -> tuple[str, list[str]]:
     return pen.rng.choices([family for family, _ in families], [weight for _, weight in families])[0](pen)
 
 
-def _dressed(answer: str) -> bool:
+def _voiced(answer: str) -> bool:
     """Whether the answer is in one of the voices."""
-    return answer.startswith(DRESSED)
+    return answer.startswith(VOICED)
 
 
 def _alike(one: str, other: str) -> bool:

@@ -2,7 +2,7 @@
 
 from .grammar import Pen, join
 from .names import OBJECT, OWNER, pronouns
-from .voices import ASKED, asked
+from .voices import TONES, in_tone
 
 THINGS = ["red kite", "silver key", "old map", "blue umbrella", "golden coin", "wooden boat", "paper dragon", "music box", "green lantern", "torn letter", "glass marble", "magic stone",
           "woollen hat", "broken clock", "small drum", "shiny shell", "striped scarf", "yellow bucket", "empty jar", "tin soldier", "rusty bell", "toy bear", "painted egg", "long rope"]  # fmt: skip
@@ -136,11 +136,11 @@ def story(pen: Pen) -> tuple[str, list[str]]:
             turns += [pen.ask("{Who is the story about?|Describe the hero in one sentence.|What do we know about <hero>?}", hero=hero),
                       pen.say("{<hero> is {a <trait> <kid>|the <trait> hero} who {has|owns} a(n) <thing>{ and meets a(n) <helper>|}.|It is about <hero>, {who is <trait>|a <trait> <kid>}{ and has a(n) <thing>|}.}", kid="girl" if he == "she" else "boy", **slots)]  # fmt: skip
         else:
-            voice = pen.pick([v for v in ASKED if v != "plain"])
+            voice = pen.pick([v for v in TONES if v != "plain"])
             from .voices import voiced
 
             pen.cue(voice, end)
-            turns += [pen.ask("{Sum it up <how>.|Tell it again in two sentences, <how>.|Now the short version, <how>.}", how=asked(pen, voice)),
+            turns += [pen.ask("{Sum it up <how>.|Tell it again in two sentences, <how>.|Now the short version, <how>.}", how=in_tone(pen, voice)),
                       voiced(pen, voice, pen.say("{<hero> had a(n) <thing>, and <at> the <place> <he> met a(n) <helper>|This is how <trait> <hero>, a(n) <helper> and a(n) <thing> {met|came together} <at> the <place>|<at> the <place>, <hero> and a(n) <helper> {had to deal with|learned something from} a(n) <thing>}.", **slots))]  # fmt: skip
     return "stories", turns
 

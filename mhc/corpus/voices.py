@@ -2,7 +2,7 @@
 
 from .grammar import Pen
 
-ASKED = {
+TONES = {
     "plain": "",
     "formal": "{formally|in a formal tone|in polite, formal English}",
     "child": "{for a small child|so that a six-year-old understands|in words for young children}",
@@ -15,7 +15,7 @@ ASKED = {
     "robot": "{like a robot|as a robot|in the voice of a machine}",
     "detective": "{like a detective|as a private detective would|in the voice of a detective}",
 }
-NAMES = list(ASKED)
+NAMES = list(TONES)
 
 OPENINGS = {
     "plain": "{||||}",
@@ -51,9 +51,9 @@ def choose(pen: Pen, plain: float = 0.5) -> str:
     return "plain" if pen.chance(plain) else pen.pick(NAMES[1:])
 
 
-def asked(pen: Pen, voice: str) -> str:
+def in_tone(pen: Pen, voice: str) -> str:
     """Return the words by which a prompt asks for this voice ("" for the plain one)."""
-    words = pen.ask(ASKED[voice])
+    words = pen.ask(TONES[voice])
     return words[:1].lower() + words[1:]
 
 
@@ -61,7 +61,7 @@ def request(pen: Pen, prompt: str, voice: str) -> str:
     """Add the wish for a voice to a prompt, before or after it."""
     if voice == "plain":
         return prompt
-    how = asked(pen, voice)
+    how = in_tone(pen, voice)
     if pen.chance(0.3):
         return f"{how[0].upper()}{how[1:]}, please: {prompt}"
     return prompt + " " + pen.ask("{Answer <how>.|Please reply <how>.|Say it <how>.|Tell me <how>.}", how=how)

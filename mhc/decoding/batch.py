@@ -1,186 +1,118 @@
-"""The sequences being decoded together, and everything that one round of them reads and writes.
+"""The rows that are decoded together: the buffers that a round reads and writes, with any drafter.
 
-B rows   N nodes   S slots
+B rows   N nodes   P tokens emitted a row   S slots   V vocabulary
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from mhc.backbone.attention import tree_mask
 from mhc.backbone.cache import TreeCache
-from mhc.decoding.cuda_graphs import Graphs
-from mhc.decoding.pace import Pace
-from mhc.sampling import GREEDY, Draw, Sampler, Sampling
-from mhc.trees.shapes import Shape
+from mhc.backbone.model import Backbone
+from mhc.decoding.request import DecodeRequest, TokenLogprob
+from mhc.sampling import GREEDY, RoundNoise, Sampler, Sampling
 
-if TYPE_CHECKING:
-    from mhc.engine import Engine
-
-BUCKET = {"cuda": 256, "cpu": 8}  # compiled rounds attend to a multiple of so many slots, CUDA graphs to few multiples
-PREFILL_TOKENS = {"cuda": 8192, "cpu": 1024}  # prompts are read several at once, up to so many tokens with padding
-TOGETHER = 8  # prompts are waited for until this part of the rows is free: reading them one by one costs twice as much
-MANY = 16  # rows, from which on one guess each may be enough
-MOST = 1 << 30  # tokens a round may emit: as many as are right
-TOP = 20  # likeliest tokens that are told of where likelihoods are asked for
+BUCKET = {"cuda": 256, "cpu": 8}  # compiled rounds attend to a multiple of this many slots
+PREFILL_TOKENS = {"cuda": 8192, "cpu": 1024}  # tokens of one prefill at most, padding included
+PREFILL_SHARE = 8  # prefill waits until 1/8 of the rows are free: reading prompts one by one costs twice as much
+UNLIMITED = 1 << 30  # tokens that a round may emit for a row: as many as are accepted
+TOP_LOGPROBS = 20  # likeliest tokens reported beside each token
 
 
-class Asked(NamedTuple):
-    """One prompt: its token ids, how many tokens may follow it, how they are drawn; plain: one token a round;
-    likelihoods: whether to tell what the backbone thought of each token."""
+class DecodeBatch:
+    """Up to `size` sequences decoded together: their cache, their roots and their noise.
 
-    prompt: list[int]
-    room: int
-    sampling: Sampling = GREEDY
-    plain: bool = False
-    likelihoods: bool = False
-
-
-class Rows:
-    """The sequences being decoded together: their cache, the drafter's memory, their roots and their dice.
-
-    Everything a round reads and writes lies in buffers made once, so that a round can be captured.
+    capacity: slots of a row, those of a round's nodes included. fixed: each round computes all rows over a padded cache,
+    so that it can be compiled and captured; all its buffers are allocated once.
     """
 
-    def __init__(self, engine: "Engine", size: int, capacity: int, speculate: bool):
-        self.engine, self.size, self.speculate = engine, size, speculate
-        device = engine.backbone.device
-        self.bucket, self.most_read = BUCKET.get(device.type, 256), PREFILL_TOKENS.get(device.type, 8192)
-        self.cache = engine.backbone.cache(size, capacity, self.bucket if engine.compile else None)
-        self.memory = engine.drafter.allocate(size, self.cache.capacity) if speculate else None
-        self._root, self._most = torch.zeros(2, size, dtype=torch.long, device=device)
-        self.sampler = Sampler(size, engine.backbone.vocabulary_size, device)
-        self.alone = (  # the tree of a root: ancestors and depth
+    def __init__(self, backbone: Backbone, size: int, capacity: int, fixed: bool = False):
+        self.backbone, self.size, self.fixed = backbone, size, fixed
+        device = backbone.device
+        self.bucket = BUCKET.get(device.type, 256)
+        self.prefill_tokens = PREFILL_TOKENS.get(device.type, 8192)
+        self.cache: TreeCache = backbone.cache(size, capacity, self.bucket if fixed else None)
+        self._root, self._max_emitted = torch.zeros(2, size, dtype=torch.long, device=device)
+        self.sampler = Sampler(size, backbone.vocabulary_size, device)
+        self.root_only = (  # the tree of a root: ancestors and depth
             torch.ones(1, 1, 1, dtype=torch.bool, device=device),
             torch.zeros(1, 1, dtype=torch.long, device=device),
         )
-        self.compiled = engine.compile
-        self.graphs = Graphs() if self.compiled and device.type == "cuda" else None
+        self.start([])
 
-    def start(self, asked: Sequence[Asked], kinds: Sequence[Sampling] = ()) -> None:
-        """Serve these prompts from now on, numbered in order; none is read yet. kinds: settings that may come besides."""
-        self.asked = dict(enumerate(asked))
-        self.serving: list[int] = []  # prompt number of each row
-        self.left: list[int] = []  # tokens each may still emit
-        self.grown = 0  # nodes of the last tree
-        self.levels = 0  # guesses in a row that the last forward verified at most
-        self.noted: tuple[torch.Tensor, ...] | None = None  # the last forward's likelihoods, where they are wanted
-        self.pace = Pace(self.engine.tree) if self.speculate else None
+    def start(self, requests: Sequence[DecodeRequest], kinds: Sequence[Sampling] = ()) -> None:
+        """Serve these requests from now on, numbered in order; none is prefilled yet. kinds: further settings to expect."""
+        self.requests = dict(enumerate(requests))
+        self.serving: list[int] = []  # request number of each row
+        self.remaining: list[int] = []  # tokens that each row may still emit
+        self._logprobs: tuple[Tensor, Tensor, Tensor] | None = None  # of the last forward, where a request wants them
         self.cache.lengths = [0] * self.size
-        sampling = [each.sampling for each in asked]
+        sampling = [request.sampling for request in requests]
         self.sampler.declare([*sampling, *kinds] or [GREEDY])
         self.sampler.assign(([*sampling, *[GREEDY] * self.size])[: self.size])
-        self._most.fill_(MOST)
-
-    def run(self, round: Callable[["Rows"], torch.Tensor]) -> torch.Tensor:
-        """One round of the rows being served."""
-        key = self._key(round)
-        return self.graphs.replay(key) if self.graphs and key in self.graphs else round(self)
-
-    def _key(self, round: Callable) -> tuple:
-        return round.__name__, self.cache.extent(self.nodes), self.sampler.signature, self.notes
-
-    def warm_up(self, round: Callable[["Rows"], torch.Tensor]) -> Iterator[tuple[int, int]]:
-        """Compile and capture what the prompts at hand will need, or any where there are none yet; yields (done, of how many).
-        Before any prefill."""
-        if not self.compiled or (self.speculate and not self.engine.tree.static and self.graphs):
-            return
-        asked = self.asked.values()
-        least = min((len(each.prompt) for each in asked), default=1)
-        most = max((len(each.prompt) + each.room for each in asked), default=self.cache.capacity)
-        most = min(most, self.cache.capacity - self.nodes)
-        lengths = [*range(max(1, least // self.bucket * self.bucket), most, self.bucket), most]
-        if self.graphs is None:
-            lengths = lengths[:2]  # the second length is compiled for all others as well
-        for done, length in enumerate(lengths):
-            self.cache.lengths = [length] * self.size
-            self.cache.select(0, self.size)
-            if self.graphs is None:
-                round(self)
-            elif (key := self._key(round)) not in self.graphs:
-                self.graphs.record(key, lambda: round(self))
-            yield done + 1, len(lengths)
-        self.cache.lengths = [0] * self.size
+        self._max_emitted.fill_(UNLIMITED)
 
     @property
-    def steps_plainly(self) -> bool:
-        """Whether plain steps may come, if only in pauses."""
-        return self.pace is None or self.pace.watches
-
-    @property
-    def taps(self) -> tuple[int, ...]:
-        """Layers whose inputs the drafter wants to read."""
-        return () if self.memory is None else self.engine.drafter.taps
-
-    @property
-    def tree(self) -> Shape:
-        """The shape that a round grows: the engine's, or its one of many rows."""
-        many = self.engine.tree_of_many
-        rows = self.size if self.compiled else len(self.serving)
-        return self.engine.tree if many is None or rows < MANY else many
-
-    @property
-    def nodes(self) -> int:
-        """The most nodes that a round writes."""
-        return self.tree.nodes if self.speculate else 1
-
-    @property
-    def guesses(self) -> bool:
-        """Whether any prompt being served wants the heads' guesses."""
-        return not all(self.asked[number].plain for number in self.serving)
-
-    @property
-    def most(self) -> torch.Tensor:
+    def max_emitted(self) -> Tensor:
         """(B,) tokens that a round may emit; a view."""
-        return self._most[self.active]
+        return self._max_emitted[self.active]
 
     @property
-    def root(self) -> torch.Tensor:
-        """(B,) tokens that are decided and not yet read; a view, to be written in place."""
+    def root(self) -> Tensor:
+        """(B,) tokens that are decided but not yet read by the target model; a view, to be written in place."""
         return self._root[self.active]
 
     @property
     def active(self) -> slice:
-        """The rows that a round computes: those being served; in compiled rounds, whose shapes are fixed, all."""
-        return slice(0, self.size if self.compiled else len(self.serving))
+        """The rows that a round computes: those being served, or in fixed rounds, whose shapes never change, all."""
+        return slice(0, self.size if self.fixed else len(self.serving))
 
-    def has_room(self, waiting: deque[int]) -> bool:
-        """Whether enough rows are free to read waiting prompts into."""
+    def activate(self) -> None:
+        """Have the next forward serve the active rows."""
+        self.cache.set_active(self.active.start, self.active.stop)
+
+    @property
+    def wants_drafts(self) -> bool:
+        """Whether any request being served wants draft tokens."""
+        return not all(self.requests[number].plain for number in self.serving)
+
+    def can_admit(self, waiting: int) -> bool:
+        """Whether enough rows are free to prefill some of `waiting` prompts."""
         free = self.size - len(self.serving)
-        return free >= max(1, min(self.size // TOGETHER, len(waiting)))
+        return free >= max(1, min(self.size // PREFILL_SHARE, waiting))
 
-    def next_of(self, waiting: deque[int]) -> list[int]:
-        """As many waiting prompts as there are free rows, as far as one forward should read."""
-        numbers, longest = [], 0
+    def take_prefill_group(self, waiting: deque[int]) -> list[int]:
+        """As many waiting requests as there are free rows and as fit into one prefill."""
+        numbers: list[int] = []
+        longest = 0
         while waiting and len(self.serving) + len(numbers) < self.size:
-            longest = max(longest, len(self.asked[waiting[0]].prompt))
-            if numbers and longest * (len(numbers) + 1) > self.most_read:
+            longest = max(longest, len(self.requests[waiting[0]].prompt))
+            if numbers and longest * (len(numbers) + 1) > self.prefill_tokens:
                 break
             numbers.append(waiting.popleft())
         return numbers
 
-    def draw(self, depth: int) -> Draw:
-        """The dice of this round, for a tree `depth` deep."""
+    def round_noise(self, depth: int) -> RoundNoise:
+        """The noise of this round, for a tree `depth` deep."""
         start = self.cache.start
-        return self.sampler.round(start if isinstance(start, int) else start[:, None], depth)
+        return self.sampler.for_round(start if isinstance(start, int) else start[:, None], depth)
 
-    def places(
-        self, ancestors: torch.Tensor, depth: torch.Tensor
-    ) -> tuple[torch.Tensor, TreeCache, dict[str, torch.Tensor] | None]:
+    def forward_inputs(self, ancestors: Tensor, depth: Tensor) -> tuple[Tensor, TreeCache, dict[str, Tensor] | None]:
         """Positions (B,N), cache and mask for a forward over nodes of these depths (1|B,N).
 
-        Positions are kept inside the context: nodes beyond it are never emitted, but models with
-        learned positions could not even look them up.
+        Positions are clamped to the context: nodes beyond it are never emitted, but models with
+        learned positions cannot look them up.
         """
-        cache, backbone = self.cache, self.engine.backbone
+        cache, backbone = self.cache, self.backbone
         start = cache.start
         rows, nodes = self.active.stop, ancestors.shape[1]
-        places = depth + (start if cache.even else start[:, None])
-        positions = places.clamp(max=backbone.context - 1).expand(rows, -1)
-        if nodes == 1 and cache.even and (backbone.window is None or cache.longest < backbone.window):
-            return positions, cache, None  # plain causal attention sees the same
+        positions = depth + (start if isinstance(start, int) else start[:, None])
+        positions = positions.clamp(max=backbone.context - 1).expand(rows, -1)
+        if nodes == 1 and cache.uniform and (backbone.window is None or cache.max_length < backbone.window):
+            return positions, cache, None  # equal to plain causal attention
         mask = {
             kind: tree_mask(
                 ancestors, depth, start, cache.extent(nodes), backbone.window if kind == "sliding_attention" else None
@@ -189,59 +121,68 @@ class Rows:
         }
         return positions, cache, mask
 
-    def join(self, number: int, token: int) -> None:
-        """A prefilled prompt becomes the last row."""
-        self.serving.append(number)
-        self.left.append(self.asked[number].room)
-        self._root[len(self.serving) - 1] = token
+    def admit(self, numbers: list[int], tokens: Tensor) -> None:
+        """Prefilled requests become the last rows; tokens (B,) are the first of their answers."""
+        self._root[len(self.serving) : len(self.serving) + len(numbers)] = tokens
+        self.serving += numbers
+        self.remaining += [self.requests[number].max_new_tokens for number in numbers]
         self._assign()
 
-    def leave(self, row: int) -> None:
-        """A finished row's place is taken by the last one."""
+    def evict(self, row: int) -> None:
+        """Remove a finished row; the last row takes its place."""
         number, last = self.serving[row], len(self.serving) - 1
         if row != last:
             self.cache.move(last, row)
-            if self.memory is not None:
-                self.engine.drafter.move(self.memory, last, row)
             self._root[row] = self._root[last]
-            self.serving[row], self.left[row] = self.serving[last], self.left[last]
-        del self.asked[number]
+            self.serving[row], self.remaining[row] = self.serving[last], self.remaining[last]
+        del self.requests[number]
         self.serving.pop()
-        self.left.pop()
-        self.cache.clear(last)  # its text may be longer than any that is served
+        self.remaining.pop()
+        self.cache.clear(last)  # its text may be longer than any being served
         self._assign()
 
     def _assign(self) -> None:
-        """Write the rows' own settings where the rounds read them."""
-        asked = [self.asked[number] for number in self.serving]
-        idle = self.active.stop - len(asked)
-        if not self.compiled:  # compiled rounds keep to the kinds declared at the start
-            self.sampler.declare([each.sampling for each in asked] or [GREEDY])
-        self.sampler.assign([each.sampling for each in asked] + [GREEDY] * idle)
-        if asked:
-            self.most.copy_(torch.tensor([1 if each.plain else MOST for each in asked] + [MOST] * idle))
+        """Write each row's settings into the buffers that rounds read."""
+        requests = [self.requests[number] for number in self.serving]
+        idle = self.active.stop - len(requests)
+        if not self.fixed:  # fixed rounds keep the kinds declared at the start
+            self.sampler.declare([request.sampling for request in requests] or [GREEDY])
+        self.sampler.assign([request.sampling for request in requests] + [GREEDY] * idle)
+        if requests:
+            limits = [1 if request.plain else UNLIMITED for request in requests] + [UNLIMITED] * idle
+            self.max_emitted.copy_(torch.tensor(limits))
 
-    # ---- what the backbone thought of the tokens
+    def snapshot(self) -> tuple[list[int], Tensor]:
+        """The state of all rows, for `restore`."""
+        return list(self.cache.lengths), self._root.clone()
+
+    def restore(self, snapshot: tuple[list[int], Tensor]) -> None:
+        """Go back to a snapshot; what was committed since is overwritten by the next round."""
+        lengths, root = snapshot
+        self.cache.lengths = list(lengths)
+        self._root.copy_(root)
+        self.activate()
+
+    # ---- log-probabilities of emitted tokens
 
     @property
-    def notes(self) -> bool:
-        """Whether likelihoods are asked for."""
-        return any(self.asked[number].likelihoods for number in self.serving)
+    def wants_logprobs(self) -> bool:
+        """Whether any request being served wants them."""
+        return any(self.requests[number].logprobs for number in self.serving)
 
-    def note(self, logits: torch.Tensor, path: torch.Tensor, emitted: torch.Tensor, asked: Sequence[bool] = ()) -> None:
-        """Keep the likelihoods of the tokens emitted (B,P), by the logits (B,N,V) at nodes path (B,P), where a row served
-        or `asked` wants them."""
-        self.noted = None
-        if any(asked) or (not asked and self.notes):
-            at = logits.gather(1, path[..., None].expand(-1, -1, logits.shape[-1])).float().log_softmax(dim=-1)
-            best = at.topk(min(TOP, at.shape[-1]), dim=-1)
-            self.noted = at.gather(2, emitted[..., None])[..., 0], best.indices, best.values
+    def record_logprobs(self, logits: Tensor, path: Tensor, emitted: Tensor, wanted: bool) -> None:
+        """If `wanted`, store the logprobs of the tokens emitted (B,P), from the logits (B,N,V) at nodes path (B,P)."""
+        self._logprobs = None
+        if wanted:
+            at_path = logits.gather(1, path[..., None].expand(-1, -1, logits.shape[-1])).float().log_softmax(dim=-1)
+            best = at_path.topk(min(TOP_LOGPROBS, at_path.shape[-1]), dim=-1)
+            self._logprobs = at_path.gather(2, emitted[..., None])[..., 0], best.indices, best.values
 
-    def likelihoods(self) -> list[list[tuple[float, list[tuple[int, float]]]]]:
-        """Of the last forward, by row and token: its log-probability and the likeliest tokens with theirs."""
-        if self.noted is None:
+    def logprobs(self) -> list[list[TokenLogprob]]:
+        """Those of the last forward, by row and token; empty where no request wants them."""
+        if self._logprobs is None:
             return []
+        emitted, ids, values = (part.tolist() for part in self._logprobs)
         return [
-            [(own, list(zip(ids, values))) for own, ids, values in zip(*row)]
-            for row in zip(*(part.tolist() for part in self.noted))
+            [TokenLogprob(logprob, list(zip(*top))) for logprob, *top in zip(*row)] for row in zip(emitted, ids, values)
         ]

@@ -1,8 +1,8 @@
 """CUDA graphs of whole rounds: hundreds of small kernels replayed by one launch.
 
-A round reads and writes buffers that stay where they are; what differs from round to round (lengths, tokens,
-seeds) are numbers in them. So a round recorded once can be replayed as long as its shapes are the same: one graph
-for each extent of the cache and kind of sampling.
+A round reads and writes buffers at fixed addresses; only their contents differ from round to round (lengths, tokens,
+seeds). So a round recorded once can be replayed as long as its shapes are the same: one graph per extent of the cache
+and kind of sampling.
 """
 
 from collections.abc import Callable
@@ -24,22 +24,22 @@ class Graphs:
     def __contains__(self, key: Any) -> bool:
         return key in self._recorded
 
-    def record(self, key: Any, round: Callable[[], Tensor]) -> None:
-        """Run `round` a few times on a stream of its own, as CUDA graphs want it, then record it. What it leaves in
-        the buffers is garbage: record before they hold anything.
+    def record(self, key: Any, step: Callable[[], Tensor]) -> None:
+        """Run `step` a few times on a side stream, as CUDA graphs require, then record it. It leaves garbage in the
+        buffers: record before they hold anything.
 
-        Raises UserError for a backbone whose forward waits for the host (some mixtures of experts do).
+        Raises UserError for a backbone whose forward synchronises with the host (some mixtures of experts do).
         """
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.stream(side):
-                for _ in range(3):  # compiles, fills caches of index tensors, lets libraries choose their kernels
-                    round()
+                for _ in range(3):  # compiles, fills caches of index tensors, lets libraries select kernels
+                    step()
             torch.cuda.current_stream().wait_stream(side)
             with torch.cuda.graph(graph, pool=self._pool):
-                result = round()
+                result = step()
         except RuntimeError as error:
             raise UserError(
                 f"this model's rounds cannot be captured ({str(error).splitlines()[0]}): decode without --compile"

@@ -1,30 +1,30 @@
-"""Conversations answered anew, turn by turn: what is asked next, who answers, what is kept.
+"""Conversations whose answers are generated again, turn by turn: the next requests, the answerers, and what is written.
 
-A *back end* is a function: requests in, one reply to each in any order. It takes requests as it has room for them: an
-iteration that ends may be begun again, since every reply may bring a further request, until there is none and no reply
-is due. `InProcess` is this project's engine; `mhc.distill.openai_server.Server` asks an OpenAI-compatible one. Everything else is the
-same for both.
+An *answerer* is a function: requests in, one reply to each in any order. It takes requests as it has room for them. Every
+reply may bring a further request, so it iterates over them again until there is none and no reply is due. `InProcess` is
+this project's engine; `mhc.distill.openai_server.OpenAIAnswerer` calls an OpenAI-compatible server.
 """
 
-import json
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mhc.errors import UserError
 from mhc.text.messages import Messages
-from mhc.util.files import write_json
 from mhc.util.journal import Journal, digest
+
+if TYPE_CHECKING:  # with a server there is nothing to load torch for
+    from mhc.sampling import Sampling
 
 GIVE_UP = 50  # rejections in a row
 
 
 @dataclass(frozen=True)
 class Request:
-    """The answer wanted behind these messages. seed: hangs on the run's seed, the conversation and the turn alone."""
+    """The answer wanted behind these messages. seed: depends on the run's seed, the conversation and the turn alone."""
 
     key: str
     messages: Messages
@@ -33,8 +33,8 @@ class Request:
 
 @dataclass(frozen=True)
 class Reply:
-    """An answer (text, why it ended, its tokens), or the reason why there is none; `final` if asking again is no use;
-    attempts: how often it was asked, 0 where that was of no use from the start."""
+    """An answer (text, why it ended, its tokens), or the reason why there is none; `final` if a retry cannot help; attempts:
+    how often it was tried, 0 where no attempt could succeed."""
 
     key: str
     text: str = ""
@@ -50,7 +50,7 @@ Answerer = Callable[[Iterable[Request]], Iterable[Reply]]
 
 @dataclass
 class Job:
-    """A conversation on its way: `source` as it was read, `done` with the new answers so far."""
+    """A conversation in progress: `source` as it was read, `done` with the new answers so far."""
 
     id: str
     source: Messages
@@ -59,12 +59,12 @@ class Job:
     finish_reasons: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        asked = [message for message in self.source if message["role"] != "assistant"]
-        self.key = digest([self.id, asked])
-        self._ask()
+        prompts = [message for message in self.source if message["role"] != "assistant"]
+        self.key = digest([self.id, prompts])
+        self._copy_prompts()
 
-    def _ask(self) -> None:
-        """Go on to the next answer."""
+    def _copy_prompts(self) -> None:
+        """Append to `done` what stands before the next answer."""
         for message in self.source[len(self.done) :]:
             if message["role"] == "assistant":
                 return
@@ -75,21 +75,21 @@ class Job:
         return not any(message["role"] == "assistant" for message in self.source[len(self.done) :])
 
     def request(self, seed: int) -> Request:
-        """The next answer wanted."""
-        own = int(digest([seed, self.key, len(self.finish_reasons)]), 16) % 2**31
-        return Request(self.key, list(self.done), own)
+        """The request for the next answer."""
+        own_seed = int(digest([seed, self.key, len(self.finish_reasons)]), 16) % 2**31
+        return Request(self.key, list(self.done), own_seed)
 
     def answer(self, text: str, finish_reason: str) -> None:
-        """Take the next answer."""
+        """Append the next answer."""
         self.done.append({"role": "assistant", "content": text})
         self.finish_reasons.append(finish_reason)
-        self._ask()
+        self._copy_prompts()
 
     def record(self) -> dict[str, Any]:
         """The conversation up to its last answer."""
-        last = max(at for at, message in enumerate(self.done) if message["role"] == "assistant")
-        kept = {"messages": self.done[: last + 1], "finish_reasons": self.finish_reasons}
-        return {"id": self.id, "key": self.key, **kept}
+        last = max(place for place, message in enumerate(self.done) if message["role"] == "assistant")
+        answered = {"messages": self.done[: last + 1], "finish_reasons": self.finish_reasons}
+        return {"id": self.id, "key": self.key, **answered}
 
 
 @dataclass
@@ -104,8 +104,8 @@ class Counts:
 
 
 class Requests:
-    """What can be asked now: the next turns of conversations under way before the first turns of others, of which at most
-    `window` are under way."""
+    """The requests that can be made now: the next turns of conversations in progress, then the first turns of others. At
+    most `window` conversations are in progress."""
 
     def __init__(self, jobs: Iterable[Job], seed: int, window: int):
         self.fresh, self.seed, self.window = iter(jobs), seed, window
@@ -126,7 +126,7 @@ class Requests:
 
 
 def partial_of(out: Path) -> Path:
-    """Where the answers of conversations stand that are not finished."""
+    """The file with the answers of unfinished conversations."""
     return out.with_suffix(".partial.jsonl")
 
 
@@ -141,10 +141,9 @@ def answer_all(
 ) -> Counts:
     """Append a record to `out` for every job that is not in it, and keep what is not finished in <out>.partial.jsonl.
 
-    window: conversations that are under way at once.
-    What could not be answered stands in <out>.rejects.jsonl, which every run begins anew. Raises UserError where
-    GIVE_UP jobs in a row were rejected (those never asked for do not count), or all that there ever were, and what
-    Journal raises.
+    window: conversations in progress at once. What could not be answered is in <out>.rejects.jsonl, which every run begins
+    anew. Raises UserError where GIVE_UP jobs in a row were rejected (those without an attempt do not count) or all jobs
+    were, and what Journal raises.
     """
     counts, in_a_row = Counts(), 0
     partial, rejects = partial_of(out), out.with_suffix(".rejects.jsonl")
@@ -154,11 +153,11 @@ def answer_all(
         begun: dict[str, list[tuple[str, str]]] = {}
         for piece in pieces.records():
             answers = begun.setdefault(piece["key"], [])
-            if piece["turn"] == len(answers):  # else it was given to an answer that is damaged now
+            if piece["turn"] == len(answers):  # else it followed an answer that is damaged now
                 answers.append((piece["text"], piece["finish_reason"]))
-        waiting = {job.key: job for job in jobs}  # identical rows stand once
-        counts.kept_before = sum(key in done for key in waiting)
-        waiting = [job for key, job in waiting.items() if key not in done]
+        unique = {job.key: job for job in jobs}  # identical rows are answered once
+        counts.kept_before = sum(key in done for key in unique)
+        waiting = [job for key, job in unique.items() if key not in done]
         for job in waiting:
             for text, reason in begun.get(job.key, [])[: sum(m["role"] == "assistant" for m in job.source)]:
                 job.answer(text, reason)
@@ -169,11 +168,12 @@ def answer_all(
             kept.append(job.record())
             counts.kept += 1
         requests = Requests([job for job in waiting if not job.complete], seed, window)
+        refusal: str | None = None
         for reply in answerer(requests):
             job = requests.active[reply.key]
             turn = len(job.finish_reasons)
-            reason = reply.reason or (None if reply.text.strip() else "an empty answer")
-            if reason is None:
+            refusal = reply.reason or (None if reply.text.strip() else "an empty answer")
+            if refusal is None:
                 in_a_row = 0
                 job.answer(reply.text, reply.finish_reason)
                 counts.answers, counts.tokens = counts.answers + 1, counts.tokens + reply.tokens
@@ -184,19 +184,19 @@ def answer_all(
                     continue
             else:
                 in_a_row += reply.attempts > 0
-                told = {"id": job.id, "key": job.key, "turn": turn, "reason": reason, "attempts": reply.attempts}
-                refused.append(told)
+                record = {"id": job.id, "key": job.key, "turn": turn, "reason": refusal, "attempts": reply.attempts}
+                refused.append(record)
                 counts.rejected += 1
-            ended = reason is not None and (reply.final or reply.reason is None) and turn
-            if reason is None or ended:
+            ended = refusal is not None and (reply.final or reply.reason is None) and turn
+            if refusal is None or ended:
                 kept.append(job.record())
                 counts.kept += 1
             del requests.active[job.key]
             progress(counts)
             if in_a_row >= GIVE_UP:
-                raise UserError(f"{GIVE_UP} prompts in a row were rejected, the last one: {reason}")
+                raise UserError(f"{GIVE_UP} prompts in a row were rejected, the last one: {refusal}")
         if counts.rejected and not counts.kept + counts.kept_before:
-            raise UserError(f"all {counts.rejected} prompts were rejected, see {rejects}; the last one: {reason}")
+            raise UserError(f"all {counts.rejected} prompts were rejected, see {rejects}; the last one: {refusal}")
     if not counts.rejected:
         partial.unlink()
         rejects.unlink()
@@ -204,9 +204,9 @@ def answer_all(
 
 
 class InProcess:
-    """The engine as a back end: `batch_size` answers at once, drawn with the request's own seed."""
+    """An `Engine`, which stands above this room, as an answerer: `batch_size` answers at once, each with its own seed."""
 
-    def __init__(self, engine, sampling, max_new_tokens: int, batch_size: int):
+    def __init__(self, engine: Any, sampling: "Sampling", max_new_tokens: int, batch_size: int):
         self.engine, self.sampling = engine, sampling
         self.max_new_tokens, self.batch_size = max_new_tokens, batch_size
 
@@ -214,60 +214,23 @@ class InProcess:
         from mhc.text.encoding import prompt_ids
 
         backbone = self.engine.backbone
-        while several := list(requests):  # all that can be asked now: the batch is not drained often
-            asked = []
-            for request in several:
+        while waiting := list(requests):  # all that there are now, so that batches stay full
+            fitting = []
+            for request in waiting:
                 try:
                     ids = prompt_ids(backbone.tokenizer, request.messages)
                 except UserError as problem:
                     yield Reply(request.key, reason=str(problem), final=True, attempts=0)
                     continue
                 if len(ids) < backbone.context - 1:
-                    asked.append((ids, request))
+                    fitting.append((ids, request))
                 else:
                     reason = f"{len(ids)} tokens do not fit the backbone's context of {backbone.context}"
                     yield Reply(request.key, reason=reason, final=True, attempts=0)
-            asked.sort(
-                key=lambda pair: -len(pair[0])
-            )  # long answers often follow long prompts: they should not come last
-            prompts = [ids for ids, _ in asked]
-            samplings = [replace(self.sampling, seed=request.seed) for _, request in asked]
+            # Long answers often follow long prompts: they should not come last.
+            fitting.sort(key=lambda pair: -len(pair[0]))
+            prompts = [ids for ids, _ in fitting]
+            samplings = [replace(self.sampling, seed=request.seed) for _, request in fitting]
             answers = self.engine.generate_ids(prompts, self.max_new_tokens, self.batch_size, sampling=samplings)
             for number, answer in answers:
-                yield Reply(asked[number][1].key, answer.text, answer.finish_reason, len(answer.token_ids))
-
-
-def open_manifest(path: Path, out: Path, partial: Path, settings: dict[str, Any], notes: dict[str, Any]) -> None:
-    """Write the manifest of a new file, whose unfinished part stands in `partial`; refuse to go on with one that was made
-    with other settings. notes: what is told in it and may differ from run to run."""
-    try:
-        known = path.exists()
-        begun = next((one for one in (out, partial) if one.exists() and one.stat().st_size), None)
-    except OSError as problem:
-        raise UserError(f"'{out}' cannot be ({problem.strerror}): choose another --out") from problem
-    if not known:
-        if begun is not None:
-            raise UserError(
-                f"'{begun}' has no {path.name} beside it, so nobody knows how it was made: choose another --out"
-            )
-        told: dict[str, Any] = {"settings": settings}
-    else:
-        try:
-            told = json.loads(path.read_text())
-            made_with = dict(told["settings"])
-        except (ValueError, KeyError, TypeError) as problem:
-            raise UserError(f"'{path}' is none of ours or damaged: choose another --out") from problem
-        _require_same(made_with, settings, out)
-    try:
-        write_json(path, told | notes)
-    except OSError as problem:
-        raise UserError(f"cannot write '{path}' ({problem.strerror}): make room, or choose another --out") from problem
-
-
-def _require_same(made_with: dict[str, Any], settings: dict[str, Any], out: Path) -> None:
-    every = [*settings, *(name for name in made_with if name not in settings)]
-    changed = [f"{name}: {made_with.get(name)}" for name in every if made_with.get(name) != settings.get(name)]
-    if changed:
-        raise UserError(
-            f"'{out}' was made with other settings ({', '.join(changed)}): choose another --out, or delete it"
-        )
+                yield Reply(fitting[number][1].key, answer.text, answer.finish_reason, len(answer.token_ids))

@@ -1,6 +1,6 @@
-"""The frozen backbone reads rows whole; what is kept of them goes into the tensors of a shard.
+"""The frozen backbone reads whole rows; their windows go into the tensors of a shard.
 
-B rows of a batch   T positions of a row   P positions of a shard   S samples   D width   n tapped layers
+B rows of a batch   T positions of a row   P positions of a shard   S windows   D width   n tapped layers
 """
 
 from collections.abc import Callable, Iterator
@@ -12,23 +12,24 @@ from torch.nn.utils.rnn import pad_sequence
 
 from mhc.backbone.model import Backbone
 from mhc.distill.shards import STORES
-from mhc.distill.windows import Sample
+from mhc.distill.windows import Window
 from mhc.errors import UserError
+from mhc.util.batches import batches
 
 UNEMBEDDED = 1024  # positions whose logits are held at a time
 
 
-def read_samples(
+def compute_features(
     backbone: Backbone,
     rows: Any,
-    samples: list[Sample],
+    windows: list[Window],
     settings: dict[str, Any],
     advance: Callable[[int], None] = lambda count: None,
 ) -> tuple[dict[str, Tensor], dict[str, int]]:
-    """Let the backbone read the samples' rows whole: the tensors of a shard (see `mhc.distill.shards`), and of the rows'
-    supervised tokens how many there are and how many it would have said itself."""
+    """Let the backbone read the windows' rows whole: the tensors of a shard (see `mhc.distill.shards`), and of the rows'
+    supervised tokens how many there are and how many it predicts itself."""
     width, taps, store = settings["width"], tuple(settings["taps"]), STORES[settings["store"]]
-    lengths = torch.tensor([sample.stop - sample.start for sample in samples])
+    lengths = torch.tensor([window.stop - window.start for window in windows])
     offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
     count = int(offsets[-1])
     shard = {
@@ -37,44 +38,33 @@ def read_samples(
         "greedy": torch.empty(count, dtype=torch.int32),
         "mask": torch.empty(count, dtype=torch.bool),
         "offsets": offsets,
-        "counted": torch.tensor([[s.first - s.start, s.last - s.start] for s in samples], dtype=torch.int32),
-        "rows": torch.tensor([[s.row, s.start] for s in samples], dtype=torch.int32),
+        "counted": torch.tensor([[s.first - s.start, s.last - s.start] for s in windows], dtype=torch.int32),
+        "rows": torch.tensor([[s.row, s.start] for s in windows], dtype=torch.int32),
     }
     if taps:
         shard["taps"] = torch.empty(count, len(taps) * width, dtype=store)
     places: dict[int, list[int]] = {}
-    for number, sample in enumerate(samples):
-        places.setdefault(sample.row, []).append(number)
+    for number, window in enumerate(windows):
+        places.setdefault(window.row, []).append(number)
     figures = {"supervised": 0, "agreed": 0}
     for numbers in batches({row: len(rows[row][0]) for row in places}, settings["batch_tokens"]):
         texts = [[torch.tensor(part) for part in rows[row][:2]] for row in numbers]
-        for at, read in enumerate(_read(backbone, [ids for ids, _ in texts], taps, store)):
-            ids, mask = texts[at]
+        for place, read in enumerate(_read(backbone, [ids for ids, _ in texts], taps, store)):
+            ids, mask = texts[place]
             read |= {"ids": ids, "mask": mask}
             if not all(read[name].isfinite().all() for name in ("hidden", "taps") if name in read):
                 raise UserError(
-                    f"row {numbers[at]}: features beyond {settings['store']}: use --store bfloat16 or float32"
+                    f"row {numbers[place]}: features beyond {settings['store']}: use --store bfloat16 or float32"
                 )
-            for number in places[numbers[at]]:
-                sample, to = samples[number], slice(int(offsets[number]), int(offsets[number + 1]))
+            for number in places[numbers[place]]:
+                window, to = windows[number], slice(int(offsets[number]), int(offsets[number + 1]))
                 for name, tensor in read.items():
-                    shard[name][to] = tensor[sample.start : sample.stop]
-            said = mask[1:]
-            figures["supervised"] += int(said.sum())
-            figures["agreed"] += int((said & (read["greedy"][:-1] == ids[1:])).sum())
+                    shard[name][to] = tensor[window.start : window.stop]
+            supervised = mask[1:]
+            figures["supervised"] += int(supervised.sum())
+            figures["agreed"] += int((supervised & (read["greedy"][:-1] == ids[1:])).sum())
             advance(len(ids))
     return shard, figures
-
-
-def batches(lengths: dict[int, int], tokens: int) -> Iterator[list[int]]:
-    """Rows of about one length, at most `tokens` a batch, padding included (or a single row)."""
-    batch: list[int] = []
-    for row in sorted(lengths, key=lambda row: -lengths[row]):
-        if batch and lengths[batch[0]] * (len(batch) + 1) > tokens:
-            yield batch
-            batch = []
-        batch.append(row)
-    yield batch
 
 
 @torch.no_grad()
@@ -88,7 +78,7 @@ def _read(
     greedy = torch.cat([backbone.unembed(part).argmax(dim=-1) for part in parts]).reshape(ids.shape)
     read = {"hidden": features.hidden.to(store), "greedy": greedy.to(torch.int32)}
     if taps:
-        read["taps"] = features.taps.to(store)
+        read["taps"] = features.tapped.to(store)
     read = {name: tensor.cpu() for name, tensor in read.items()}
     for number, text in enumerate(texts):
         yield {name: tensor[number, : len(text)] for name, tensor in read.items()}

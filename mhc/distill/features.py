@@ -1,4 +1,4 @@
-"""What `run.py collect` does: features of the data into a folder of shards, whatever is there already kept.
+"""What `run.py collect` does: features of the data into a folder of shards; complete shards stay as they are.
 
 B rows of a batch   T positions of a row   P positions of a shard   D width   n tapped layers
 """
@@ -11,17 +11,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 
 from mhc.backbone.model import Backbone
-from mhc.checkpoints.heads_folder import write_json
-from mhc.distill.feature_pass import read_samples
+from mhc.distill.feature_pass import compute_features
 from mhc.distill.shards import (
     FORMAT,
     MANIFEST,
     PROMPTS,
-    SPLITS,
     STORES,
     bytes_of,
     bytes_per_position,
@@ -30,9 +27,13 @@ from mhc.distill.shards import (
     read_manifest,
     write_shard,
 )
-from mhc.distill.windows import Shard, choose, most_heads, plan, samples_of
+from mhc.distill.windows import Shard, choose, most_heads, plan, windows_of
 from mhc.errors import UserError
-from mhc.evaluation.decode_benchmark import versions
+from mhc.text.splits import SPLITS
+from mhc.util.files import write_json
+from mhc.util.manifest import require_same_settings
+from mhc.util.progress import bar, say
+from mhc.util.provenance import versions
 
 PROMPT_COUNT = 512  # of each held-out split, at most
 
@@ -43,17 +44,18 @@ def collect(backbone: Backbone, data: Any, out: Path, settings: dict[str, Any]) 
     data: has rows(split) of (ids, mask) and prompts(split, count), as ConversationData. Raises UserError where the folder
     holds something else or was filled under other settings, and where the disk is too small; nothing is written then.
     """
-    found, digest = {}, hashlib.sha256()
+    windows_by_split: dict[str, list[Any]] = {}
+    digest = hashlib.sha256()
     for split in SPLITS:
-        found[split] = []
+        windows_by_split[split] = []
         for number, (ids, mask, *_) in enumerate(data.rows(split)):
             digest.update(split.encode() + ids.tobytes() + mask.tobytes())
-            found[split].append(samples_of(number, mask, settings["sample_size"], settings["stride"]))
+            windows_by_split[split].append(windows_of(number, mask, settings["sample_size"], settings["stride"]))
     settings = settings | {"rows": digest.hexdigest()[:16]}
     per_position = bytes_per_position(settings["width"], len(settings["taps"]), settings["store"])
 
     def planned(most: int | None) -> list[Shard]:
-        return plan(choose(found, most), per_position, settings["shard_mib"] << 20)
+        return plan(choose(windows_by_split, most), per_position, settings["shard_mib"] << 20)
 
     shards = planned(settings["max_samples"])
     manifest = _manifest(settings, shards, backbone)
@@ -70,8 +72,8 @@ def collect(backbone: Backbone, data: Any, out: Path, settings: dict[str, Any]) 
     if not (out / PROMPTS).exists():
         held_out = {split: data.prompts(split, PROMPT_COUNT) for split in SPLITS[1:]}
         write_json(out / PROMPTS, {split: [asdict(prompt) for prompt in some] for split, some in held_out.items()})
-    notes = _fill(backbone, data, out, shards, notes, manifest)
-    supervised, agreed, size = (sum(note[name] for note in notes) for name in ("supervised", "agreed", "bytes"))
+    filled = _fill(backbone, data, out, shards, notes, manifest)
+    supervised, agreed, size = (sum(note[name] for note in filled) for name in ("supervised", "agreed", "bytes"))
     figures = {"supervised": supervised, "agreement": round(agreed / max(1, supervised), 6), "bytes": size}
     manifest = (before or manifest) | figures | {"complete": True}
     write_json(out / MANIFEST, manifest)
@@ -85,15 +87,15 @@ def _manifest(settings: dict[str, Any], shards: list[Shard], backbone: Backbone)
     """What the folder says about itself before anything is in it."""
     splits = {}
     for split in SPLITS:
-        samples = [sample for shard in shards if shard.split == split for sample in shard.samples]
+        windows = [window for shard in shards if shard.split == split for window in shard.windows]
         splits[split] = {
-            "rows": len({sample.row for sample in samples}),
-            "samples": len(samples),
-            "positions": sum(sample.stop - sample.start for sample in samples),
+            "rows": len({window.row for window in windows}),
+            "samples": len(windows),
+            "positions": sum(window.stop - window.start for window in windows),
             "shards": sum(shard.split == split for shard in shards),
         }
     uncut = all(
-        sample.start == 0 == sample.first and sample.stop == sample.last for s in shards for sample in s.samples
+        window.start == 0 == window.first and window.stop == window.last for s in shards for window in s.windows
     )
     return {
         "format": FORMAT,
@@ -112,18 +114,14 @@ def _previous(out: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
     if not out.exists() or (out.is_dir() and all(path.suffix == ".writing" for path in out.iterdir())):
         return None
     if not (out / MANIFEST).is_file():
-        raise UserError(f"'{out}' is there and holds no collected features: choose another --out")
+        raise UserError(f"'{out}' exists and holds no collected features: choose another --out")
     before = read_manifest(out)
-    was = before["settings"]
-    changed = [key for key in sorted(settings | was) if was.get(key) != settings.get(key)]
-    if changed:
-        told = "; ".join(f"{key}: {was.get(key)}, not {settings.get(key)}" for key in changed)
-        raise UserError(f"'{out}' was made with other settings ({told}): choose another --out, or delete it")
+    require_same_settings(out, before["settings"], settings)
     return before
 
 
 def _whole(out: Path, collection: str, shards: list[Shard]) -> dict[str, dict[str, Any]]:
-    """By name, what is told about the shards that are there and whole."""
+    """By name, the notes (see `write_shard`) of the shards that are complete."""
     notes = {}
     with bar() as progress:
         for shard in progress.track(shards, description="verifying what is there"):
@@ -142,14 +140,14 @@ def _require_room(
     planned: Callable[[int | None], list[Shard]],
 ) -> None:
     """Print what will be written and what there is room for; raise UserError where it is not enough."""
-    there = out.absolute()
-    while not there.exists():
-        there = there.parent
-    free = shutil.disk_usage(there).free
-    samples, positions = sum(len(shard.samples) for shard in missing), sum(shard.positions for shard in missing)
+    folder = out.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    samples, positions = sum(len(shard.windows) for shard in missing), sum(shard.positions for shard in missing)
     needed = sum(bytes_of(shard, per_position) for shard in missing)
     states, numbers = 1 + len(settings["taps"]), STORES[settings["store"]].itemsize
-    tell(
+    say(
         f"{samples:,} samples in {len(missing)} shards to be written: {positions:,} positions x {per_position:,} bytes "
         f"({states} x {settings['width']} numbers of {numbers} bytes, and 9) = {in_bytes(needed)}; {in_bytes(free)} free"
     )
@@ -160,18 +158,18 @@ def _require_room(
         most = min(most - 1, int(0.98 * most))
     advice = f"--max_samples {most} would fit (in a folder of its own)" if most > 2 else "not even three samples fit"
     raise UserError(
-        f"{in_bytes(needed)} are needed in '{there}' and {in_bytes(free)} are free: {advice}, or choose another disk"
+        f"{in_bytes(needed)} are needed in '{folder}' and {in_bytes(free)} are free: {advice}, or choose another disk"
     )
 
 
 def _fill(
     backbone: Backbone, data: Any, out: Path, shards: list[Shard], notes: dict[str, dict], manifest: dict[str, Any]
 ) -> list[dict[str, Any]]:
-    """Make the shards that `notes` does not know, with a bar; what is told about each of all."""
+    """Make the shards that have no note yet, with a progress bar; the notes of all shards."""
     settings = manifest["settings"]
     rows = {split: data.rows(split) for split in SPLITS}
     missing = [shard for shard in shards if shard.name not in notes]
-    total = sum(len(rows[shard.split][row][0]) for shard in missing for row in {sample.row for sample in shard.samples})
+    total = sum(len(rows[shard.split][row][0]) for shard in missing for row in {window.row for window in shard.windows})
     done, started = 0, time.perf_counter()
     columns = TextColumn("collecting"), BarColumn(), TextColumn("{task.percentage:.0f}%  {task.fields[rate]}")
     with bar(*columns, TimeRemainingColumn()) as progress:
@@ -184,11 +182,11 @@ def _fill(
             progress.update(task, completed=done, rate=rate)
 
         for shard in missing:
-            tensors, figures = read_samples(backbone, rows[shard.split], shard.samples, settings, advance)
+            tensors, figures = compute_features(backbone, rows[shard.split], shard.windows, settings, advance)
             about = {
                 "collection": manifest["collection"],
                 "split": shard.split,
-                "rows": [shard.samples[0].row, shard.samples[-1].row],  # the first and the last
+                "rows": [shard.windows[0].row, shard.windows[-1].row],  # the first and the last
                 "figures": figures,
                 "settings": settings,
             }
@@ -197,17 +195,6 @@ def _fill(
 
 
 # -- words -----------------------------------------------------------------------------------------
-
-
-def tell(text: str) -> None:
-    """A line on standard error, in one colour."""
-    Console(stderr=True).print(text, highlight=False, markup=False, soft_wrap=True)
-
-
-def bar(*columns: ProgressColumn) -> Progress:
-    """Progress on standard error; nothing where that is no terminal."""
-    console = Console(stderr=True)
-    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
 
 
 def in_bytes(count: float) -> str:

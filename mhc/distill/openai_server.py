@@ -1,8 +1,8 @@
-"""An OpenAI-compatible server (vLLM, TGI, SGLang, ...) as a back end of `mhc.distill.answers`.
+"""An OpenAI-compatible server (vLLM, TGI, SGLang, ...) as an answerer of `mhc.distill.answers`.
 
-Many requests are on their way at once. What may pass is asked again, later and later: 408, 409, 429 (after the time that the
-server names), 5xx, connections that fail or are cut, answers that are no JSON or hold no choice. Each attempt has a
-deadline of its own, so that an answer which only drips in ends as well.
+Many requests are in flight at once. Errors that may be temporary are retried with growing pauses: 408, 409, 429 (after the
+time that the server names), 5xx, connections that fail or are cut, answers that are not JSON or hold no choice. Each
+attempt has a deadline of its own, so that an answer that arrives too slowly ends as well.
 """
 
 import asyncio
@@ -21,15 +21,16 @@ from mhc.errors import UserError
 from mhc.text.messages import clean_text
 
 LONGEST_PAUSE = 60.0  # seconds
-PASSING = (408, 409, 425, 429)  # statuses below 500 that are worth another try
-NO_ACCESS = (401, 403, 404)  # those that mean, as the first thing heard, that no request will be answered
+RETRIED = (408, 409, 425, 429)  # statuses below 500 that are worth a retry
+NO_ACCESS = (401, 403, 404)  # those that mean, as the first response, that no request will be answered
 
 
-class Server:
-    """url: as far as /v1, which may be left out. model: the first that the server names, if None. concurrency: requests at once. timeout: seconds
-    for one attempt. retries: attempts after the first. pause: seconds before the second attempt, doubled each time.
+class OpenAIAnswerer:
+    """url: up to /v1, which may be left out. model: the first that the server names, if None. concurrency: requests at once.
+    timeout: seconds for one attempt. retries: attempts after the first. pause: seconds before the second attempt, doubled
+    each time.
 
-    The key of the server is OPENAI_API_KEY of the environment, and stands nowhere else. Raises UserError where the server
+    The key of the server is OPENAI_API_KEY of the environment; it is written nowhere. Raises UserError where the server
     cannot be reached, refuses the key, or has no such model.
     """
 
@@ -50,10 +51,10 @@ class Server:
             raise UserError('--server needs the openai package: pip install "mhc[client]"') from problem
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise UserError("--server wants an address like http://localhost:8000/v1")
+            raise UserError("--server takes an address like http://localhost:8000/v1")
         self.url = urlunsplit(parts._replace(path="/v1")) if parts.path in ("", "/") else url
         self.sampling, self.max_new_tokens = sampling, max_new_tokens
-        self.key = os.environ.get("OPENAI_API_KEY") or "none"  # most servers of one's own want none
+        self.key = os.environ.get("OPENAI_API_KEY") or "none"  # most local servers need none
         self.answered = False
         self.concurrency, self.timeout, self.retries, self.pause = concurrency, timeout, retries, pause
         self.openai = openai
@@ -72,7 +73,7 @@ class Server:
         return {"base_url": self.url, "api_key": self.key, "max_retries": 0, "timeout": self.timeout}
 
     def _models(self, wanted: bool) -> list[str]:
-        """The models that the server serves, after its own word; where they are not `wanted` it may have none to tell."""
+        """The models that the server lists; a server without a list gives none, unless it is `wanted`."""
         openai = self.openai
         for attempt in range(self.retries + 1):
             try:
@@ -81,35 +82,36 @@ class Server:
             except openai.APIStatusError as problem:
                 if problem.status_code in (404, 405) and not wanted:
                     return []
-                if not _passing(problem.status_code) or attempt == self.retries:
-                    reason = f"{problem.status_code} {self._told(problem)}"
-                    raise UserError(f"server {self.shown_url} does not tell its models ({reason})") from problem
+                if not _retried(problem.status_code) or attempt == self.retries:
+                    reason = f"{problem.status_code} {self._error_line(problem)}"
+                    raise UserError(f"server {self.shown_url} does not list its models ({reason})") from problem
             except (openai.APIError, ValueError, TypeError, AttributeError) as problem:
                 refused = "refused" in str(problem.__cause__)
                 if refused or attempt == self.retries:
-                    reason = self._told(problem.__cause__ or problem)
+                    reason = self._error_line(problem.__cause__ or problem)
                     raise UserError(f"no server answers at {self.shown_url} ({reason}): start it first") from problem
             time.sleep(min(1.0, self.pause * 2**attempt))
         raise AssertionError("retries is below 0")
 
     def __call__(self, requests: Iterable[Request]) -> Iterator[Reply]:
         replies: queue.Queue = queue.Queue()  # of futures
-        loop, on_the_way = asyncio.new_event_loop(), set()
+        loop = asyncio.new_event_loop()
+        in_flight: set[Any] = set()
         thread = threading.Thread(target=loop.run_forever, daemon=True)
         thread.start()
         client = self.openai.AsyncOpenAI(**self._options())
         try:
             while True:
-                for request in islice(requests, self.concurrency - len(on_the_way)):
+                for request in islice(requests, self.concurrency - len(in_flight)):
                     future = asyncio.run_coroutine_threadsafe(self._ask(client, request), loop)
-                    on_the_way.add(future)
+                    in_flight.add(future)
                     future.add_done_callback(replies.put)
-                if not on_the_way:
+                if not in_flight:
                     return
                 future = replies.get()
-                on_the_way.remove(future)
+                in_flight.remove(future)
                 yield future.result()
-        finally:  # also where it was stopped
+        finally:  # also where the run was stopped
             asyncio.run_coroutine_threadsafe(_end(client), loop).result()
             loop.call_soon_threadsafe(loop.stop)
             thread.join()
@@ -140,21 +142,21 @@ class Server:
                 self.answered = True
                 return Reply(request.key, clean_text(choice.message.content), why, tokens, attempts=attempt)
             except openai.APIStatusError as problem:
-                reason = f"{problem.status_code} {self._told(problem)}"
-                if not _passing(problem.status_code):
+                reason = f"{problem.status_code} {self._error_line(problem)}"
+                if not _retried(problem.status_code):
                     if problem.status_code in NO_ACCESS and not self.answered:
                         raise UserError(f"server {self.shown_url}, model '{self.model}': {reason}") from problem
                     return Reply(request.key, reason=reason, final=True, attempts=attempt)
-                wait = max(wait, _asked_to_wait(problem.response.headers.get("retry-after")))
+                wait = max(wait, _retry_after(problem.response.headers.get("retry-after")))
             except TimeoutError:
                 reason = f"no whole answer within {self.timeout:g} s"
             except (openai.APIError, ValueError, TypeError, AttributeError, LookupError, RecursionError) as problem:
-                reason = self._told(problem.__cause__ or problem)
+                reason = self._error_line(problem.__cause__ or problem)
             if attempt <= self.retries:
                 await asyncio.sleep(wait)
         return Reply(request.key, reason=reason, attempts=self.retries + 1)
 
-    def _told(self, problem: BaseException) -> str:
+    def _error_line(self, problem: BaseException) -> str:
         """What went wrong, in one line without secrets."""
         line = " ".join(str(problem).split())[:200] or type(problem).__name__
         for secret in filter(None, (self.key if self.key != "none" else "", urlsplit(self.url).password)):
@@ -163,7 +165,7 @@ class Server:
 
 
 async def _end(client: Any) -> None:
-    """Let go of what is still on the way."""
+    """Cancel what is still in flight."""
     tasks = asyncio.all_tasks() - {asyncio.current_task()}
     for task in tasks:
         task.cancel()
@@ -171,11 +173,11 @@ async def _end(client: Any) -> None:
     await client.close()
 
 
-def _passing(status: int) -> bool:
-    return status in PASSING or status >= 500
+def _retried(status: int) -> bool:
+    return status in RETRIED or status >= 500
 
 
-def _asked_to_wait(header: str | None) -> float:
+def _retry_after(header: str | None) -> float:
     """Seconds of a Retry-After header (its other form, a date, is not waited for)."""
     try:
         return min(LONGEST_PAUSE, max(0.0, float(header or 0)))

@@ -1,4 +1,4 @@
-"""Collected features on disk: samples side by side in safetensors shards, each vouched for by its sha256.
+"""Collected features on disk: samples side by side in safetensors shards, each with its sha256.
 
     S samples of a shard   P their positions, one sample after another   D width   n tapped layers
 
@@ -9,7 +9,7 @@
     train-00000.json         its sha256, written after it: a shard with this file is whole
     prompts.json             held-out prompts, for decoding while heads are trained
 
-greedy[p] is the token that the backbone itself would say after position p.
+greedy[p] is the token that the backbone itself predicts after position p.
 """
 
 import hashlib
@@ -26,17 +26,16 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from mhc.checkpoints.heads_folder import write_atomically, write_json
 from mhc.distill.windows import Shard
 from mhc.errors import UserError
+from mhc.util.files import write_atomically, write_json
 
 FORMAT = 1
 MANIFEST, PROMPTS = "manifest.json", "prompts.json"
-SPLITS = ("train", "validation", "test")
 STORES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 NAMES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32"}  # as safetensors calls them
 NAMES |= {torch.int32: "I32", torch.int64: "I64", torch.bool: "BOOL"}
-AGAIN = "run the same `run.py collect` again: it makes just what is missing"
+AGAIN = "run the same `run.py collect` again: it makes only what is missing"
 OPEN = 64  # shards held open at a time
 HEADER = 4096  # bytes of a shard's header and of the file beside it, at most
 
@@ -48,7 +47,7 @@ def bytes_per_position(width: int, taps: int, store: str) -> int:
 
 def bytes_of(shard: Shard, per_position: int) -> int:
     """What a shard takes on disk, at most."""
-    return shard.positions * per_position + 24 * len(shard.samples) + 8 + HEADER
+    return shard.positions * per_position + 24 * len(shard.windows) + 8 + HEADER
 
 
 def collection_of(settings: dict[str, Any]) -> str:
@@ -63,8 +62,8 @@ def write_shard(folder: Path, shard: Shard, tensors: dict[str, Tensor], about: d
     """
     path, digest = folder / f"{shard.name}.safetensors", hashlib.sha256()
 
-    def write(at: Path) -> None:
-        with open(at, "wb") as file:
+    def write(temporary: Path) -> None:
+        with open(temporary, "wb") as file:
             for part in _parts(tensors, {"collected": json.dumps(about, sort_keys=True)}):
                 digest.update(part)
                 file.write(part)
@@ -86,15 +85,15 @@ def _parts(tensors: dict[str, Tensor], metadata: dict[str, str]) -> Iterator[Any
     writes metadata in any order.)"""
     names = sorted(tensors, key=lambda name: (-tensors[name].itemsize, name))  # so that all are aligned
     header: dict[str, Any] = {"__metadata__": metadata}
-    at = 0
+    start = 0
     for name in names:
         tensor = tensors[name]
         header[name] = {
             "dtype": NAMES[tensor.dtype],
             "shape": [*tensor.shape],
-            "data_offsets": [at, at + tensor.nbytes],
+            "data_offsets": [start, start + tensor.nbytes],
         }
-        at += tensor.nbytes
+        start += tensor.nbytes
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     yield struct.pack("<Q", len(text)) + text
@@ -109,9 +108,9 @@ def check_shard(folder: Path, name: str, collection: str) -> dict[str, Any]:
         note = json.loads(path.with_suffix(".json").read_text())
         if note["collection"] != collection:
             raise UserError(f"'{path}' belongs to another collection: {AGAIN}")
-        size, wanted = note["bytes"], note["sha256"]
+        size, sha256 = note["bytes"], note["sha256"]
         with open(path, "rb") as file:
-            if path.stat().st_size != size or hashlib.file_digest(file, "sha256").hexdigest() != wanted:
+            if path.stat().st_size != size or hashlib.file_digest(file, "sha256").hexdigest() != sha256:
                 raise UserError(f"'{path}' is damaged (its sha256 is not the recorded one): {AGAIN}")
     except FileNotFoundError as error:
         raise UserError(f"'{error.filename}' is missing: {AGAIN}") from error
@@ -121,13 +120,13 @@ def check_shard(folder: Path, name: str, collection: str) -> dict[str, Any]:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a folder; raises UserError where there is none of ours."""
+    """The manifest of a folder; raises UserError where `run.py collect` wrote none."""
     path = folder / MANIFEST
     try:
         manifest = json.loads(path.read_text())
         if manifest["format"] != FORMAT:
             raise UserError(
-                f"'{path}' has format {manifest['format']}, this is for {FORMAT}: collect into another folder"
+                f"'{path}' has format {manifest['format']}, but this version reads {FORMAT}: collect into another folder"
             )
         if collection_of(manifest["settings"]) != manifest["collection"]:
             raise UserError(f"'{path}' was changed by hand: restore it, or collect into another folder")
@@ -142,7 +141,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         ) from error
 
 
-class Samples:
+class FeatureShards:
     """The samples of one split, memory-mapped: `read` copies one of them, nothing else is held but where they lie.
 
     lengths (S,) in positions; counted (S,2). Any process may read; shards are opened when they are needed.
@@ -202,7 +201,7 @@ class Samples:
         return self.__dict__ | {"_handles": OrderedDict()}
 
 
-def open_samples(folder: Path, split: str, progress: Callable[[], None] = lambda: None) -> Samples:
+def open_shards(folder: Path, split: str, progress: Callable[[], None] = lambda: None) -> FeatureShards:
     """The samples of a split, every shard of it checked first (progress() is called after each)."""
     manifest = read_manifest(folder)
     if not manifest["complete"]:
@@ -211,4 +210,4 @@ def open_samples(folder: Path, split: str, progress: Callable[[], None] = lambda
     for name in names:
         check_shard(folder, name, manifest["collection"])
         progress()
-    return Samples(folder, names)
+    return FeatureShards(folder, names)

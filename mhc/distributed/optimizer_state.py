@@ -1,4 +1,4 @@
-"""An optimizer's state that speaks of parameters by their names and of whole tensors, so that it goes on under another
+"""An optimizer's state with parameters by name and whole tensors, so that a run resumes under another
 strategy or number of processes.
 
 torch numbers the parameters, and under FSDP2 each process holds a part of every moment. DeepSpeed's optimizer is no
@@ -17,8 +17,8 @@ from mhc.errors import UserError
 
 
 def keep_by_name(optimizer: Optimizer) -> Optimizer:
-    """Let `state_dict` of an optimizer that was given named parameters speak of these names and of whole tensors, and
-    `load_state_dict` understand that."""
+    """Let `state_dict` of an optimizer that was given named parameters use these names and whole tensors, and
+    `load_state_dict` read that."""
     optimizer.register_state_dict_post_hook(_named)
     optimizer.register_load_state_dict_pre_hook(_numbered)
     return optimizer
@@ -38,15 +38,15 @@ def _named(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
 
 def _numbered(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
     require_names(optimizer.param_groups, state)
-    numbers, found, groups = 0, {}, []
-    for here, there in zip(optimizer.param_groups, state["param_groups"]):
-        for name, parameter in zip(here["param_names"], here["params"]):
+    numbers, moments, groups = 0, {}, []
+    for group, saved in zip(optimizer.param_groups, state["param_groups"]):
+        for name, parameter in zip(group["param_names"], group["params"]):
             if name in state["state"]:
-                found[numbers] = {key: _as_split(value, parameter) for key, value in state["state"][name].items()}
+                moments[numbers] = {key: _as_split(value, parameter) for key, value in state["state"][name].items()}
             numbers += 1
-        own = list(range(numbers - len(here["params"]), numbers))
-        groups.append(there | {"params": own, "param_names": here["param_names"]})
-    return {"state": found, "param_groups": groups}
+        own = list(range(numbers - len(group["params"]), numbers))
+        groups.append(saved | {"params": own, "param_names": group["param_names"]})
+    return {"state": moments, "param_groups": groups}
 
 
 def _as_split(value: Any, parameter: Tensor) -> Any:
@@ -59,11 +59,13 @@ def _as_split(value: Any, parameter: Tensor) -> Any:
 
 def named_group(group: Mapping[str, Any]) -> dict[str, Any]:
     """A group's settings with the names of its parameters."""
-    kept = {key: value for key, value in group.items() if key not in ("params", "param_names")}
-    return kept | {"params": list(group["param_names"])}
+    settings = {key: value for key, value in group.items() if key not in ("params", "param_names")}
+    return settings | {"params": list(group["param_names"])}
 
 
 def require_names(groups: list[dict[str, Any]], state: dict[str, Any]) -> None:
     """Raise UserError unless the groups of a checkpoint hold the parameters that are trained here."""
     if [group["param_names"] for group in groups] != [group["params"] for group in state["param_groups"]]:
-        raise UserError("the checkpoint's optimizer trained other parameters: start a new run from its heads")
+        raise UserError(
+            "the checkpoint's optimizer trained other parameters than this run: start a new run from its heads"
+        )

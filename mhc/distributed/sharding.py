@@ -14,7 +14,9 @@ from torch.distributed.tensor import DTensor
 def whole(tensor: Tensor) -> Tensor:
     """The tensor itself, or a whole copy of one that is split (which then learns nothing)."""
     if isinstance(tensor, DTensor):
-        return tensor.detach().full_tensor()
+        held = tensor.detach()
+        assert isinstance(held, DTensor)
+        return held.full_tensor()
     if partitioned(tensor):
         import deepspeed
 
@@ -27,7 +29,9 @@ def whole_weight(module: nn.Module) -> Tensor:
     """A module's weight. Inside a training step, where the strategy gathers, no copy is made and each step gathers once."""
     if isinstance(module, FSDPModule):
         module.unshard()  # it stays whole until the step's backward, and nothing is done where it is
-    return whole(module.weight)
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    return whole(weight)
 
 
 def whole_state(module: nn.Module) -> dict[str, Tensor]:
@@ -69,14 +73,14 @@ def process_count() -> int:
 def shares_of(counts: Tensor) -> Tensor:
     """By how much to scale losses that are means over this process's anchors, counts (...), so that the mean of all
     processes' gradients is the gradient of the mean over all anchors: 1 where there is one process."""
-    here = counts.float()
-    return process_count() * here / summed(here.clone()).clamp(min=1)
+    own = counts.float()
+    return process_count() * own / summed(own.clone()).clamp(min=1)
 
 
 def averaged(figures: dict[str, tuple[Tensor, int]]) -> dict[str, float]:
     """Means over the anchors of all processes, from each one's means (scalars) and its numbers of anchors; figures without
     any are left out."""
-    means, counts = zip(*figures.values())
-    counts = torch.tensor(counts, dtype=torch.float, device=means[0].device)
-    sums, counts = summed(torch.stack([torch.stack(means).detach().float() * counts, counts])).tolist()
-    return {name: value / count for name, value, count in zip(figures, sums, counts) if count}
+    means = torch.stack([mean for mean, _ in figures.values()]).detach().float()
+    counts = torch.tensor([count for _, count in figures.values()], dtype=torch.float, device=means.device)
+    sums, totals = summed(torch.stack([means * counts, counts])).tolist()
+    return {name: value / count for name, value, count in zip(figures, sums, totals) if count}

@@ -2,15 +2,16 @@
 
 Whatever the strategy and the number of processes, `state_dict` holds the heads and `optimizer_states` the moments by the
 names of the parameters; both are gathered before process 0 writes them and split again after they were read, so that a run
-goes on under another strategy or world size (mhc.distributed.optimizer_state does it for torch's optimizers). DeepSpeed's own checkpoint folders are neither written nor read.
+resumes under another strategy or world size (mhc.distributed.optimizer_state does it for torch\'s optimizers). DeepSpeed\'s
+own checkpoint folders are neither written nor read.
 
-A strategy that splits the backbone announces how `transformers` shall read it (`sharding`, or a context in which
+A strategy that splits the backbone tells `transformers` how to read it (`sharding`, or a context in which
 `from_pretrained` splits what it reads). Heads are built and restored whole, and split in `setup`.
 """
 
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any, Literal
 
@@ -38,12 +39,18 @@ class Packages:
 
     @classmethod
     def require_packages(cls) -> None:
-        """Raise UserError unless they are there."""
+        """Raise UserError unless they are installed."""
         missing = [package for package in cls.packages if find_spec(package) is None]
         if missing:
             raise UserError(
                 f"{cls.__name__} needs {' and '.join(missing)}, not installed here: pip install -e '.[{cls.extra}]'"
             )
+
+
+def module_of(strategy: Strategy) -> LightningModule:
+    """The module that the strategy trains."""
+    assert strategy.lightning_module is not None
+    return strategy.lightning_module
 
 
 # ---- DeepSpeed
@@ -68,10 +75,11 @@ class ZeRO(Packages, DeepSpeedStrategy):
             offload_parameters=offload and stage == 3,
             logging_batch_size_per_gpu=1,  # for DeepSpeed's own throughput log, which is off
         )
+        assert isinstance(self.config, dict)  # made from the arguments
         self.config["zero_force_ds_cpu_optimizer"] = False  # the optimizer stays torch's AdamW, the same everywhere
         self.config["zero_optimization"] |= settings or {}
 
-    # DeepSpeedStrategy restores from DeepSpeed's folders, after `setup`; ours are restored as everywhere, before it.
+    # DeepSpeedStrategy restores from DeepSpeed's folders, after `setup`; this project's are restored as everywhere, before it.
     restore_checkpoint_after_setup = False
     lightning_restore_optimizer = True
     save_checkpoint = Strategy.save_checkpoint
@@ -85,7 +93,7 @@ class ZeRO(Packages, DeepSpeedStrategy):
         if self.zero_stage_3:
             from transformers.integrations import HfDeepSpeedConfig
 
-            announced = HfDeepSpeedConfig({**self.config})  # heard of while it lives
+            announced = HfDeepSpeedConfig({**(self.config or {})})  # in force while it lives
             yield
             del announced
         else:
@@ -94,19 +102,24 @@ class ZeRO(Packages, DeepSpeedStrategy):
     # Lightning's count says when to step, as everywhere: behind the last batch of an epoch too, where DeepSpeed's own count
     # would carry a started accumulation into the next epoch, and past the checkpoint between them.
     handles_gradient_accumulation = False
-    block_backward_sync = nullcontext  # gradients are split, so every backward sums them
+
+    @contextmanager
+    def block_backward_sync(self) -> Iterator[None]:
+        """Gradients are split, so every backward sums them."""
+        yield
 
     def backward(self, closure_loss: Tensor, optimizer: Optimizer | None, *args: Any, **kwargs: Any) -> Tensor:
         """Lightning has divided the loss by the accumulated batches already; DeepSpeed would once more."""
-        waits = self.lightning_module.trainer.fit_loop._should_accumulate()
-        self.model.set_gradient_accumulation_boundary(not waits)
+        waits = module_of(self).trainer.fit_loop._should_accumulate()
+        engine: Any = self.model  # DeepSpeed's
+        engine.set_gradient_accumulation_boundary(not waits)
         return super().backward(closure_loss, optimizer, *args, scale_wrt_gas=False, **kwargs)
 
     def lightning_module_state_dict(self) -> dict[str, Tensor]:
         """The heads, from the optimizer's fp32 copies."""
         from deepspeed.utils import safe_get_full_fp32_param
 
-        state = self.lightning_module.state_dict()
+        state = module_of(self).state_dict()
         for name, parameter in self._trained().items():
             state[name] = safe_get_full_fp32_param(parameter).cpu()
         return state
@@ -116,16 +129,17 @@ class ZeRO(Packages, DeepSpeedStrategy):
 
         inner = self._linked(optimizer)
         steps = [state["step"] for state in inner.state.values() if "step" in state]
-        found = {}
+        moments_by_name = {}
         for name, parameter in self._trained().items() if steps else ():
             moments = {key: safe_get_full_optimizer_state(parameter, key).cpu() for key in MOMENTS}
-            found[name] = {"step": torch.as_tensor(float(steps[0])), **moments}
-        return {"state": found, "param_groups": [named_group(group) for group in inner.param_groups]}
+            moments_by_name[name] = {"step": torch.as_tensor(float(steps[0])), **moments}
+        return {"state": moments_by_name, "param_groups": [named_group(group) for group in inner.param_groups]}
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         from deepspeed.utils import safe_set_full_optimizer_state
 
-        (state,), (optimizer,) = checkpoint["optimizer_states"], self.optimizers
+        (state,) = checkpoint["optimizer_states"]
+        optimizer: Any = self.optimizers[0]  # DeepSpeed's, around torch's
         inner = optimizer.optimizer
         require_names(inner.param_groups, state)
         for group, saved in zip(inner.param_groups, state["param_groups"]):
@@ -143,7 +157,7 @@ class ZeRO(Packages, DeepSpeedStrategy):
             for key in MOMENTS:
                 safe_set_full_optimizer_state(parameter, state["state"][name][key].to(self.root_device), key)
 
-    def _linked(self, optimizer: Optimizer) -> Optimizer:
+    def _linked(self, optimizer: Any) -> Optimizer:
         """The AdamW inside DeepSpeed's optimizer, whose states each parameter knows its part of. (Below stage 3 DeepSpeed
         sees to that when the first of its groups has stepped, too early for the others.)"""
         from deepspeed.utils import lazy_init_hp_params_optimizer_state
@@ -155,7 +169,7 @@ class ZeRO(Packages, DeepSpeedStrategy):
         return inner
 
     def _trained(self) -> dict[str, Tensor]:
-        parameters = self.lightning_module.named_parameters()
+        parameters = module_of(self).named_parameters()
         return {name: parameter for name, parameter in parameters if parameter.requires_grad}
 
 
@@ -186,16 +200,17 @@ class FSDP(Packages, DDPStrategy):
         return {"config": config, "distributed_config": DistributedConfig(fsdp_size=self.world_size)}
 
     def setup(self, trainer: Trainer) -> None:
+        assert self.accelerator is not None and self.model is not None
         self.accelerator.setup(trainer)
         self.model = self.precision_plugin.convert_module(self.model)
         self.model_to_device()
-        self._split(self.lightning_module)
+        self._split(module_of(self))
         if trainer.state.fn == TrainerFn.FITTING:
             self.setup_optimizers(trainer)
         self.setup_precision_plugin()
 
     def lightning_module_state_dict(self) -> dict[str, Tensor]:
-        return {name: whole(value).cpu() for name, value in self.lightning_module.state_dict().items()}
+        return {name: whole(value).cpu() for name, value in module_of(self).state_dict().items()}
 
     def _split(self, module: LightningModule) -> None:
         if self.world_size == 1:

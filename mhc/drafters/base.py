@@ -1,6 +1,6 @@
-"""What a drafter is: the one interface that training, growth and decoding know.
+"""The drafter interface, the only one that training, tree growth and decoding use.
 
-    B rows   T time   A anchors (positions that are trained on)   K heads   R nodes that grow
+    B rows   T time   A anchors (positions that are trained on)   K heads   R nodes expanded
     P newly accepted positions   D width   V vocabulary
 
 Index convention: the backbone at position t predicts token t+1; head k, counted from 0, predicts
@@ -18,31 +18,31 @@ from mhc.backbone.model import Backbone, Features
 
 
 class Guess(NamedTuple):
-    """One head's output while training. hidden (A,D): what its unembedding takes. weight (A,): what each anchor counts
-    in the loss, or None where all count 1."""
+    """One head's output while training. hidden (A,D): the input of its unembedding. weight (A,): each anchor's weight
+    in the loss, or None where all are 1."""
 
     hidden: Tensor
     weight: Tensor | None = None
 
 
 class Drafter(nn.Module, ABC):
-    """Heads on a borrowed backbone. Only the drafter's own weights are its parameters.
+    """Heads on a shared backbone. Only the drafter's own weights are its parameters.
 
-    heads: K, how many tokens beyond the known next one it guesses. `arguments` are the constructor's
-    (without the backbone), as a checkpoint keeps them. taps: layers of the backbone whose inputs it reads beside the
-    last hidden state. progress: how much of training is over, 0 to 1, for what follows a schedule. free_arguments: those
-    that decide no tensor's shape, so that they may differ between a checkpoint and the run that goes on from it.
+    draft_length: K, how many tokens beyond the known next one it drafts. `arguments` are the constructor's
+    (without the backbone), as a checkpoint stores them. taps: layers of the backbone whose inputs it reads besides the
+    last hidden state. progress: the completed share of training, 0 to 1, for schedules. free_arguments: those that
+    decide no tensor's shape, so that they may differ between a checkpoint and the run that resumes from it.
     """
 
     taps: tuple[int, ...] = ()
     progress: float = 1.0
     free_arguments: frozenset[str] = frozenset()
 
-    def __init__(self, backbone: Backbone, heads: int, **arguments: Any):
+    def __init__(self, backbone: Backbone, draft_length: int, /, **arguments: Any):
         super().__init__()
-        self.heads = heads
-        self.arguments = {"heads": heads, **arguments}
-        self._borrowed = (backbone,)  # a tuple, so that the backbone is no submodule of the drafter
+        self.draft_length = draft_length
+        self.arguments = arguments
+        self._borrowed = (backbone,)  # a tuple, so that the backbone does not become a submodule of the drafter
 
     @property
     def backbone(self) -> Backbone:
@@ -50,63 +50,64 @@ class Drafter(nn.Module, ABC):
 
     @property
     def vocabulary(self) -> Tensor | None:
-        """The ascending ids of the tokens that it can propose, or None for all."""
+        """The ascending ids of the tokens that it can draft, or None for all."""
         return None
 
     # ---- training
 
-    def prepare(self, frequencies: Tensor) -> str | None:
-        """Look at how often each token (V,) is learned from, once before training; a line to print, if any."""
+    def choose_vocabulary(self, frequencies: Tensor) -> str | None:
+        """Choose the draft vocabulary by each token's frequency (V,) in the training text, once before training; returns a line to
+        print, if any."""
 
     @abstractmethod
     def forward(self, features: Features, ids: Tensor, anchors: tuple[Tensor, Tensor]) -> Iterator[Guess]:
         """Head by head, the hidden states (A,D) from which token t+2+k is unembedded.
 
-        ids (B,T); anchors (row (A,), position t (A,)). Tokens beyond a row's end read as its last.
+        ids (B,T); anchors (row (A,), position t (A,)). Tokens beyond a row's end are taken to be its last.
         """
 
     @abstractmethod
     def unembed(self, head: int, hidden: Tensor) -> Tensor:
-        """Logits of one head over all tokens: (...,D) -> (...,V), -inf for those it cannot propose."""
+        """Logits of one head over all tokens: (...,D) -> (...,V), -inf for those it cannot draft."""
 
     @abstractmethod
     def unembedding(self, head: int) -> tuple[Tensor, ...]:
         """The matrices behind `unembed`, one for each range of hidden's columns, as the chunked losses take them."""
 
-    # ---- decoding: memory lasts as long as its rows, state as long as one tree
+    # ---- decoding: memory belongs to rows, state to one tree
 
     @abstractmethod
     def allocate(self, rows: int, capacity: int) -> Any:
         """Memory for `rows` sequences of at most `capacity` positions."""
 
     @abstractmethod
-    def read(
-        self, memory: Any, rows: slice, accepted: Features, following: Tensor, start: int | Tensor, counts: Tensor
+    def observe(
+        self, memory: Any, rows: slice, accepted: Features, next_ids: Tensor, start: int | Tensor, counts: Tensor
     ) -> None:
-        """Take note of what was accepted since the last round (after a prefill: the prompt), for the rows named:
-        features (B,P,...) at positions start (of all, or (B,)), start+1, ... and the token after each, following (B,P).
-        The first counts[b] hold, and the last following token of those is the root of the next tree."""
+        """Update the memory of these rows with the positions accepted since the last round (after a prefill: the prompt):
+        features (B,P,...) at positions start (of all, or (B,)), start+1, ... and the token after each, next_ids (B,P).
+        Only the first counts[b] are valid; the last of their next_ids is the root of the next tree."""
 
     @abstractmethod
     def move(self, memory: Any, source: int, target: int) -> None:
-        """Row `source` takes the place of row `target`."""
+        """Copy row `source` over row `target`."""
 
     @abstractmethod
-    def begin(self, memory: Any, rows: slice) -> Any:
+    def start_tree(self, memory: Any, rows: slice) -> Any:
         """The state from which a tree is grown for these rows."""
 
     @abstractmethod
-    def step(self, state: Any, tokens: Tensor, parents: Tensor) -> tuple[Tensor, Any]:
-        """One level deeper: tokens (B,R) grow below rows `parents` (1|B,R) of the previous step's state.
-        Returns logits (B,R,V) for their children, and the state with R rows."""
+    def draft_level(self, state: Any, tokens: Tensor, parents: Tensor) -> tuple[Tensor, Any]:
+        """Draft one level: tokens (B,R) are children of rows `parents` (1|B,R) of the previous level's state.
+        Returns logits (B,R,V) for their own children, and the state with R rows."""
 
 
 class HiddenStateDrafter(Drafter):
     """A drafter whose only memory is the hidden state at the last accepted position."""
 
-    def __init__(self, backbone: Backbone, heads: int, own_lm_head: bool, **arguments: Any):
-        super().__init__(backbone, heads, own_lm_head=own_lm_head, **arguments)
-        self.unembeddings = Unembeddings(backbone, heads, own_lm_head)
+    def __init__(self, backbone: Backbone, draft_length: int, own_lm_head: bool, /, **arguments: Any):
+        super().__init__(backbone, draft_length, own_lm_head=own_lm_head, **arguments)
+        self.unembeddings = Unembeddings(backbone, draft_length, own_lm_head)
 
     def unembed(self, head: int, hidden: Tensor) -> Tensor:
         return self.unembeddings(head, hidden)
@@ -117,11 +118,11 @@ class HiddenStateDrafter(Drafter):
     def allocate(self, rows: int, capacity: int) -> Tensor:
         return torch.zeros(rows, self.backbone.width, dtype=self.backbone.dtype, device=self.backbone.device)
 
-    def read(
-        self, memory: Tensor, rows: slice, accepted: Features, following: Tensor, start: int | Tensor, counts: Tensor
+    def observe(
+        self, memory: Tensor, rows: slice, accepted: Features, next_ids: Tensor, start: int | Tensor, counts: Tensor
     ) -> None:
-        every = torch.arange(len(counts), device=counts.device)
-        memory[rows] = accepted.hidden[every, counts - 1]
+        every_row = torch.arange(len(counts), device=counts.device)
+        memory[rows] = accepted.hidden[every_row, counts - 1]
 
     def move(self, memory: Tensor, source: int, target: int) -> None:
         memory[target] = memory[source]
@@ -135,7 +136,7 @@ def inherit(state: Tensor, parents: Tensor) -> Tensor:
 
 
 class ResBlock(nn.Module):
-    """z = h + SiLU(W h + b), W and b zero at the start, so that it begins as the identity (Medusa)."""
+    """z = h + SiLU(W h + b), W and b zero at the start, so that it is the identity at first (Medusa)."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -148,7 +149,7 @@ class ResBlock(nn.Module):
 
 
 class Unembeddings(nn.Module):
-    """The heads' way to the vocabulary: the backbone's frozen lm_head, or a trained copy per head."""
+    """The unembedding of the heads: the backbone's frozen lm_head, or a trained copy per head."""
 
     def __init__(self, backbone: Backbone, heads: int, own: bool):
         super().__init__()
@@ -172,7 +173,7 @@ class Unembeddings(nn.Module):
 
 
 def shifted(ids: Tensor, anchors: tuple[Tensor, Tensor], offset: int) -> Tensor:
-    """Tokens at position t+offset of each anchor (A,), the last token where the row ends before."""
+    """Tokens at position t+offset of each anchor (A,), or the last token where the row is shorter."""
     row, position = anchors
     return ids[row, (position + offset).clamp(max=ids.shape[1] - 1)]
 

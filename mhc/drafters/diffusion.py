@@ -1,11 +1,11 @@
 """The diffusion head: a masked block of tokens, unmasked in parallel from the hidden state.
 
-    B rows   A anchors   L slots (= K heads)   D width   V vocabulary
+    B rows   A anchors   L slots   D width   V vocabulary
 
-The block behind anchor t holds tokens t+2 ... t+1+L; slot k is what elsewhere is head k. Some of its tokens are masked
+The block behind anchor t holds tokens t+2 ... t+1+L; slot k is head k of other drafters. Some of its tokens are masked
 and a small bidirectional transformer over [hidden state; known next token; block] predicts those (masked discrete
-diffusion: MDLM, arXiv 2406.07524; LLaDA, 2502.09992). Drafting starts from all masks. MASK is a vector of the head's
-own, no token, so it can never be predicted; revealed tokens are copied.
+diffusion: MDLM, arXiv 2406.07524; LLaDA, 2502.09992). Drafting starts from all masks. MASK is a
+learned vector, not a token, so it can never be predicted; revealed tokens are copied.
 """
 
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ from mhc.errors import UserError
 
 
 class Layer(nn.Module):
-    """A pre-norm transformer layer in which every place of a block sees every other: (...,T,D) -> (...,T,D)."""
+    """A pre-norm transformer layer in which every position of a block sees every other: (...,T,D) -> (...,T,D)."""
 
     def __init__(self, width: int, heads: int, inner: int):
         super().__init__()
@@ -41,10 +41,10 @@ class Layer(nn.Module):
 class Diffusion(HiddenStateDrafter):
     """Masked diffusion over the next K tokens (slots).
 
-    heads: K, the block's length (4 to 8 is usual). layers of the transformer. own_lm_head: a trained lm_head copy for
+    draft_length: K, the block's length (4 to 8 is usual). num_layers: of the transformer. own_lm_head: a trained lm_head copy for
     every slot. schedule: 'linear' or 'kappa', see schedules.py; weighting: 'scheduler' weighs an anchor's loss by the
     schedule (the likelihood bound), 'ones' not at all. passes: denoising passes while drafting; after each, the slots
-    it is surest of are revealed to the next. Trees see one distribution a slot, whatever stands in the slots before it.
+    of highest confidence are revealed to the next. Trees get one distribution per slot, whatever the earlier slots hold.
     """
 
     free_arguments = frozenset({"schedule", "weighting", "passes"})
@@ -53,30 +53,30 @@ class Diffusion(HiddenStateDrafter):
     def __init__(
         self,
         backbone: Backbone,
-        heads: int = 5,
-        layers: int = 1,
+        draft_length: int = 5,
+        num_layers: int = 1,
         own_lm_head: bool = False,
         schedule: str = "linear",
         weighting: str = "ones",
         passes: int = 1,
     ):
-        named = {"layers": layers, "schedule": schedule, "weighting": weighting, "passes": passes}
-        super().__init__(backbone, heads, own_lm_head, **named)
+        named = {"draft_length": draft_length, "num_layers": num_layers, "schedule": schedule, "weighting": weighting}
+        super().__init__(backbone, draft_length, own_lm_head, **named, passes=passes)
         if schedule not in schedules.COEFFICIENTS:
             raise UserError(f"diffusion schedule '{schedule}': choose {' or '.join(schedules.COEFFICIENTS)}")
         if weighting not in ("scheduler", "ones"):
             raise UserError(f"diffusion weighting '{weighting}': choose scheduler or ones")
-        if not 1 <= passes <= heads:
-            raise UserError(f"diffusion passes is {passes}: it must be between 1 and the {heads} heads")
+        if not 1 <= passes <= draft_length:
+            raise UserError(f"diffusion passes is {passes}: it must be between 1 and the draft_length, {draft_length}")
         self.schedule, self.weighting, self.passes = schedule, weighting, passes
         width = backbone.width
         self.condition = nn.Linear(width, width)
         self.mask = nn.Parameter(torch.zeros(width))
-        self.places = nn.Parameter(torch.randn(2 + heads, width) * 0.1)
-        self.layers = nn.ModuleList(Layer(width, *sizes(backbone.model.config)) for _ in range(layers))
+        self.places = nn.Parameter(torch.randn(2 + draft_length, width) * 0.1)
+        self.layers = nn.ModuleList(Layer(width, *sizes(backbone.model.config)) for _ in range(num_layers))
         self.norm = nn.RMSNorm(width)
         self.out = nn.Linear(width, width)
-        nn.init.zeros_(self.out.weight)  # so that every slot begins as the hidden state itself
+        nn.init.zeros_(self.out.weight)  # so that every slot is the hidden state itself at first
         nn.init.zeros_(self.out.bias)
 
     def denoise(self, hidden: Tensor, known: Tensor, block: Tensor, masked: Tensor) -> Tensor:
@@ -90,32 +90,32 @@ class Diffusion(HiddenStateDrafter):
         return hidden[:, None] + self.out(self.norm(places[:, 2:]))
 
     def corrupt(self, anchors: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Which slots are masked (A,L), at a time of each anchor's own, and what its masked slots weigh (A,)."""
+        """Which slots are masked (A,L), at a random time per anchor, and the weight of its masked slots (A,)."""
         t = self.EARLIEST + (1 - self.EARLIEST) * torch.rand(anchors, device=device)
-        masked = torch.rand(anchors, self.heads, device=device) >= schedules.alpha(self.schedule, t)[:, None]
+        masked = torch.rand(anchors, self.draft_length, device=device) >= schedules.alpha(self.schedule, t)[:, None]
         return masked, schedules.weight(self.schedule, t) if self.weighting == "scheduler" else torch.ones_like(t)
 
     def forward(self, features: Features, ids: Tensor, anchors: tuple[Tensor, Tensor]) -> Iterator[Guess]:
-        """While training slots are masked at random and only those count; otherwise the block is drafted."""
+        """In training slots are masked at random and only those count; otherwise the block is drafted."""
         hidden, known, (_, position) = features.hidden[anchors], shifted(ids, anchors, 1), anchors
         if not self.training:
             yield from (Guess(slot) for slot in self.draft(hidden, known).unbind(dim=1))
             return
-        block = torch.stack([shifted(ids, anchors, 2 + slot) for slot in range(self.heads)], dim=1)  # (A,L)
+        block = torch.stack([shifted(ids, anchors, 2 + slot) for slot in range(self.draft_length)], dim=1)  # (A,L)
         masked, weight = self.corrupt(len(hidden), hidden.device)
-        beyond = position[:, None] + 2 + torch.arange(self.heads, device=ids.device) >= ids.shape[1]
-        masked = masked | beyond  # what is not there cannot be revealed
+        beyond = position[:, None] + 2 + torch.arange(self.draft_length, device=ids.device) >= ids.shape[1]
+        masked = masked | beyond  # tokens past the row's end cannot be revealed
         slots = self.denoise(hidden, known, block, masked)
-        for slot in range(self.heads):
+        for slot in range(self.draft_length):
             yield Guess(slots[:, slot], weight * masked[:, slot])
 
     def draft(self, hidden: Tensor, known: Tensor) -> Tensor:
-        """The slots' hidden states (B,L,D) from all masks: each from the pass before which it was still masked."""
-        block = known[:, None].repeat(1, self.heads)
+        """The slots' hidden states (B,L,D) from all masks: each from the last pass in which it was still masked."""
+        block = known[:, None].repeat(1, self.draft_length)
         masked = torch.ones_like(block, dtype=torch.bool)
         slots = self.denoise(hidden, known, block, masked)
-        count = -(-self.heads // self.passes)
-        for _ in range(1, self.passes):  # reveal the surest of the slots that are still masked, and look again
+        count = -(-self.draft_length // self.passes)
+        for _ in range(1, self.passes):  # reveal the masked slots of highest confidence, and denoise again
             share, best = self.logits(slots).softmax(dim=-1).max(dim=-1)  # (B,L)
             sure = share.masked_fill(~masked, -1.0).topk(count, dim=1).indices
             revealed = torch.zeros_like(masked).scatter_(1, sure, True) & masked
@@ -125,12 +125,12 @@ class Diffusion(HiddenStateDrafter):
 
     def logits(self, slots: Tensor) -> Tensor:
         """(B,L,D) -> (B,L,V)"""
-        return torch.stack([self.unembed(slot, one) for slot, one in enumerate(slots.unbind(dim=1))], dim=1)
+        return torch.stack([self.unembed(slot, state) for slot, state in enumerate(slots.unbind(dim=1))], dim=1)
 
-    def begin(self, memory: Tensor, rows: slice):
-        return 0, memory[rows]  # the slot to come, h (B,D)
+    def start_tree(self, memory: Tensor, rows: slice):
+        return 0, memory[rows]  # the next slot, h (B,D)
 
-    def step(self, state, tokens: Tensor, parents: Tensor):
+    def draft_level(self, state, tokens: Tensor, parents: Tensor):
         """All slots are filled at the root; every node of a level gets its slot's logits."""
         slot, slots = state
         if slot == 0:

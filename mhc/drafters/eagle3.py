@@ -5,14 +5,16 @@
 
 Position t joins the features g_t = fc([three tapped layers]) with the known next token t+1. The layer's output there
 predicts token t+2 and is, in place of g, the input of the step that follows: with token t+2, at position t+1. So a
-guess attends to all real positions up to t and to the guesses above it. Training unrolls the same K steps with the true
-tokens (training-time test): at step k the mask is step 0's causal block and one diagonal for each step since.
+draft token attends to all real positions up to t and to its ancestors in the tree. Training unrolls the same K steps with the true
+tokens (training-time test): at step k the mask is step 0's causal block and one diagonal for each later step.
 
 Modules carry the names of published EAGLE-3 checkpoints.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,13 +26,14 @@ from mhc.drafters.layers import Attention, FeedForward, sizes, turned, turns
 from mhc.errors import UserError
 
 BLOCK = 256  # queries attended for at a time in training
-RECOMPUTED = {"use_reentrant": False, "preserve_rng_state": False}  # no dice are thrown in what is computed again
+# the recomputed part uses no randomness
+recomputed = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
 
 
 @dataclass
 class Memory:
-    """keys and values (rows,H,S,E) of the real positions, turned by their own; length (rows,) of them; last (rows,D):
-    the layer's output at the latest one."""
+    """keys and values (rows,H,S,E) of the real positions, rotated; length (rows,): how many; last (rows,D): the layer's
+    output at the latest one."""
 
     keys: Tensor
     values: Tensor
@@ -39,16 +42,24 @@ class Memory:
 
 
 @dataclass
+class Nodes:
+    """keys and values (B,H,M,E) of a tree's nodes so far, without the root; seen (B,R,M): which of them each of the
+    last R attends to."""
+
+    keys: Tensor
+    values: Tensor
+    seen: Tensor
+
+
+@dataclass
 class Growth:
-    """The state of one tree: output (B,R,D) of the nodes that may grow; keys and values (B,H,M,E) of all nodes so far
-    and which of them each of the R sees, seen (B,R,M); memory of the rows below it."""
+    """The state of one tree: output (B,R,D) of the nodes that may be expanded; memory of the tree's rows; its nodes besides
+    the root, if any."""
 
     level: int
     output: Tensor
     memory: Memory
-    keys: Tensor | None = None
-    values: Tensor | None = None
-    seen: Tensor | None = None
+    nodes: Nodes | None = None
 
 
 class MidLayer(nn.Module):
@@ -66,7 +77,7 @@ class MidLayer(nn.Module):
         return torch.cat([self.input_layernorm(embedded), self.hidden_norm(state)], dim=-1)
 
     def turns(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """How queries and keys at these positions (B,T) are turned."""
+        """The rotary cosines and sines at these positions (B,T)."""
         return turns(positions, self.self_attn.width, self.theta)
 
     def queries(self, joined: Tensor, by: tuple[Tensor, Tensor]) -> Tensor:
@@ -80,7 +91,7 @@ class MidLayer(nn.Module):
         return turned(attention.split(attention.k_proj(joined)), by), attention.split(attention.v_proj(joined))
 
     def finish(self, mixed: Tensor, state: Tensor) -> Tensor:
-        """What attention mixed (B,H,T,E) and the state (B,T,D) -> the layer's output (B,T,D)."""
+        """Attention's output (B,H,T,E) and the state (B,T,D) -> the layer's output (B,T,D)."""
         state = state + self.self_attn.join(mixed)
         return state + self.mlp(self.post_attention_layernorm(state))
 
@@ -88,23 +99,25 @@ class MidLayer(nn.Module):
 class Eagle3(Drafter):
     """EAGLE-3 draft layer.
 
-    heads: K, steps unrolled in training and levels of a tree. layers: the three layers whose inputs are fused; default
-    2, N/2 and N-3 of N, or N/4, N/2 and N-1 where those collide. draft_vocabulary: propose only so many tokens, the
-    most frequent ones of the training answers (default: all). context: how far back the layer looks; beyond that its
-    positions, which are relative, never get larger than in training. In training rows are at most data.max_length long.
-    checkpointing: keep only each step's state, keys and values in training and compute the rest again in the
-    backward: less memory, a third more time, the same gradients.
-    attention_heads, head_width, inner_width (default: what suits the backbone), theta of the rotary embedding and epsilon
-    of the norms are there for checkpoints that were trained elsewhere (mhc/export/eagle3_import.py).
+    draft_length: K, steps unrolled in training and levels of a tree. taps: the three layers whose inputs are fused; default
+    2, N/2 and N-3 of N, or N/4, N/2 and N-1 where those collide. draft_vocabulary: draft only this many tokens, the
+    most frequent ones of the training answers (default: all). context: how many positions the layer attends to, so
+    that relative positions never get larger than in training, whose rows are at most data.max_length long.
+    checkpointing: store only each step's state, keys and values in training and recompute the rest in the
+    backward pass: less memory, a third more time, the same gradients.
+    attention_heads, head_width, inner_width (default: to match the backbone), theta of the rotary embedding and epsilon
+    of the norms are for checkpoints that were trained elsewhere (mhc/export/eagle3_import.py).
     """
 
     free_arguments = frozenset({"checkpointing"})
+    d2t: Tensor  # (V_d,) id of draft token j, less j
+    t2d: Tensor  # (V,) bool: whether a token is among the draft tokens
 
     def __init__(
         self,
         backbone: Backbone,
-        heads: int = 7,
-        layers: list[int] | None = None,
+        draft_length: int = 7,
+        taps: list[int] | None = None,
         draft_vocabulary: int | None = None,
         context: int = 2048,
         checkpointing: bool = False,
@@ -114,19 +127,24 @@ class Eagle3(Drafter):
         theta: float = 10_000.0,
         epsilon: float = 1e-6,
     ):
-        named = {"layers": layers, "draft_vocabulary": draft_vocabulary, "context": context}
-        shape = {"attention_heads": attention_heads, "head_width": head_width, "inner_width": inner_width}
+        named: dict[str, Any] = {"draft_length": draft_length, "taps": taps, "context": context}
+        named |= {"draft_vocabulary": draft_vocabulary}
+        shape: dict[str, float | None] = {
+            "attention_heads": attention_heads,
+            "head_width": head_width,
+            "inner_width": inner_width,
+        }
         shape |= {"theta": theta, "epsilon": epsilon}
-        super().__init__(backbone, heads, **named, checkpointing=checkpointing, **shape)
-        if context < heads:
-            raise UserError(f"EAGLE-3's context is {context}: it must be at least its {heads} heads")
+        super().__init__(backbone, draft_length, **named, checkpointing=checkpointing, **shape)
+        if context < draft_length:
+            raise UserError(f"EAGLE-3's context is {context}: it must be at least its draft_length, {draft_length}")
         if draft_vocabulary is not None and not 1 <= draft_vocabulary <= backbone.vocabulary_size:
             raise UserError(
                 f"draft_vocabulary is {draft_vocabulary}: it must be between 1 and the backbone's {backbone.vocabulary_size}"
             )
-        self.taps = tuple(layers) if layers is not None else default_taps(backbone.layers)
+        self.taps = tuple(taps) if taps is not None else default_taps(backbone.layers)
         if len(self.taps) != 3 or not all(0 <= layer < backbone.layers for layer in self.taps):
-            raise UserError(f"EAGLE-3's layers are {list(self.taps)}: give three of 0 to {backbone.layers - 1}")
+            raise UserError(f"EAGLE-3's taps are {list(self.taps)}: give three layers of 0 to {backbone.layers - 1}")
         self.context, self.checkpointing, width = context, checkpointing, backbone.width
         self.fc = nn.Linear(3 * width, width, bias=False)
         usual_heads, usual_inner = sizes(backbone.model.config)
@@ -135,7 +153,7 @@ class Eagle3(Drafter):
         self.norm = nn.RMSNorm(width, eps=epsilon)
         size = draft_vocabulary or backbone.vocabulary_size
         self.lm_head = nn.Linear(width, size, bias=False)
-        self.register_buffer("d2t", torch.zeros(size, dtype=torch.long))  # d2t[j] = id of draft token j, less j
+        self.register_buffer("d2t", torch.zeros(size, dtype=torch.long))
         self.register_buffer("t2d", torch.zeros(backbone.vocabulary_size, dtype=torch.bool))
         self._choose(torch.arange(size))
 
@@ -147,7 +165,7 @@ class Eagle3(Drafter):
             return None
         return self.d2t + torch.arange(len(self.d2t), device=self.d2t.device)
 
-    def prepare(self, frequencies: Tensor) -> str | None:
+    def choose_vocabulary(self, frequencies: Tensor) -> str | None:
         """Take the most frequent tokens as the draft vocabulary and report how much of the text they cover."""
         if self.vocabulary is None:
             return None
@@ -156,12 +174,10 @@ class Eagle3(Drafter):
         chosen = order[: len(self.d2t)].sort().values
         self._choose(chosen.to(self.d2t.device))
         coverage = float(frequencies[chosen].sum() / frequencies.sum().clamp(min=1))
-        return (
-            f"draft vocabulary: {len(chosen):,} of {len(frequencies):,} tokens cover {coverage:.2%} of what is learned"
-        )
+        return f"draft vocabulary: {len(chosen):,} of {len(frequencies):,} tokens cover {coverage:.2%} of the training text"
 
     def _choose(self, ids: Tensor) -> None:
-        """Propose these tokens (ascending), starting from the backbone's own rows for them."""
+        """Draft these tokens (ascending), starting from the backbone's own rows for them."""
         self.d2t.copy_(ids - torch.arange(len(ids), device=ids.device))
         self.t2d.zero_()[ids] = True
         with torch.no_grad():
@@ -182,42 +198,43 @@ class Eagle3(Drafter):
     # ---- training
 
     def forward(self, features: Features, ids: Tensor, anchors: tuple[Tensor, Tensor]) -> Iterator[Guess]:
-        """Training-time test: K steps over whole rows, each on the outputs of the one before."""
+        """Training-time test: K steps over whole rows, each on the previous step's outputs."""
         (rows, length), dtype = ids.shape, self.norm.weight.dtype
         place = torch.arange(length, device=ids.device)
-        state = self.fc(features.taps.to(dtype))  # (B,T,D)
-        keys, values = [], []
-        for head in range(self.heads):
-            following = ids[:, (place + 1 + head).clamp(max=length - 1)]
-            arguments = following, (place + head).expand(rows, -1), state, keys, values
+        state = self.fc(features.tapped.to(dtype))  # (B,T,D)
+        keys: list[Tensor] = []
+        values: list[Tensor] = []
+        for head in range(self.draft_length):
+            next_ids = ids[:, (place + 1 + head).clamp(max=length - 1)]
+            arguments = next_ids, (place + head).expand(rows, -1), state, keys, values
             if self.checkpointing and torch.is_grad_enabled():
-                state, key, value = checkpoint(self.unroll, *arguments, **RECOMPUTED)
+                state, key, value = recomputed(self.unroll, *arguments)
             else:
                 state, key, value = self.unroll(*arguments)
             keys, values = [*keys, key], [*values, value]
             yield Guess(self.norm(state[anchors]))
 
     def unroll(
-        self, following: Tensor, positions: Tensor, state: Tensor, keys: list[Tensor], values: list[Tensor]
+        self, next_ids: Tensor, positions: Tensor, state: Tensor, keys: list[Tensor], values: list[Tensor]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """One step over whole rows: tokens and positions (B,T), the state before (B,T,D), keys and values of the
-        steps before (B,H,T,E) each -> the state and this step's key and value."""
+        """One step over whole rows: tokens and positions (B,T), the previous state (B,T,D), keys and values of the
+        previous steps (B,H,T,E) each -> the state and this step's key and value."""
         layer = self.midlayer
-        joined = layer.join(self.backbone.embed(following), state)
+        joined = layer.join(self.backbone.embed(next_ids), state)
         by = layer.turns(positions)
         query, (key, value) = layer.queries(joined, by), layer.keys_values(joined, by)
         return layer.finish(self.unrolled_attention(query, [*keys, key], [*values, value]), state), key, value
 
     def unrolled_attention(self, query: Tensor, keys: list[Tensor], values: list[Tensor]) -> Tensor:
-        """Step k = len(keys)-1: queries (B,H,T,E) see step 0's keys causally and, of each later step, their own place.
+        """Step k = len(keys)-1: queries (B,H,T,E) see step 0's keys causally and, of each later step, their own position.
 
-        Done for BLOCK queries at a time, each over the keys it may see; in the backward their weights are computed
-        again, so that (B,H,T,T) of them never stand in memory."""
+        Done for BLOCK queries at a time, each over the keys it may see; the backward pass recomputes the attention
+        weights, so that all (B,H,T,T) are never in memory at once."""
         parts = []
         for start in range(0, query.shape[2], BLOCK):
             arguments = query[:, :, start : start + BLOCK], start, keys, values
             if torch.is_grad_enabled() and query.requires_grad:
-                parts.append(checkpoint(self._attend_unrolled, *arguments, **RECOMPUTED))
+                parts.append(recomputed(self._attend_unrolled, *arguments))
             else:
                 parts.append(self._attend_unrolled(*arguments))
         return torch.cat(parts, dim=2)
@@ -225,7 +242,7 @@ class Eagle3(Drafter):
     def _attend_unrolled(self, query: Tensor, start: int, keys: list[Tensor], values: list[Tensor]) -> Tensor:
         """The queries (B,H,C,E) at start, start+1, ..."""
         step, end = len(keys) - 1, start + query.shape[2]
-        first = max(0, start + step - self.context + 1)  # of step 0's positions in reach
+        first = max(0, start + step - self.context + 1)  # of step 0's positions within the context
         place = torch.arange(first, end, device=query.device)
         distance = place[start - first :, None] + step - place  # from the query's position t+k to those of step 0
         causal = (distance >= step) & (distance < self.context)
@@ -242,74 +259,75 @@ class Eagle3(Drafter):
     # ---- decoding
 
     def allocate(self, rows: int, capacity: int) -> Memory:
-        make = {"dtype": self.backbone.dtype, "device": self.backbone.device}
+        dtype, device = self.backbone.dtype, self.backbone.device
         attention = self.midlayer.self_attn
-        keys, values = (torch.zeros(rows, attention.heads, capacity, attention.width, **make) for _ in range(2))
-        length = torch.zeros(rows, dtype=torch.long, device=self.backbone.device)
-        return Memory(keys, values, length, torch.zeros(rows, self.backbone.width, **make))
+        shape = rows, attention.heads, capacity, attention.width
+        keys, values = (torch.zeros(shape, dtype=dtype, device=device) for _ in range(2))
+        length = torch.zeros(rows, dtype=torch.long, device=device)
+        return Memory(keys, values, length, torch.zeros(rows, self.backbone.width, dtype=dtype, device=device))
 
-    def read(
-        self, memory: Memory, rows: slice, accepted: Features, following: Tensor, start: int | Tensor, counts: Tensor
+    def observe(
+        self, memory: Memory, rows: slice, accepted: Features, next_ids: Tensor, start: int | Tensor, counts: Tensor
     ) -> None:
-        """Keys and values of all new positions, and the layer's output at the last: what the root's children hang
-        on."""
-        layer, here = self.midlayer, _rows_of(memory, rows)
-        state = self.fc(accepted.taps)  # (B,P,D)
-        joined = layer.join(self.backbone.embed(following), state)
+        """Keys and values of all new positions, and the layer's output at the last, from which the root's children are
+        drafted."""
+        layer, served = self.midlayer, _rows_of(memory, rows)
+        state = self.fc(accepted.tapped)  # (B,P,D)
+        joined = layer.join(self.backbone.embed(next_ids), state)
         first = start if isinstance(start, Tensor) else torch.full_like(counts, start)
-        positions = first[:, None] + torch.arange(following.shape[1], device=counts.device)  # (B,P)
-        slots = positions.clamp(max=here.keys.shape[2] - 1)  # beyond it only what does not hold
-        every, heads = (torch.arange(size, device=counts.device) for size in here.keys.shape[:2])
-        place = every[:, None, None], heads[None, :, None], slots[:, None]
-        for buffer, new in zip((here.keys, here.values), layer.keys_values(joined, layer.turns(positions))):
+        positions = first[:, None] + torch.arange(next_ids.shape[1], device=counts.device)  # (B,P)
+        slots = positions.clamp(max=served.keys.shape[2] - 1)  # only invalid positions lie beyond
+        every_row, heads = (torch.arange(size, device=counts.device) for size in served.keys.shape[:2])
+        place = every_row[:, None, None], heads[None, :, None], slots[:, None]
+        for buffer, new in zip((served.keys, served.values), layer.keys_values(joined, layer.turns(positions))):
             buffer.index_put_(place, new)
-        here.length.copy_(first + counts)
-        at = every[:, None], counts[:, None] - 1
-        mixed = self._attend(layer.queries(joined[at], layer.turns(positions[at])), here, here.length - 1)
-        here.last.copy_(layer.finish(mixed, state[at])[:, 0])
+        served.length.copy_(first + counts)
+        latest = every_row[:, None], counts[:, None] - 1
+        mixed = self._attend(layer.queries(joined[latest], layer.turns(positions[latest])), served, served.length - 1)
+        served.last.copy_(layer.finish(mixed, state[latest])[:, 0])
 
-    def _attend(self, query: Tensor, memory: Memory, position: Tensor, growth: Growth | None = None) -> Tensor:
-        """Queries (B,H,R,E), which stand at `position` (B,), over the real positions in reach, and over a tree's
+    def _attend(self, query: Tensor, memory: Memory, position: Tensor, nodes: Nodes | None = None) -> Tensor:
+        """Attend from queries (B,H,R,E) at `position` (B,) to the real positions within the context, and to a tree's
         nodes."""
         slot = torch.arange(memory.keys.shape[2], device=query.device)
         near = (slot < memory.length[:, None]) & (position[:, None] - slot < self.context)  # (B,S)
         scores = (query @ memory.keys.transpose(-1, -2)).masked_fill(~near[:, None, None], float("-inf"))
-        if growth is not None:
-            inside = (query @ growth.keys.transpose(-1, -2)).masked_fill(~growth.seen[:, None], float("-inf"))
+        if nodes is not None:
+            inside = (query @ nodes.keys.transpose(-1, -2)).masked_fill(~nodes.seen[:, None], float("-inf"))
             scores = torch.cat([scores, inside], dim=-1)
         weight = (scores * query.shape[-1] ** -0.5).softmax(dim=-1)
         mixed = weight[..., : len(slot)] @ memory.values
-        return mixed if growth is None else mixed + weight[..., len(slot) :] @ growth.values
+        return mixed if nodes is None else mixed + weight[..., len(slot) :] @ nodes.values
 
     def move(self, memory: Memory, source: int, target: int) -> None:
         for part in (memory.keys, memory.values, memory.length, memory.last):
             part[target] = part[source]
 
-    def begin(self, memory: Memory, rows: slice) -> Growth:
-        here = _rows_of(memory, rows)
-        return Growth(0, here.last[:, None], here)
+    def start_tree(self, memory: Memory, rows: slice) -> Growth:
+        served = _rows_of(memory, rows)
+        return Growth(0, served.last[:, None], served)
 
-    def step(self, state: Growth, tokens: Tensor, parents: Tensor) -> tuple[Tensor, Growth]:
-        """The root was read with its position; deeper nodes run the layer on their parents' outputs."""
+    def draft_level(self, state: Growth, tokens: Tensor, parents: Tensor) -> tuple[Tensor, Growth]:
+        """The root was processed by `observe`; deeper nodes run the layer on their parents' outputs."""
         level, output, memory = state.level, state.output, state.memory
         if level == 0:
             return self.unembed(0, self.norm(output)), Growth(1, output, memory)
         layer, before = self.midlayer, inherit(output, parents)  # (B,R,D)
         joined = layer.join(self.backbone.embed(tokens), before)
         position = memory.length + level - 1  # (B,)
-        by = layer.turns(position[:, None])  # all nodes of a level stand at one position
+        by = layer.turns(position[:, None])  # all nodes of a level share one position
         keys, values = layer.keys_values(joined, by)
         seen = torch.eye(tokens.shape[1], dtype=torch.bool, device=tokens.device).expand(len(tokens), -1, -1)
-        if state.keys is not None:
-            keys, values = torch.cat([state.keys, keys], dim=2), torch.cat([state.values, values], dim=2)
-            seen = torch.cat([inherit(state.seen, parents), seen], dim=2)
-        grown = Growth(level + 1, output, memory, keys, values, seen)
-        grown.output = layer.finish(self._attend(layer.queries(joined, by), memory, position, grown), before)
-        return self.unembed(level, self.norm(grown.output)), grown
+        if (above := state.nodes) is not None:
+            keys, values = torch.cat([above.keys, keys], dim=2), torch.cat([above.values, values], dim=2)
+            seen = torch.cat([inherit(above.seen, parents), seen], dim=2)
+        nodes = Nodes(keys, values, seen)
+        output = layer.finish(self._attend(layer.queries(joined, by), memory, position, nodes), before)
+        return self.unembed(level, self.norm(output)), Growth(level + 1, output, memory, nodes)
 
 
 def default_taps(layers: int) -> tuple[int, int, int]:
-    """The layers of a backbone of so many whose inputs EAGLE-3 fuses."""
+    """The layers whose inputs EAGLE-3 fuses, of a backbone with so many."""
     published = 2, layers // 2, layers - 3
     return published if published[0] < published[1] < published[2] else (layers // 4, layers // 2, layers - 1)
 

@@ -6,9 +6,8 @@ from torch.nn.functional import silu
 
 
 class Attention(nn.Module):
-    """Projections of inputs (...,T,width_in) to heads (...,H,T,E), and of their mixture back to (...,T,D); width is E,
-    D divided by the heads unless head_width says otherwise. Keys and values have as many heads as queries: one layer's
-    cache is small."""
+    """Projections of inputs (...,T,width_in) to heads (...,H,T,E), and of attention's output back to (...,T,D); width is
+    E, D / H unless head_width is given. Keys and values have as many heads as queries: one layer's cache is small."""
 
     def __init__(self, width_in: int, width: int, heads: int, head_width: int | None = None):
         super().__init__()
@@ -39,8 +38,8 @@ class FeedForward(nn.Module):
 
 
 def turns(positions: Tensor, width: int, theta: float) -> tuple[Tensor, Tensor]:
-    """Cosines and sines (B,1,T,E/2) of the angles by which rotary position embedding (RoFormer, arXiv 2104.09864) turns
-    heads of this width at positions (B,T); only differences of positions matter to attention."""
+    """Cosines and sines (B,1,T,E/2) of the angles by which rotary position embedding (RoFormer, arXiv 2104.09864) rotates
+    heads of this width at positions (B,T); attention depends only on differences of positions."""
     half = width // 2
     frequencies = theta ** (-torch.arange(half, device=positions.device, dtype=torch.float) / half)
     angles = positions[:, None, :, None] * frequencies
@@ -48,16 +47,16 @@ def turns(positions: Tensor, width: int, theta: float) -> tuple[Tensor, Tensor]:
 
 
 def turned(states: Tensor, by: tuple[Tensor, Tensor]) -> Tensor:
-    """States (B,H,T,E) turned, halves as Llama lays them."""
+    """States (B,H,T,E) rotated, with the halves in Llama's layout."""
     cos, sin = (part.to(states.dtype) for part in by)
     first, second = states.chunk(2, dim=-1)
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
 
 
 def sizes(config) -> tuple[int, int]:
-    """Attention heads and inner width that suit a layer beside this backbone's own (GPT-NeoX and the like name none)."""
+    """Attention heads and inner width for a layer that matches this backbone's own (4 D where its config names no inner width)."""
     text = config.get_text_config(decoder=True)
     heads = text.num_attention_heads
-    while text.hidden_size % (2 * heads):  # a backbone's heads may be wider than its hidden size divided by them
+    while text.hidden_size % (2 * heads):  # a backbone's heads may be wider than hidden size / heads
         heads -= 1
     return heads, getattr(text, "intermediate_size", None) or 4 * text.hidden_size

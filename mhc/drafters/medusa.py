@@ -1,4 +1,4 @@
-"""Medusa: every head guesses from the hidden state alone, none sees another (arXiv 2401.10774)."""
+"""Medusa: every head drafts from the hidden state alone, independent of the others (arXiv 2401.10774)."""
 
 from collections.abc import Iterator
 
@@ -16,7 +16,7 @@ class Medusa(HiddenStateDrafter):
     """
 
     def __init__(self, backbone: Backbone, heads: int = 5, blocks: int = 1, own_lm_head: bool = False):
-        super().__init__(backbone, heads, own_lm_head, blocks=blocks)
+        super().__init__(backbone, heads, own_lm_head, heads=heads, blocks=blocks)
         self.stacks = nn.ModuleList(
             nn.Sequential(*(ResBlock(backbone.width) for _ in range(blocks))) for _ in range(heads)
         )
@@ -26,11 +26,11 @@ class Medusa(HiddenStateDrafter):
         for stack in self.stacks:
             yield Guess(stack(hidden))
 
-    def begin(self, memory: Tensor, rows: slice):
-        return 0, memory[rows]  # the head to come, h (B,D)
+    def start_tree(self, memory: Tensor, rows: slice):
+        return 0, memory[rows]  # the next head, h (B,D)
 
-    def step(self, state, tokens: Tensor, parents: Tensor):
-        """Every node of a level gets the same logits: a Medusa head does not know its parent."""
+    def draft_level(self, state, tokens: Tensor, parents: Tensor):
+        """Every node of a level gets the same logits: a Medusa head does not see the parent."""
         head, hidden = state
         logits = self.unembed(head, self.stacks[head](hidden))  # (B,V)
         return logits[:, None].expand(-1, tokens.shape[1], -1), (head + 1, hidden)

@@ -1,157 +1,138 @@
-"""A training step played through on tensors without contents: what it will hold and compute, before anything is loaded.
-
-    B rows   T time   A anchors   K heads   D width   V vocabulary
+"""Run a training step on fake tensors, to estimate its memory and operations before anything is loaded.
 
 PyTorch's fake tensors have shapes, types and storages of a size, but no bytes behind them. The real modules run on
 them: what is counted is what this project's code allocates, operation by operation, not a formula beside it.
 """
 
-import warnings
 import weakref
-from collections.abc import Callable, Iterable
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoModelForCausalLM, PretrainedConfig
+from transformers import PretrainedConfig, PreTrainedModel
 
-from mhc.backbone.model import Backbone
-from mhc.drafters import Drafter
-from mhc.training.losses import Teacher, chunked_loss
-
-
-@dataclass(frozen=True)
-class Rehearsal:
-    """Of one step on one device. forward: most bytes held by the frozen forward beside the weights; heads: most bytes
-    held by the heads, the loss and the backward, the features and the new gradients included. *_operations:
-    floating-point operations, two a multiplication with addition. parameters and bytes: of the backbone and of the
-    drafter, by part."""
-
-    forward: int
-    heads: int
-    forward_operations: int
-    heads_operations: int
-    backbone: "Weights"
-    drafter: "Weights"
+aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Parameters by part (embedding, layers, ...), how many of them lie in linear layers (the lm_head apart), how
-    many of the largest single matrix, and of the largest layer."""
+    """Parameters by part (embedding, layers, ...). linear: how many lie in linear layers (the lm_head apart);
+    linear_outputs: outputs of these, each of which has a scale of its own when quantised; largest_linear, largest_layer
+    and largest: how many the largest of these matrices, of the layers and of all parameters holds."""
 
     parts: dict[str, int]
     linear: int = 0
-    rows: int = 0  # outputs of all these linear layers: each has a scale of its own when quantised
-    matrix: int = 0
-    layer: int = 0
+    linear_outputs: int = 0
+    largest_linear: int = 0
+    largest_layer: int = 0
+    largest: int = 0
 
     @property
     def total(self) -> int:
         return sum(self.parts.values())
 
 
-class Held(TorchDispatchMode):
+@dataclass(frozen=True)
+class StepEstimate:
+    """One training step on one device. forward_bytes: the most that the frozen forward holds beside the weights;
+    step_bytes: the most that loss and backward hold, the features and the new gradients included. *_operations:
+    floating-point operations, two a multiplication with addition."""
+
+    forward_bytes: int
+    step_bytes: int
+    forward_operations: int
+    step_operations: int
+    frozen: Weights
+    trained: Weights
+
+
+class AllocationTracker(TorchDispatchMode):
     """Counts the bytes of all tensors made since it was entered that still live (`now`), and the most there ever were
-    (`most`)."""
+    (`peak`).
 
-    def __init__(self, standing: Iterable[Tensor] = ()):
+    existing: tensors that do not count. selected: fake tensors have no values, so that a mask cannot say what it selects:
+    where this is given, a mask selects so many elements, or all where it has fewer, and a value that is read is 1.
+    """
+
+    def __init__(self, existing: Iterable[Tensor] = (), selected: int | None = None):
         super().__init__()
-        self.now = self.most = 0
-        self._known = {tensor.untyped_storage()._cdata for tensor in standing}
+        self.now = self.peak = 0
+        self.selected = selected
+        self._known = {tensor.untyped_storage()._cdata for tensor in existing}
 
-    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
-        result = operation(*args, **(kwargs or {}))
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = self._without_values(func, args) if self.selected is not None else None
+        if result is None:
+            result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor):
-                self._note(leaf.untyped_storage())
+                self._record(leaf.untyped_storage())
         return result
 
-    def _note(self, storage: torch.UntypedStorage) -> None:
-        place, size = storage._cdata, storage.nbytes()
-        if place not in self._known:
-            self._known.add(place)
-            weakref.finalize(storage, self._gone, place, size)
-            self.now += size
-            self.most = max(self.most, self.now)
+    def _without_values(self, func: Any, args: Any) -> Any:
+        """The result of an operation that depends on values, None for all others."""
+        match func.overloadpacket:
+            case aten._local_scalar_dense:
+                return 1
+            case aten.nonzero:
+                return torch.stack(self._selection(args[0]), dim=1)
+            case aten.index | aten.index_put | aten.index_put_ if any(_is_mask(index) for index in args[1]):
+                indices: list[Tensor | None] = []
+                for index in args[1]:
+                    indices += self._selection(index) if _is_mask(index) else [index]
+                return func(args[0], indices, *args[2:])
+        return None
 
-    def _gone(self, place: int, size: int) -> None:
-        self._known.discard(place)
+    def _selection(self, mask: Tensor) -> list[Tensor]:
+        count = min(mask.numel(), self.selected or 0)
+        return [torch.zeros(count, dtype=torch.long, device=mask.device) for _ in range(mask.ndim)]
+
+    def _record(self, storage: torch.UntypedStorage) -> None:
+        address, size = storage._cdata, storage.nbytes()
+        if address not in self._known:
+            self._known.add(address)
+            weakref.finalize(storage, self._freed, address, size)
+            self.now += size
+            self.peak = max(self.peak, self.now)
+
+    def _freed(self, address: int, size: int) -> None:
+        self._known.discard(address)
         self.now -= size
 
 
-def rehearse(
-    config: PretrainedConfig,
-    build: Callable[[Backbone], Drafter],
-    rows: int,
-    length: int,
-    anchors: int,
-    objective: str = "ce",
-    dtype: torch.dtype = torch.float32,
-    autocast: torch.dtype | None = None,
-    heads_dtype: torch.dtype = torch.float32,
-) -> Rehearsal:
-    """Play through a step of DraftModule on `rows` rows of `length` tokens with so many anchors: a backbone of this
-    config in `dtype`, the heads that `build` puts on it in `heads_dtype`, under autocast where that is given."""
-    if dtype == torch.float32 and has_experts(config):  # PyTorch's grouped product is rehearsed in bf16 only
-        half = rehearse(config, build, rows, length, anchors, objective, torch.bfloat16, torch.bfloat16)
-        return replace(half, forward=2 * half.forward, heads=2 * half.heads)
-    with FakeTensorMode(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of kernels that would be slower so: nothing is computed
-        backbone = Backbone(AutoModelForCausalLM.from_config(config, dtype=dtype))
-        torch.set_default_dtype(heads_dtype)  # modules cannot be converted once they are there
-        try:
-            drafter = build(backbone).train()
-        finally:
-            torch.set_default_dtype(torch.float32)
-        return play(backbone, drafter, rows, length, anchors, objective, autocast)
+def _is_mask(index: Tensor | None) -> bool:
+    return index is not None and index.dtype == torch.bool
 
 
-def play(
-    backbone: Backbone,
-    drafter: Drafter,
-    rows: int,
-    length: int,
-    anchors: int,
-    objective: str,
-    autocast: torch.dtype | None,
-) -> Rehearsal:
-    """The step of `rehearse` on modules that are there, with contents or without. (DraftModule's own asks tensors for
-    their values, to find the anchors.)"""
-    ids = torch.zeros(rows, length, dtype=torch.long)
-    where = torch.zeros(anchors, dtype=torch.long)
-    precision = torch.autocast("cpu", autocast) if autocast else nullcontext()
-    held = Held([*backbone.parameters(), *backbone.buffers(), *drafter.parameters(), *drafter.buffers(), ids, where])
-    with held, counting() as forward_operations, precision:
-        features = backbone.features(ids, drafter.taps)
-    forward, held.most = held.most, held.now
-    with held, counting() as heads_operations:
-        with precision:
-            total = torch.zeros(())
-            for head, guess in enumerate(drafter(features, ids, (where, where))):
-                teacher = None
-                if objective != "ce":
-                    teacher = Teacher(torch.cat([features.hidden[where, where]]), backbone.unembedding)
-                found = chunked_loss(
-                    torch.cat([guess.hidden[where]]),
-                    drafter.unembedding(head),
-                    where,
-                    objective,
-                    None if guess.weight is None else guess.weight[where],
-                    teacher,
-                    drafter.vocabulary,
-                    backbone.softcap,
-                )
-                total = total + found.loss
-        total.backward()
-    operations = sum(forward_operations), sum(heads_operations)
-    return Rehearsal(forward, held.most, *operations, weigh(backbone.model), weigh(drafter))
+def without_contents(module: nn.Module, dtype: torch.dtype | None = None) -> None:
+    """Replace the parameters and buffers of a module, which may lie on the meta device, by empty ones on the CPU: fake
+    ones under a FakeTensorMode. dtype: convert to it what is floating-point. (`Module.to` cannot convert fake tensors.)"""
+    made: dict[Tensor, Tensor] = {}  # what is shared stays shared
+    for part in module.modules():
+        for name, parameter in part._parameters.items():
+            if parameter is not None:
+                if parameter not in made:
+                    made[parameter] = nn.Parameter(_empty(parameter, dtype), parameter.requires_grad)
+                part._parameters[name] = made[parameter]  # type: ignore[assignment]
+        for name, buffer in part._buffers.items():
+            if buffer is not None:
+                part._buffers[name] = made.setdefault(buffer, _empty(buffer, dtype))
+
+
+def _empty(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    return torch.empty(tensor.shape, dtype=dtype if dtype and tensor.is_floating_point() else tensor.dtype)
+
+
+def casting(autocast: torch.dtype | None) -> AbstractContextManager[object]:
+    """Autocast as a trainer's precision makes it, where it does."""
+    return torch.autocast("cpu", autocast) if autocast else nullcontext()
 
 
 def has_experts(config: PretrainedConfig) -> bool:
@@ -160,41 +141,43 @@ def has_experts(config: PretrainedConfig) -> bool:
     return any(getattr(text, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts"))
 
 
-def weigh(module: nn.Module) -> Weights:
-    """The parameters of a model or of a drafter, those that are shared counted once."""
-    counts = {name: parameter.numel() for name, parameter in module.named_parameters()}
-    unembedding = module.get_output_embeddings() if hasattr(module, "get_output_embeddings") else None
+def weigh(module: nn.Module, wanted: Callable[[nn.Parameter], bool] = lambda parameter: True) -> Weights:
+    """The wanted parameters of a model or of a drafter, those that are shared counted once."""
+    counts = {name: parameter.numel() for name, parameter in module.named_parameters() if wanted(parameter)}
+    unembedding = module.get_output_embeddings() if isinstance(module, PreTrainedModel) else None
     linears = [part for part in module.modules() if isinstance(part, nn.Linear) and part is not unembedding]
     parts: dict[str, int] = {}
     layers: dict[str, int] = {}
     for name, count in counts.items():
-        pieces = [piece for piece in name.split(".") if not piece.isdigit()]
-        part = pieces[1] if pieces[0] in ("model", "transformer", "gpt_neox") else pieces[0]
+        pieces = name.split(".")
+        words = [piece for piece in pieces if not piece.isdigit()]
+        part = words[1] if words[0] in ("model", "transformer", "gpt_neox") else words[0]
         parts[part] = parts.get(part, 0) + count
-        numbered = next((at for at, piece in enumerate(name.split(".")) if piece.isdigit()), None)
+        numbered = next((place for place, piece in enumerate(pieces) if piece.isdigit()), None)
         if numbered is not None:
-            layer = ".".join(name.split(".")[: numbered + 1])
+            layer = ".".join(pieces[: numbered + 1])
             layers[layer] = layers.get(layer, 0) + count
     return Weights(
         parts,
         linear=sum(linear.weight.numel() for linear in linears),
-        rows=sum(linear.out_features for linear in linears),
-        matrix=max((linear.weight.numel() for linear in linears), default=0),
-        layer=max([*layers.values(), *counts.values()], default=0),
+        linear_outputs=sum(linear.out_features for linear in linears),
+        largest_linear=max((linear.weight.numel() for linear in linears), default=0),
+        largest_layer=max([*layers.values(), *counts.values()], default=0),
+        largest=max(counts.values(), default=0),
     )
 
 
 @contextmanager
-def counting():
+def counted_operations() -> Iterator[list[int]]:
     """A list that holds, once the block is over, the floating-point operations that it computed."""
     unknown = {
         torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_operations,
         torch.ops.aten._grouped_mm: _grouped_operations,
     }
-    found: list[int] = []
+    operations: list[int] = []
     with FlopCounterMode(display=False, custom_mapping=unknown) as counter:
-        yield found
-    found.append(counter.get_total_flops())
+        yield operations
+    operations.append(counter.get_total_flops())
 
 
 def _attention_operations(query, key, value, *args, out_shape=None, **kwargs) -> int:

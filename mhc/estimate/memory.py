@@ -1,32 +1,31 @@
-"""How much memory each device needs, from a rehearsed step and the strategy that shards what is held. Bytes throughout.
+"""How much memory each device needs, from a step's estimate and the strategy that shards what is held. Bytes throughout.
 
-What the rehearsal does not see is added here by name: the process itself, gradients and moments, and decoding at
+What the step does not show is added here by name: the process itself, gradients and moments, and decoding at
 validations.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jsonargparse import Namespace
+from transformers import PretrainedConfig
 
-from mhc.decoding.batch import PREFILL_TOKENS
 from mhc.distributed.strategies import FSDP, ZeRO
-from mhc.estimate.fake_step import Rehearsal, Weights
+from mhc.estimate.fake_step import StepEstimate, Weights
 from mhc.training.trainer_settings import class_of
 
 
 @dataclass(frozen=True)
 class Sharding:
-    """Into how many pieces, over as many processes, a strategy cuts what is held; 1 is whole on each."""
+    """Into how many pieces, over as many processes, a strategy splits what is held; 1 is whole on each."""
 
     name: str
     processes: int = 1
     weights: int = 1
     gradients: int = 1
     moments: int = 1
-    bucketed: bool = False  # gradients lie in communication buckets a second time
-    offload: bool = False  # moments, and weights that are in pieces, lie in the machine's memory
+    bucketed: bool = False  # communication buckets hold the gradients a second time
+    offload: bool = False  # moments, and weights that are split, are held in the host's memory
 
 
 def sharding(trainer: Namespace) -> Sharding:
@@ -59,7 +58,6 @@ class Setting:
     dtype: torch.dtype
     autocast: torch.dtype | None
     heads_dtype: torch.dtype
-    objective: str
     quantize: str | None
     on_gpu: bool
     collected: bool = False  # features come from files: no frozen forward
@@ -67,21 +65,23 @@ class Setting:
 
 @dataclass(frozen=True)
 class Decoding:
-    """What callbacks.Acceptance decodes: prompts at once, and the tokens of each."""
+    """What callbacks.Acceptance decodes: prompts at once, the tokens of each, and how many tokens of prompts are read at
+    once."""
 
     prompts: int
     tokens: int
+    prefill: int
 
 
 def weight_bytes(weights: Weights, dtype: torch.dtype, quantize: str | None) -> int:
     """A backbone's weights. torchao keeps 4-bit weights in 8 bits each on whatever hardware, so both kinds take the
-    same: a byte a weight of the linear layers, and a scale (4) and a zero point (1) for each of their rows."""
+    same: a byte a weight of the linear layers, and a scale (4) and a zero point (1) for each of their outputs."""
     if quantize is None:
         return weights.total * dtype.itemsize
-    return weights.linear + 5 * weights.rows + (weights.total - weights.linear) * dtype.itemsize
+    return weights.linear + 5 * weights.linear_outputs + (weights.total - weights.linear) * dtype.itemsize
 
 
-def cache_bytes(config: Any, rows: int, capacity: int, dtype: torch.dtype) -> int:
+def cache_bytes(config: PretrainedConfig, rows: int, capacity: int, dtype: torch.dtype) -> int:
     """Keys and values of a TreeCache: 2 * layers * rows * heads * capacity * width."""
     text = config.get_text_config(decoder=True)
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
@@ -90,35 +90,40 @@ def cache_bytes(config: Any, rows: int, capacity: int, dtype: torch.dtype) -> in
 
 
 def memory(
-    found: Rehearsal, setting: Setting, shards: Sharding, config: Any, decoding: Decoding | None, process: int
+    step: StepEstimate,
+    setting: Setting,
+    shards: Sharding,
+    config: PretrainedConfig,
+    decoding: Decoding | None,
+    process: int,
 ) -> tuple[dict[str, int], dict[str, int]]:
-    """Bytes on each device by name: what stands all the time, and what comes in turns. Their sum and maximum is the
-    peak. process: bytes of a process that holds nothing yet."""
-    heads = found.drafter.total * setting.heads_dtype.itemsize
-    gathered = found.backbone.layer * setting.dtype.itemsize if shards.weights > 1 else 0
-    here = 0 if shards.offload and shards.weights > 1 else 1
-    unpacked = found.backbone.matrix * setting.dtype.itemsize if setting.quantize else 0
-    standing = {
+    """Bytes on each device by name: what is held all the time, and what comes in turns. The sum of the first and the
+    largest of the second are the peak. process: bytes of a process that holds nothing yet."""
+    heads = step.trained.total * setting.heads_dtype.itemsize
+    gathered = step.frozen.largest_layer * setting.dtype.itemsize if shards.weights > 1 else 0
+    on_device = 0 if shards.offload and shards.weights > 1 else 1
+    unpacked = step.frozen.largest_linear * setting.dtype.itemsize if setting.quantize else 0
+    frozen = weight_bytes(step.frozen, setting.dtype, setting.quantize)
+    always = {
         "process": process,
-        "backbone's weights": here * weight_bytes(found.backbone, setting.dtype, setting.quantize) // shards.weights
-        + gathered,
+        "backbone's weights": on_device * frozen // shards.weights + gathered,
         "heads' weights": heads // shards.weights,
-        "optimizer's moments": 0 if shards.offload else 2 * found.drafter.total * 4 // shards.moments,
+        "optimizer's moments": 0 if shards.offload else 2 * step.trained.total * 4 // shards.moments,
     }
     if shards.bucketed:
-        standing["buckets of gradients"] = heads
+        always["buckets of gradients"] = heads
     gradients = heads // shards.gradients
-    forward = 0 if setting.collected else found.forward + unpacked
-    turns = {
+    forward = 0 if setting.collected else step.forward_bytes + unpacked
+    in_turn = {
         "frozen forward": gradients + forward,
-        "heads, loss and backward": found.heads - heads + gradients,
-        # AdamW goes through all parameters at once on a GPU, one by one on a CPU
-        "optimizer's step": gradients + (heads // shards.moments if setting.on_gpu else found.drafter.matrix * 4),
+        "heads, loss and backward": step.step_bytes - heads + gradients,
+        # AdamW updates all parameters at once on a GPU, one by one on a CPU
+        "optimizer's step": gradients + (heads // shards.moments if setting.on_gpu else step.trained.largest * 4),
     }
     if decoding is not None:
-        read = min(PREFILL_TOKENS["cuda" if setting.on_gpu else "cpu"], decoding.prompts * decoding.tokens)
-        prefill = found.forward * read // (setting.rows * setting.length)
-        kept = cache_bytes(config, decoding.prompts, decoding.tokens, setting.dtype)
-        copied = found.drafter.total * setting.dtype.itemsize
-        turns["decoding for callbacks.Acceptance"] = gradients + kept + copied + prefill + unpacked
-    return standing, turns
+        prompts = min(decoding.prefill, decoding.prompts * decoding.tokens)
+        prefill = step.forward_bytes * prompts // (setting.rows * setting.length)
+        cache = cache_bytes(config, decoding.prompts, decoding.tokens, setting.dtype)
+        copy = step.trained.total * setting.dtype.itemsize
+        in_turn["decoding for callbacks.Acceptance"] = gradients + cache + copy + prefill + unpacked
+    return always, in_turn

@@ -1,25 +1,26 @@
 """Plain and speculative decoding of the same prompts, interleaved in one run.
 
-The machine's speed drifts, so each prompt is decoded every way one after the other, in changing
-order, and the speedup is the median of the paired ratios.
+The machine's speed drifts, so each prompt is decoded by all decoders one after the other, in
+changing order, and the speedup is the median of the paired ratios.
 """
 
 import copy
-import os
-import platform
 import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Hashable, Sequence
 from statistics import median, quantiles
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-import transformers
+from torch import Tensor
 
-import mhc
-from mhc.decoding.batch import Asked
-from mhc.engine import Engine, Generation
+from mhc.backbone.model import Features
+from mhc.decoding.request import DecodeRequest, Generation
+from mhc.engine import Engine
 from mhc.sampling import GREEDY, Sampling
+from mhc.trees.shapes import Tree
+from mhc.util.provenance import wait
+
+Name = TypeVar("Name", bound=Hashable)
 
 
 def compare(
@@ -34,44 +35,45 @@ def compare(
 
 
 def race(
-    engines: dict[str, Engine],
+    engines: dict[Name, Engine],
     prompts: Sequence[list[int]],
     max_new_tokens: int,
     progress: Callable[[int, int], None] | None = None,
     sampling: Sampling = GREEDY,
-) -> tuple[dict[str, dict[str, Any]], list[Generation]]:
+) -> tuple[dict[Name, dict[str, Any]], list[Generation]]:
     """Decode every prompt (token ids) plainly and with each engine, all on one backbone. Returns the plain answers and,
-    for each engine, in the names of `decode_benchmark.json`:
+    for each engine, by the keys of `decode_benchmark.json`:
 
-    tokens_per_step (bonus counted), accepted_histogram (how many steps accepted 0, 1, ... guesses),
+    tokens_per_step (bonus counted), accepted_histogram (how many steps accepted 0, 1, ... draft tokens),
     plain_tokens_per_second, tokens_per_second, speedup (median of the paired ratios) with its quartiles speedup_q1 and
     speedup_q3 and extremes speedup_min and speedup_max, prompts, identical (outputs that are token for token the same).
     """
-    runners = {None: Engine(next(iter(engines.values())).backbone)} | engines
-    names = list(runners)
+    plain_answers: list[Generation] = []
+    answers: dict[Name, list[Generation]] = {name: [] for name in engines}
+    plain_engine = Engine(next(iter(engines.values())).backbone)
+    runners = [(plain_engine, plain_answers), *((engine, answers[name]) for name, engine in engines.items())]
 
-    def answer(name: str | None, prompt: list[int]) -> Generation:
-        return next(found for _, found in runners[name].generate_ids([prompt], max_new_tokens, sampling=sampling))
+    def answer(engine: Engine, prompt: list[int]) -> Generation:
+        return next(answer for _, answer in engine.generate_ids([prompt], max_new_tokens, sampling=sampling))
 
-    for name in names:
-        answer(name, prompts[0])  # warm up
-    found: dict[str | None, list[Generation]] = {name: [] for name in names}
+    for engine, _ in runners:
+        answer(engine, prompts[0])  # warm up
     for number, prompt in enumerate(prompts):
-        turn = number % len(names)  # another one is first each time
-        for name in names[turn:] + names[:turn]:
-            found[name].append(answer(name, prompt))
+        turn = number % len(runners)  # rotate the order
+        for engine, finished in runners[turn:] + runners[:turn]:
+            finished.append(answer(engine, prompt))
         if progress:
             progress(number + 1, len(prompts))
-    plain = found.pop(None)
-    return {name: _figures(engines[name], plain, found[name], max_new_tokens) for name in engines}, plain
+    figures = {name: _figures(engines[name], plain_answers, answers[name], max_new_tokens) for name in engines}
+    return figures, plain_answers
 
 
 def _figures(engine: Engine, plain: list[Generation], drafted: list[Generation], max_new_tokens: int) -> dict[str, Any]:
-    histogram = [0] * (engine.tree.levels_deep + 1)
+    histogram = [0] * (engine.tree.max_depth + 1)
     for answer in drafted:
         for accepted in answer.accepted[1:]:  # the prefill drafts nothing
             histogram[accepted] += 1
-    ratios = [one.seconds / other.seconds for one, other in zip(plain, drafted)]
+    ratios = [p.seconds / d.seconds for p, d in zip(plain, drafted)]
     quarters = quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else ratios * 3
     tokens = sum(len(answer.token_ids) - 1 for answer in drafted)
     return {
@@ -85,7 +87,7 @@ def _figures(engine: Engine, plain: list[Generation], drafted: list[Generation],
         "speedup_min": round(min(ratios), 4),
         "speedup_max": round(max(ratios), 4),
         "prompts": len(drafted),
-        "identical": sum(one.token_ids == other.token_ids for one, other in zip(plain, drafted)),
+        "identical": sum(p.token_ids == d.token_ids for p, d in zip(plain, drafted)),
         "max_new_tokens": max_new_tokens,
         "tree_nodes": engine.tree.nodes,
     }
@@ -93,89 +95,52 @@ def _figures(engine: Engine, plain: list[Generation], drafted: list[Generation],
 
 @torch.inference_mode()
 def round_parts(engine: Engine, prompt: list[int], repeats: int = 30) -> dict[str, float]:
-    """Medians in milliseconds, at one place in the text, interleaved: a plain step, drafting (growing the tree, and
-    reading what was accepted), the verifying forward, a whole round; and the round over drafting plus verifying, which
-    is its host overhead."""
-    backbone, drafter = engine.backbone, engine.drafter
-    rows = engine.rows([Asked(prompt, engine.tree.levels_deep + 1)], 1, speculate=True)
-    rows.join(0, engine.prefill(rows, [0])[0])
-    rows.cache.select(0, 1)
-    length, root, memory = rows.cache.lengths[0], rows.root.clone(), copy.deepcopy(rows.memory)
+    """Medians in milliseconds, at one position of the text, interleaved: a plain step, drafting (growing the tree, and
+    observing the accepted tokens), the verifying forward, a whole round; and the round over drafting plus verifying,
+    which is its host overhead."""
+    backbone, drafter = engine.backbone, engine.require_drafter()
+    decoder = engine.speculative_decoder(1, len(prompt) + engine.tree.max_depth + 1)
+    decoder.begin([DecodeRequest(prompt, engine.tree.max_depth + 1)])
+    batch = decoder.batch
+    start, memory = batch.snapshot(), copy.deepcopy(decoder.memory)
 
     def rewind() -> None:
-        rows.cache.lengths[0] = length
-        rows.cache.select(0, 1)
-        rows.root.copy_(root)
-        rows.memory = copy.deepcopy(memory)
-        rows.pace.left = 0  # every round speculates here, whether it pays or not
+        batch.restore(start)
+        decoder.memory = copy.deepcopy(memory)
 
-    def grow():
-        draw = rows.draw(engine.tree.levels_deep)
-        return engine.tree.grow(drafter, drafter.begin(rows.memory, rows.active), rows.root, draw)
+    def grow() -> Tree:
+        noise = batch.round_noise(engine.tree.max_depth)
+        return engine.tree.grow(drafter, drafter.start_tree(decoder.memory, batch.active), batch.root, noise)
 
-    def verify():
-        return backbone.decode(tree.tokens, *rows.places(tree.ancestors, tree.depth), taps=rows.taps)
+    def verify() -> tuple[Tensor, Features]:
+        return backbone.decode(tree.tokens, *batch.forward_inputs(tree.ancestors, tree.depth), taps=decoder.taps)
 
     tree = grow()
     logits, features = verify()
-    path = tree.paths[:, -1]  # of a deepest node
-    every = torch.arange(len(path))[:, None]
-    accepted, following = features.at(every, path), logits.argmax(dim=-1).gather(1, path)
+    path = tree.paths[:, -1]  # of one of the deepest nodes
+    every_row = torch.arange(len(path))[:, None]
+    accepted, next_ids = features.at(every_row, path), logits.argmax(dim=-1).gather(1, path)
     counts = torch.full((1,), path.shape[1], device=path.device)
-    steps = {
-        "plain_ms": lambda: engine.round(rows, speculate=False),
+    steps: dict[str, Callable[[], Any]] = {
+        "plain_ms": lambda: decoder.run(decoder.plain_step),
         "grow_ms": grow,
-        "read_ms": lambda: drafter.read(rows.memory, rows.active, accepted, following, rows.cache.start, counts),
+        "observe_ms": lambda: drafter.observe(
+            decoder.memory, batch.active, accepted, next_ids, batch.cache.start, counts
+        ),
         "verify_ms": verify,
-        "round_ms": lambda: engine.round(rows, speculate=True),
+        "round_ms": lambda: decoder.run(decoder.speculative_step),
     }
-    found: dict[str, list[float]] = {name: [] for name in steps}
+    milliseconds: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(repeats):
         for name, step in steps.items():
-            wait(root.device)
+            wait(backbone.device)
             started = time.perf_counter()
             step()
-            wait(root.device)
-            found[name].append(1000 * (time.perf_counter() - started))
+            wait(backbone.device)
+            milliseconds[name].append(1000 * (time.perf_counter() - started))
             rewind()
-    found = {name: values[3:] for name, values in found.items()}
-    found["draft_ms"] = [grow + read for grow, read in zip(found.pop("grow_ms"), found.pop("read_ms"))]
-    whole = [r / (d + v) for r, d, v in zip(*(found[name] for name in ("round_ms", "draft_ms", "verify_ms")))]
+    parts = {name: values[3:] for name, values in milliseconds.items()}
+    parts["draft_ms"] = [grow + observe for grow, observe in zip(parts.pop("grow_ms"), parts.pop("observe_ms"))]
+    whole = [r / (d + v) for r, d, v in zip(*(parts[name] for name in ("round_ms", "draft_ms", "verify_ms")))]
     nodes = float(tree.tokens.shape[1])
-    return {**{name: median(values) for name, values in found.items()}, "round_vs_parts": median(whole), "nodes": nodes}
-
-
-def wait(device: torch.device) -> None:
-    """Until a GPU has done what it was told."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def machine() -> dict[str, Any]:
-    """Processor, cores and GPU."""
-    names = [line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {
-        "processor": names[0] if names else platform.processor(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "capability": torch.backends.cpu.get_cpu_capability(),
-        "gpu": gpu,
-    }
-
-
-def versions() -> dict[str, str]:
-    """What was measured."""
-    return {
-        "mhc": mhc.__version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }
-
-
-def _lines(path: str) -> list[str]:
-    try:
-        return Path(path).read_text().splitlines()
-    except OSError:
-        return []
+    return {**{name: median(values) for name, values in parts.items()}, "round_vs_parts": median(whole), "nodes": nodes}

@@ -16,7 +16,6 @@ from mhc.export.eagle3 import eagle3_sglang, eagle3_vllm, speculators
 from mhc.export.eagle3_reading import eagle3_difference, read_eagle3_sglang, read_eagle3_vllm, read_speculators
 from mhc.export.heads import COPIED, heads_difference, hf, read_hf
 from mhc.export.medusa import read_tgi_medusa, read_vllm_medusa, tgi_medusa, vllm_medusa
-from mhc.export.mlp_speculator import mlp_speculator, read_mlp_speculator
 from mhc.export.vllm_cascade import read_vllm_cascade, read_vllm_tied_cascade, vllm_cascade, vllm_tied_cascade
 from mhc.util.files import write_atomically
 
@@ -28,7 +27,7 @@ class Format(NamedTuple):
 
     write: Callable[[Drafter, Path], str]
     read: Callable[[Path, Backbone], Any]
-    difference: Callable[[Drafter, Any], float] = folders.difference
+    difference: Callable[[Any, Any], float] = folders.difference
     copied: tuple[str, ...] = ()
 
 
@@ -40,7 +39,6 @@ FORMATS = {
     "eagle3-vllm": Format(eagle3_vllm, read_eagle3_vllm, eagle3_difference),
     "eagle3-sglang": Format(eagle3_sglang, read_eagle3_sglang, eagle3_difference),
     "speculators": Format(speculators, read_speculators, eagle3_difference),
-    "mlp-speculator": Format(mlp_speculator, read_mlp_speculator),
     "hf": Format(hf, read_hf, heads_difference, COPIED),
 }
 

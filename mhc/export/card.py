@@ -1,17 +1,17 @@
 """README.md of an export: what the heads are, how to use them, and what the run's own files say was measured."""
 
-import json
 import re
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-import mhc
 from mhc.checkpoints.heads_folder import DESCRIPTION, TUNED, WEIGHTS
 from mhc.drafters import Drafter
 from mhc.errors import UserError
 from mhc.export import folders
+from mhc.util.files import read_json
+from mhc.version import __version__
 
 CARD, DECODED, TRAINED = "README.md", "decode_benchmark.json", "training.json"
 
@@ -40,8 +40,8 @@ def card(checkpoint: Path, drafter: Drafter, format: str, command: str, license:
     arguments = ", ".join(f"{name} {value}" for name, value in drafter.arguments.items())
     return (
         f"---\n{front}---\n\n# {family} draft heads for {shown}\n\n"
-        f"{drafter.heads} draft heads with which {shown} decodes several tokens a step, with the text it gives anyway: every "
-        f"guess is checked by the model itself. Written by `run.py export --format {format}` of mhc {mhc.__version__}; "
+        f"{drafter.draft_length} draft heads with which {shown} decodes several tokens a step, with the text it gives anyway: every "
+        f"guess is checked by the model itself. Written by `run.py export --format {format}` of mhc {__version__}; "
         f"{arguments}.\n\n## Use\n\nWith these files in a folder `heads`:\n\n```\n"
         f"{command.replace(folders.target(drafter.backbone), place)}\n```\n\n## Measured\n\n{_measured(checkpoint)}"
     )
@@ -62,9 +62,9 @@ def _license(drafter: Drafter) -> str | None:
 
 def _measured(checkpoint: Path) -> str:
     """Paragraphs and a table from decode_benchmark.json, tree.json, training.json and the metrics of drafter.json."""
-    decoded, tuned, trained = (_read(checkpoint / name) for name in (DECODED, TUNED, TRAINED))
+    decoded, tuned, trained = (read_json(checkpoint / name) for name in (DECODED, TUNED, TRAINED))
     try:
-        parts = [_decoded(decoded, checkpoint), _accuracy(_read(checkpoint / DESCRIPTION).get("metrics") or {})]
+        parts = [_decoded(decoded, checkpoint), _accuracy(read_json(checkpoint / DESCRIPTION).get("metrics") or {})]
         if tuned:
             parts.append(
                 f"The tree that `run.py tune` found on its machine gave {tuned['tokens_per_step']:.2f} tokens per step and "
@@ -116,16 +116,3 @@ def _machine(measured: dict[str, Any]) -> str:
     threads = "1 thread" if machine["threads"] == 1 else f"{machine['threads']} threads"
     where = machine["gpu"] or f"{threads} of {machine['processor']}"
     return f"{where}, torch {versions['torch']}"
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """A JSON file of the run, empty where it is not there."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise UserError(f"'{path}' is damaged ({error}): delete it or make it again") from error
-    if not isinstance(found, dict):
-        raise UserError(f"'{path}' is damaged (no object): delete it or make it again")
-    return found

@@ -57,7 +57,7 @@ def eagle3_sglang(drafter: Drafter, folder: Path) -> str:
         config["eagle_config"] = {"use_aux_hidden_state": True, IDS: [layer - 1 for layer in layers]}
         config[IDS] = layers  # not read by SGLang; vLLM reads it first, so the folder is right there, too
     write_folder(folder, config, published_tensors(eagle))
-    steps = eagle.heads
+    steps = eagle.draft_length
     command = ["python", "-m", "sglang.launch_server", "--model-path", target(backbone)]
     command += ["--speculative-algorithm", "EAGLE3", "--speculative-draft-model-path", str(folder)]
     command += ["--speculative-num-steps", str(steps), "--speculative-eagle-topk", "1"]
@@ -74,7 +74,7 @@ def speculators(drafter: Drafter, folder: Path) -> str:
     eagle = require_servable(drafter, "vLLM 0.32")
     backbone, layer = eagle.backbone, llama_config(eagle)
     verifier = {"name_or_path": target(backbone), "architectures": backbone.model.config.architectures or []}
-    proposal = {"proposal_type": "greedy", "speculative_tokens": eagle.heads}
+    proposal = {"proposal_type": "greedy", "speculative_tokens": eagle.draft_length}
     config = {
         "architectures": ["Eagle3DraftModel"],
         "speculators_model_type": "eagle3",

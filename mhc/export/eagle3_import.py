@@ -18,8 +18,7 @@ from mhc.drafters import Eagle3
 from mhc.drafters.eagle3 import default_taps
 from mhc.errors import UserError
 from mhc.export.eagle3 import IDS
-from mhc.export.folders import CONFIG, read_config, require_shapes
-from mhc.export.published import first_of, read_weights
+from mhc.export.folders import CONFIG, first_of, read_config, read_weights, require_shapes
 
 FILES = ("model.safetensors", "pytorch_model.safetensors", "pytorch_model.bin")  # the first that is there
 OTHER = (  # what makes another network of it
@@ -75,7 +74,7 @@ def import_eagle3(folder: Path, backbone: Backbone, layers: list[int] | None = N
         tensors["fc.weight"] = torch.nn.functional.pad(tensors["fc.weight"], (0, absent * width))
     drafter = Eagle3(
         backbone,
-        layers=taps,
+        taps=taps,
         draft_vocabulary=drafted if drafted < vocabulary else None,
         context=max(int(config.get("max_position_embeddings") or 0), min(backbone.context, 1 << 17), 2048),
         attention_heads=queries,

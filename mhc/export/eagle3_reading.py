@@ -61,14 +61,14 @@ class EngineDraft:
 
     def _layer(self, embedded: Tensor, hidden: Tensor, position: int, keys: list, values: list) -> Tensor:
         """One position (D,), (D,) -> the residual stream after the layer (D,), which is fed back as it is."""
-        config, width = self.config, self.config.head_dim
+        config, width = self.config, head_width(self.config)
         joined = torch.cat(
             [self._norm("midlayer.input_layernorm", embedded), self._norm("midlayer.hidden_norm", hidden)]
         )
         query = self._turn(self._linear("self_attn.q_proj", joined).view(-1, width), position)  # (H,E)
         keys.append(self._turn(self._linear("self_attn.k_proj", joined).view(-1, width), position))
         values.append(self._linear("self_attn.v_proj", joined).view(-1, width))
-        group = config.num_attention_heads // config.num_key_value_heads
+        group = config.num_attention_heads // key_value_heads(config)
         key, value = (torch.stack(part).repeat_interleave(group, dim=1) for part in (keys, values))  # (S,H,E)
         weights = (torch.einsum("he,she->hs", query, key) / math.sqrt(width)).softmax(dim=-1)
         mixed = torch.einsum("hs,she->he", weights, value).flatten()
@@ -87,7 +87,7 @@ class EngineDraft:
     def _turn(self, heads: Tensor, position: int) -> Tensor:
         """(H,E), Neox style: dimension i turns with dimension i + E/2."""
         width = heads.shape[-1]
-        theta = self.config.rope_parameters["rope_theta"]
+        theta = float(rope(self.config)["rope_theta"])
         exponents = torch.arange(0, width, 2, dtype=torch.float, device=heads.device) / width
         angle = (position / theta**exponents).repeat(2)
         swapped = torch.cat([-heads[:, width // 2 :], heads[:, : width // 2]], dim=-1)
@@ -159,7 +159,7 @@ def read_speculators(folder: Path, backbone: Backbone) -> EngineDraft:
 def eagle3_difference(drafter: Eagle3, engine: EngineDraft, length: int = 16, seed: int = 0) -> float:
     """How far `apart` our heads, which training asks for whole rows, and the engine are, which drafts token by token."""
     ids, _, ours = said(drafter, length, seed)
-    text, heads = ids[0].tolist(), drafter.heads
+    text, heads = ids[0].tolist(), drafter.draft_length
     return apart(ours, torch.stack([engine.chain(text[: t + 2], text[t + 2 : t + 1 + heads]) for t in range(length)]))
 
 
@@ -192,8 +192,8 @@ def _built(
     if config.get("model_type") != "llama" or config.get("num_hidden_layers") != 1:
         raise UserError(f"{where} is no single Llama layer")
     llama = LlamaConfig.from_dict({key: value for key, value in config.items() if key not in FLAGS})
-    if llama.rope_parameters["rope_type"] != "default":
-        raise UserError(f"{where}: rotary embeddings of type {llama.rope_parameters['rope_type']} are not ours")
+    if (kind := rope(llama)["rope_type"]) != "default":
+        raise UserError(f"{where}: rotary embeddings of type {kind} are not supported")
     if len(captured) != fused or not all(0 <= layer < backbone.layers for layer in captured):
         raise UserError(
             f"{where} fuses {fused} hidden states, and of this backbone's {backbone.layers} layers the engine would "
@@ -220,7 +220,7 @@ def _built(
 def _shapes(config: LlamaConfig, fused: int, drafted: int) -> dict[str, tuple[int, ...]]:
     """The tensors that there must be."""
     width, inner = config.hidden_size, config.intermediate_size
-    queries, keys = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
+    queries, keys = config.num_attention_heads * head_width(config), key_value_heads(config) * head_width(config)
     shapes = {
         "fc.weight": (width, fused * width),
         "midlayer.input_layernorm.weight": (width,),
@@ -239,3 +239,17 @@ def _shapes(config: LlamaConfig, fused: int, drafted: int) -> dict[str, tuple[in
     if drafted != config.vocab_size:
         shapes |= {"d2t": (drafted,), "t2d": (config.vocab_size,)}
     return shapes
+
+
+def head_width(config: LlamaConfig) -> int:
+    return config.head_dim or config.hidden_size // config.num_attention_heads
+
+
+def key_value_heads(config: LlamaConfig) -> int:
+    return config.num_key_value_heads or config.num_attention_heads
+
+
+def rope(config: LlamaConfig) -> dict[str, Any]:
+    """What the config says of rotary embeddings."""
+    assert config.rope_parameters is not None  # transformers fills it in
+    return dict(config.rope_parameters)

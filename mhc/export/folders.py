@@ -8,7 +8,9 @@ written apart from the writer, and takes whatever is unused, missing, renamed or
 """
 
 import json
+import pickle
 import shlex
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,7 +34,7 @@ NEAREST = {
     Medusa: "export vllm-medusa or tgi-medusa",
     Eagle3: "export eagle3-vllm, eagle3-sglang or speculators",
     Diffusion: SERVE,
-    Cascade: f"export vllm-cascade, or {SERVE}, or train a cascade with cell: speculator and tied: true for mlp-speculator",
+    Cascade: f"export vllm-cascade, or {SERVE}",
 }
 
 Engine = Callable[[Tensor, Tensor], Tensor]
@@ -57,6 +59,14 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise UserError(f"'{folder / CONFIG}' is damaged (no object): fetch or export it again")
     return config
+
+
+def read_counts(config: dict[str, Any], first: str, second: str, where: str) -> tuple[int, int]:
+    """Two counts of a config.json; UserError for anything but whole numbers from 1 on."""
+    one, other = config.get(first), config.get(second)
+    if not (type(one) is int and type(other) is int and one >= 1 and other >= 1):
+        raise UserError(f"{where}: config.json says {first} {one!r} and {second} {other!r}: it takes counts")
+    return one, other
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -117,7 +127,7 @@ def require_path(folder: Path) -> None:
 
 def vllm_command(drafter: Drafter, folder: Path, method: str) -> str:
     """How vLLM serves the backbone with the heads in `folder`."""
-    settings = {"method": method, "model": str(folder), "num_speculative_tokens": drafter.heads}
+    settings = {"method": method, "model": str(folder), "num_speculative_tokens": drafter.draft_length}
     command = ["vllm", "serve", target(drafter.backbone), "--speculative-config"]
     return shlex.join([*command, json.dumps(settings, ensure_ascii=False)])
 
@@ -133,7 +143,7 @@ def said(drafter: Drafter, length: int, seed: int) -> tuple[Tensor, Tensor, Tens
     hidden states there (A,D), and the heads' logits (A,K,V) in fp32."""
     backbone = drafter.backbone
     dice = torch.Generator().manual_seed(seed)
-    ids = torch.randint(0, backbone.vocabulary_size, (1, length + drafter.heads + 1), generator=dice)
+    ids = torch.randint(0, backbone.vocabulary_size, (1, length + drafter.draft_length + 1), generator=dice)
     ids = ids.to(backbone.device)
     positions = torch.arange(length, device=ids.device)
     features = backbone.features(ids, drafter.taps)
@@ -152,5 +162,33 @@ def apart(ours: Tensor, theirs: Tensor) -> float:
 def difference(drafter: Drafter, engine: Engine, length: int = 32, seed: int = 0) -> float:
     """How far `apart` our heads and the engine are, over the backbone's hidden states of random tokens."""
     ids, hidden, ours = said(drafter, length, seed)
-    following = ids[0, 1:].unfold(0, drafter.heads, 1)[:length]  # (A,K): the known next token and those after it
+    following = ids[0, 1:].unfold(0, drafter.draft_length, 1)[:length]  # (A,K): the known next token and those after it
     return apart(ours, engine(hidden, following))
+
+
+def first_of(folder: Path, names: tuple[str, ...]) -> Path:
+    """The first of these files that is there; UserError where none is."""
+    path = next((folder / name for name in names if (folder / name).exists()), None)
+    if path is None:
+        raise UserError(f"no heads in '{folder}': none of {', '.join(names)} is there")
+    return path
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """A safetensors file, or a torch file of which nothing but tensors is taken."""
+    if path.suffix == ".safetensors":
+        return read_tensors(path)
+    try:
+        with warnings.catch_warnings(action="ignore"):  # on pickles of another protocol
+            found: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"'{path}' is damaged or holds more than tensors, and nothing in it is executed: ask its author for "
+            "safetensors"
+        ) from error
+    except (OSError, RuntimeError, EOFError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200] or repr(error)
+        raise UserError(f"cannot read '{path}' ({reason}): fetch it again") from error
+    if not isinstance(found, dict) or not all(isinstance(tensor, Tensor) for tensor in found.values()):
+        raise UserError(f"'{path}' holds no dictionary of tensors: give the heads' state dict")
+    return found

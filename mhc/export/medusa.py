@@ -11,17 +11,19 @@ vLLM knows a shared lm_head by `original_lm_head`. Read in TGI 3 (layers/medusa.
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from mhc.backbone.model import Backbone
 from mhc.drafters import Drafter, Medusa
+from mhc.drafters.base import ResBlock
 from mhc.errors import UserError
 from mhc.export.folders import (
     NEAREST,
     WEIGHTS,
     Engine,
     read_config,
+    read_counts,
     read_tensors,
     require,
     require_path,
@@ -45,13 +47,13 @@ def tgi_medusa(drafter: Drafter, folder: Path) -> str:
     backbone, blocks = medusa.backbone, medusa.arguments["blocks"]
     tensors = {}
     for head, stack in enumerate(medusa.stacks):
-        for block, residual in enumerate(stack):
-            tensors[f"{head}.{block}.linear.weight"] = stored(residual.linear.weight, backbone)
-            tensors[f"{head}.{block}.linear.bias"] = stored(residual.linear.bias, backbone)
+        for block, linear in enumerate(linears_of(stack)):
+            tensors[f"{head}.{block}.linear.weight"] = stored(linear.weight, backbone)
+            tensors[f"{head}.{block}.linear.bias"] = stored(linear.bias, backbone)
         if medusa.unembeddings.own or blocks != 1:
             tensors[f"{head}.{blocks}.weight"] = stored(medusa.unembeddings.weight(head), backbone)
     config = {
-        "medusa_num_heads": medusa.heads,
+        "medusa_num_heads": medusa.draft_length,
         "medusa_num_layers": blocks,
         "base_model_name_or_path": target(backbone),
     }
@@ -68,10 +70,10 @@ def vllm_medusa(drafter: Drafter, folder: Path) -> str:
     require_path(folder)
     tensors = {}
     for head, stack in enumerate(medusa.stacks):
-        for block, residual in enumerate(stack):
-            tensors[f"blocks.{head}.layers.{block}.weight"] = stored(residual.linear.weight, backbone)
-            tensors[f"blocks.{head}.layers.{block}.bias"] = stored(residual.linear.bias, backbone)
-    for head in range(1 if shared else medusa.heads):
+        for block, linear in enumerate(linears_of(stack)):
+            tensors[f"blocks.{head}.layers.{block}.weight"] = stored(linear.weight, backbone)
+            tensors[f"blocks.{head}.layers.{block}.bias"] = stored(linear.bias, backbone)
+    for head in range(1 if shared else medusa.draft_length):
         tensors[f"lm_heads.{head}.weight"] = stored(medusa.unembeddings.weight(head), backbone)
     config = {
         "model_type": "medusa",
@@ -79,7 +81,7 @@ def vllm_medusa(drafter: Drafter, folder: Path) -> str:
         "hidden_size": backbone.width,
         "vocab_size": backbone.vocabulary_size,
         "truncated_vocab_size": backbone.vocabulary_size,
-        "num_heads": medusa.heads,
+        "num_heads": medusa.draft_length,
         "num_hidden_layers": medusa.arguments["blocks"],
         "medusa_fc_bias": True,  # without it the biases are dropped in silence
         "original_lm_head": shared,
@@ -117,7 +119,7 @@ def read_tgi_medusa(folder: Path, backbone: Backbone) -> Engine:
     if "architectures" in config:
         raise UserError(f"{where}: config.json names architectures, so that TGI runs no Medusa heads: take them out")
     require(config, {"base_model_name_or_path": target(backbone)}, where)
-    heads, blocks = _counts(config, "medusa_num_heads", "medusa_num_layers", where)
+    heads, blocks = read_counts(config, "medusa_num_heads", "medusa_num_layers", where)
     tensors = read_tensors(folder / TGI_WEIGHTS)
     width, vocabulary = backbone.width, backbone.vocabulary_size
     shared = blocks == 1 and not any(f"{head}.1.weight" in tensors for head in range(heads))
@@ -144,7 +146,7 @@ def read_vllm_medusa(folder: Path, backbone: Backbone) -> Engine:
     require(config, wanted | {"truncated_vocab_size": vocabulary, "medusa_fc_bias": True}, where)
     if config.get("logit_scale", 1.0) != 1.0:
         raise UserError(f"{where}: logit_scale is {config['logit_scale']}, our heads have none")
-    heads, blocks = _counts(config, "num_heads", "num_hidden_layers", where)
+    heads, blocks = read_counts(config, "num_heads", "num_hidden_layers", where)
     counted = 1 if config.get("original_lm_head", False) else heads
     shapes: dict[str, tuple[int, ...]] = {f"lm_heads.{head}.weight": (vocabulary, width) for head in range(counted)}
     for head in range(heads):
@@ -156,14 +158,6 @@ def read_vllm_medusa(folder: Path, backbone: Backbone) -> Engine:
     names = [[f"blocks.{head}.layers.{block}" for block in range(blocks)] for head in range(heads)]
     stacks = [[(tensors[f"{name}.weight"], tensors[f"{name}.bias"]) for name in row] for row in names]
     return _engine(stacks, [tensors[f"lm_heads.{head % counted}.weight"] for head in range(heads)], backbone)
-
-
-def _counts(config: dict, heads: str, blocks: str, where: str) -> tuple[int, int]:
-    """Heads and blocks as config.json counts them."""
-    found = config.get(heads), config.get(blocks)
-    if not all(type(count) is int and count >= 1 for count in found):
-        raise UserError(f"{where}: config.json says {heads} {found[0]!r} and {blocks} {found[1]!r}: it takes counts")
-    return found
 
 
 def _engine(stacks: list[list[tuple[Tensor, Tensor]]], lm_heads: list[Tensor], backbone: Backbone) -> Engine:
@@ -179,3 +173,8 @@ def _engine(stacks: list[list[tuple[Tensor, Tensor]]], lm_heads: list[Tensor], b
         return torch.stack(logits, dim=1)  # (A,K,V)
 
     return run
+
+
+def linears_of(stack: nn.Module) -> list[nn.Linear]:
+    """The linear layers of a head's ResBlocks."""
+    return [block.linear for block in stack.children() if isinstance(block, ResBlock)]

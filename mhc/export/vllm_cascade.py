@@ -52,7 +52,7 @@ def vllm_cascade(drafter: Drafter, folder: Path) -> str:
         tensors["lm_head_bias"] = bias
     tensors |= {f"lm_heads.{head}": weight for head, weight in enumerate(cascade.unembeddings.own)}
     about = {
-        "heads": cascade.heads,
+        "heads": cascade.draft_length,
         "blocks": cascade.arguments["blocks"],
         "condition_first": cascade.arguments["condition_first"],
         "tied": cascade.tied,
@@ -66,7 +66,7 @@ def vllm_cascade(drafter: Drafter, folder: Path) -> str:
         "hidden_size": backbone.width,
         "vocab_size": backbone.vocabulary_size,
         "truncated_vocab_size": backbone.vocabulary_size,
-        "num_heads": cascade.heads,
+        "num_heads": cascade.draft_length,
         "num_hidden_layers": cascade.arguments["blocks"],
         "cascade": about,
         "torch_dtype": str(backbone.dtype).removeprefix("torch."),
@@ -96,7 +96,7 @@ def vllm_tied_cascade(drafter: Drafter, folder: Path) -> str:
         "vocab_size": backbone.vocabulary_size,
         "num_hidden_layers": 1,
         "num_attention_heads": 1,
-        "cascade": {"heads": cascade.heads, "blocks": cascade.arguments["blocks"]},
+        "cascade": {"heads": cascade.draft_length, "blocks": cascade.arguments["blocks"]},
         "torch_dtype": str(backbone.dtype).removeprefix("torch."),
     }
     tensors = {name.replace("cells.0", "cell"): tensor for name, tensor in _cells(cascade).items()}
@@ -111,9 +111,8 @@ def require_residual(drafter: Drafter) -> Cascade:
         raise UserError(f"the plugin runs cascades, and these are {kind.__name__} heads: {NEAREST[kind]}")
     if not isinstance(drafter.cells[0], ResidualCell):
         cell = drafter.arguments["cell"]
-        nearest = "export mlp-speculator" if cell == "speculator" else SERVE
         raise UserError(
-            f"the plugin runs residual cells, and these are cell: {cell}: {nearest}, or train with cell: residual"
+            f"the plugin runs residual cells, and these are cell: {cell}: {SERVE}, or train with cell: residual"
         )
     return drafter
 
@@ -146,7 +145,7 @@ def read_vllm_cascade(folder: Path, backbone: Backbone) -> Engine:
     about = _about(config, ("heads", "blocks"), flags, where)
     heads = about["heads"]
     require(config, {"num_heads": heads}, where)
-    shapes = {"lm_head": (vocabulary, width)}
+    shapes: dict[str, tuple[int, ...]] = {"lm_head": (vocabulary, width)}
     if about["own_embedding"]:
         shapes["embedding"] = (vocabulary, width)
     if about["bias"]:

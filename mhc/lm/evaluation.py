@@ -1,17 +1,17 @@
-"""How well a model foretells a text: loss per token, perplexity, bits per byte.
+"""How well a model predicts a text: loss per token, perplexity, bits per byte.
 
     B windows read together   T time   N counted tokens   D width   V vocabulary
 
-Of a document every token counts. It is read behind the tokenizer's bos, or its eos where there is none, so that the first
-token is predicted as well (lm-evaluation-harness does it so); the end of the document is no part of it. Of a
+Of a document every token counts. It is read after the tokenizer's bos, or its eos where there is none, so that the first
+token is predicted as well (as in lm-evaluation-harness); the end of the document does not count. Of a
 conversation under the model's chat template the assistant's tokens count and the token that closes its turn: what
 instruction tuning learns.
 
 A text longer than a window is read in several, each half a window further than the one before, and each token counts
-once: behind the first window it sees at least half a window to its left.
+once: after the first window it has at least half a window of context.
 
-Loss and perplexity are per token, so they hang on the tokenizer. Bits per byte,
-sum(-log2 p) / bytes of the counted text in UTF-8, compare models of any tokenizer.
+Loss and perplexity are per token, so they depend on the tokenizer. Bits per byte,
+sum(-log2 p) / bytes of the counted text in UTF-8, compare models with different tokenizers.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -29,8 +29,10 @@ from mhc.errors import UserError
 from mhc.text.encoding import encode_batch
 from mhc.text.messages import Messages
 from mhc.training.losses import CHUNK
+from mhc.util.batches import batches
 
-LONGEST = 2048  # tokens of a window unless told otherwise: more memory than insight
+LONGEST = 2048  # default limit of a window, in tokens: more costs memory and changes little
+NOT_FINITE = "the model's loss is not finite: its weights are broken, or they need --dtype float32"
 
 
 class Window(NamedTuple):
@@ -51,14 +53,14 @@ def windows(row: int, length: int, size: int) -> Iterator[Window]:
 
 
 def token_losses(backbone: Backbone, hidden: Tensor, labels: Tensor) -> Tensor:
-    """-log p (N,) in fp32 of labels (N,) behind hidden states (N,D); logits of all never exist at once."""
+    """-log p (N,) in fp32 of labels (N,) given hidden states (N,D); logits of all never exist at once."""
     chunks = zip(hidden.split(CHUNK), labels.split(CHUNK))
     parts = [cross_entropy(backbone.unembed(part).float(), label, reduction="none") for part, label in chunks]
     return torch.cat(parts) if parts else hidden.new_zeros(0, dtype=torch.float)
 
 
 def start_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """What a plain text is read behind: bos, else eos; nothing where there is neither."""
+    """What precedes a plain text: bos, else eos; nothing where there is neither."""
     return [token for token in (tokenizer.bos_token_id, tokenizer.eos_token_id) if token is not None][:1]
 
 
@@ -93,8 +95,8 @@ def perplexity(
 ) -> dict[str, Any]:
     """Loss (nats per token), perplexity and bits per byte over conversations or documents, with standard errors over rows.
 
-    window: tokens seen at once; batch_tokens: tokens read at once, padding included. progress(done, total) hears of
-    windows. Raises UserError where no token counts, and where the model says what is no number.
+    window: tokens seen at once; batch_tokens: tokens read at once, padding included. progress(done, total) counts
+    windows. Raises UserError where no token counts, and where the loss is not finite.
     """
     tokenizer = backbone.tokenizer
     rows = [row for row in counted_rows(tokenizer, conversations) if any(row[1])]
@@ -103,19 +105,20 @@ def perplexity(
     sizes = torch.tensor([sum(mask) for _, mask in rows], dtype=torch.float64)
     bytes_ = torch.tensor([counted_bytes(tokenizer, *row) for row in rows], dtype=torch.float64)
     nats = torch.zeros(len(rows), dtype=torch.float64)
-    cut = [each for row, (ids, _) in enumerate(rows) for each in windows(row, len(ids), window)]
-    cut = [each for each in cut if any(rows[each.row][1][each.first : each.stop])]
+    every = (part for row, (ids, _) in enumerate(rows) for part in windows(row, len(ids), window))
+    lengths = {part: part.stop - part.start for part in every if any(rows[part.row][1][part.first : part.stop])}
     done = 0
-    for batch in batched(cut, [each.stop - each.start for each in cut], batch_tokens):
+    for batch in batches(lengths, batch_tokens):
         ids, counts, row = _collated(batch, rows, backbone.device)
-        found = token_losses(backbone, backbone.features(ids).hidden[:, :-1][counts[:, 1:]], ids[:, 1:][counts[:, 1:]])
-        nats.index_add_(0, row[counts[:, 1:].nonzero()[:, 0].cpu()], found.double().cpu())
+        counts = counts[:, 1:]  # of the next token
+        losses = token_losses(backbone, backbone.features(ids).hidden[:, :-1][counts], ids[:, 1:][counts])
+        nats.index_add_(0, row[counts.nonzero()[:, 0].cpu()], losses.double().cpu())
         done += len(batch)
         if progress:
-            progress(done, len(cut))
+            progress(done, len(lengths))
     loss, loss_se = ratio(nats, sizes)
     if not isfinite(loss):
-        raise UserError("the model's loss is not finite: its weights are broken, or --dtype float32 is called for")
+        raise UserError(NOT_FINITE)
     figures = {
         "rows": len(rows),
         "tokens": int(sizes.sum()),
@@ -129,16 +132,6 @@ def perplexity(
     return figures
 
 
-def batched(items: Sequence[Any], lengths: Sequence[int], tokens: int) -> Iterator[list[Any]]:
-    """The items by falling length, as many at a time as have `tokens` together when padded: the largest batch comes first, so
-    that what does not fit in memory shows at once."""
-    order = sorted(range(len(items)), key=lambda place: -lengths[place])
-    while order:
-        count = max(1, tokens // max(1, lengths[order[0]]))
-        yield [items[place] for place in order[:count]]
-        order = order[count:]
-
-
 def ratio(numerators: Tensor, denominators: Tensor) -> tuple[float, float | None]:
     """sum / sum over rows (R,), and its standard error where rows are drawn independently (linearised); None of one row."""
     value, count = float(numerators.sum() / denominators.sum()), len(numerators)
@@ -149,11 +142,11 @@ def ratio(numerators: Tensor, denominators: Tensor) -> tuple[float, float | None
 
 
 def _collated(batch: list[Window], rows: Sequence[tuple], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """ids (B,T), which of them count (B,T), and each window's row (B,). Padding stands behind, where nobody sees it."""
-    shape = len(batch), max(each.stop - each.start for each in batch)
+    """ids (B,T), which of them count (B,T), and each window's row (B,). Padding comes last, where no token attends to it."""
+    shape = len(batch), max(part.stop - part.start for part in batch)
     ids, counts = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.bool)
-    for place, each in enumerate(batch):
-        row_ids, mask = rows[each.row]
-        ids[place, : each.stop - each.start] = torch.tensor(row_ids[each.start : each.stop])
-        counts[place, each.first - each.start : each.stop - each.start] = torch.tensor(mask[each.first : each.stop])
-    return ids.to(device), counts.to(device), torch.tensor([each.row for each in batch])
+    for place, part in enumerate(batch):
+        row_ids, mask = rows[part.row]
+        ids[place, : part.stop - part.start] = torch.tensor(row_ids[part.start : part.stop])
+        counts[place, part.first - part.start : part.stop - part.start] = torch.tensor(mask[part.first : part.stop])
+    return ids.to(device), counts.to(device), torch.tensor([part.row for part in batch])

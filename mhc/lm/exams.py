@@ -1,15 +1,16 @@
-"""Multiple-choice exams as their CSV files have them (C-Eval, MMLU, and whoever follows them).
+"""Multiple-choice exams in the CSV files of C-Eval, MMLU and others in their format.
 
-A ZIP or a folder holds one CSV a subject and split, named <subject>_<split>.csv anywhere in it, the split one of dev, val
-and test. A file has columns named question, A, B, ... and answer (C-Eval; others are passed by), or no header and
-question, choices, answer (MMLU). Examples to show come from dev. Questions to ask come from test where its answers are
-given, else from val: C-Eval keeps those of test to itself.
+A ZIP or a folder holds one CSV per subject and split, named <subject>_<split>.csv anywhere in it, the split one of dev, val
+and test. A file has columns named question, A, B, ... and answer (C-Eval; others are ignored), or no header and
+question, choices, answer (MMLU). Examples come from dev. Questions come from test where it has answers, else from val:
+C-Eval does not publish those of test.
 """
 
 import csv
 import io
 import re
 import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -25,7 +26,7 @@ EXPECTED = "expected <subject>_dev.csv, _val.csv or _test.csv with question, cho
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked, the choices, and the number of the right one (None where the file keeps it to itself)."""
+    """The question, its choices, and the number of the right one (None where the file does not give it)."""
 
     text: str
     choices: tuple[str, ...]
@@ -34,7 +35,7 @@ class Question:
 
 @dataclass
 class Subject:
-    """Examples with answers, and the questions of one split, answered all."""
+    """Examples and the questions of one split, all with answers."""
 
     name: str
     examples: list[Question] = field(default_factory=list)
@@ -56,18 +57,17 @@ class Exam:
 
 
 def read_exam(path: str | Path) -> Exam:
-    """The exam in a ZIP or a folder. Raises UserError where there is none, and for a row that is no question, with its place."""
-    path, splits = Path(path), {}
+    """The exam in a ZIP or a folder. Raises UserError where there is none, and for a row that is not a question, with its
+    file and line."""
+    path = Path(path)
+    splits: dict[str, dict[str, list[Question]]] = {}  # questions with answers, by subject and split
     for name, data in _files(path):
-        named = NAME.fullmatch(PurePosixPath(name).stem)
-        if named:
-            subject, split = named.groups()
-            splits.setdefault(subject, {})[split] = list(_questions(data, f"{path}: {name}"))
+        if named := NAME.fullmatch(PurePosixPath(name).stem):
+            questions = [question for question in _questions(data, f"{path}: {name}") if question.answer is not None]
+            splits.setdefault(named[1], {})[named[2]] = questions
     subjects = {}
-    for name, found in sorted(splits.items()):
-        answered = {split: [one for one in some if one.answer is not None] for split, some in found.items()}
-        split = next((split for split in ("test", "val") if answered.get(split)), None)
-        if split is not None:
+    for name, answered in sorted(splits.items()):
+        if split := next((split for split in ("test", "val") if answered.get(split)), None):
             subjects[name] = Subject(name, answered.get("dev", []), answered[split], split)
     if not subjects:
         what = f"{len(splits)} subjects, none with an answered test or val question" if splits else "no exam"
@@ -82,7 +82,7 @@ def _files(path: Path) -> Iterator[tuple[str, bytes]]:
             try:
                 yield file.relative_to(path).as_posix(), file.read_bytes()
             except OSError as error:
-                raise UserError(f"'{file}' cannot be read ({error.strerror}): mend or remove it") from error
+                raise UserError(f"'{file}' cannot be read ({error.strerror}): repair or remove it") from error
         return
     try:
         with zipfile.ZipFile(path) as archive:
@@ -90,9 +90,9 @@ def _files(path: Path) -> Iterator[tuple[str, bytes]]:
                 if name.endswith(".csv") and not name.startswith("__MACOSX"):
                     yield name, archive.read(name)
     except FileNotFoundError as error:
-        raise UserError(f"no exam '{path}': give a ZIP or a folder, {EXPECTED}") from error
-    except (zipfile.BadZipFile, zipfile.zlib.error, OSError, NotImplementedError, RuntimeError) as error:
-        raise UserError(f"'{path}' is no readable ZIP ({error}): {EXPECTED}") from error
+        raise UserError(f"exam '{path}' does not exist: give a ZIP or a folder, {EXPECTED}") from error
+    except (zipfile.BadZipFile, zlib.error, OSError, NotImplementedError, RuntimeError) as error:
+        raise UserError(f"'{path}' is not a readable ZIP ({error}): {EXPECTED}") from error
 
 
 def _questions(data: bytes, where: str) -> Iterator[Question]:
@@ -104,7 +104,7 @@ def _questions(data: bytes, where: str) -> Iterator[Question]:
     try:
         rows = [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
     except csv.Error as error:
-        raise UserError(f"{where}, line {reader.line_num} is no CSV ({error})") from error
+        raise UserError(f"{where}, line {reader.line_num} is not CSV ({error})") from error
     header = [cell.strip().lower() for cell in rows[0][1]] if rows else []
     named = {"question", "a", "b"} <= set(header)
     for line, row in rows[named:]:
@@ -122,8 +122,8 @@ def _question(text: str, choices: list[str], answer: str, where: str) -> Questio
     while choices and not choices[-1]:  # a column that other questions need
         choices.pop()
     if not text.strip() or len(choices) < 2:
-        raise UserError(f"{where} is no question with at least two choices: {EXPECTED}")
+        raise UserError(f"{where} is not a question with at least two choices: {EXPECTED}")
     answer = answer.strip().upper()
     if answer and answer not in list(LETTERS[: len(choices)]):
-        raise UserError(f"{where}: the answer is '{answer[:40]}', none of {LETTERS[: len(choices)]}")
+        raise UserError(f"{where}: the answer is '{answer[:40]}', expected one of {LETTERS[: len(choices)]}")
     return Question(clean_text(text.strip()), tuple(choices), LETTERS.index(answer) if answer else None)

@@ -1,9 +1,9 @@
-"""Mixtures of experts: the loss that has a router use its experts evenly, and figures of how evenly it does.
+"""Mixtures of experts: the loss that makes a router use its experts evenly, and figures of how evenly it does.
 
     B rows   T time   N tokens   L layers that have experts   E experts of each   K experts of a token
 
 Stock models give their routers' logits on request: `model.base_model(ids, output_router_logits=True).router_logits`, a
-tuple of L tensors (N,E), N = B * T in reading order.
+tuple of L tensors (N,E), N = B * T, row after row.
 """
 
 import math
@@ -18,7 +18,7 @@ FIGURES = ("expert_peak", "expert_starved", "expert_entropy")
 
 @dataclass(frozen=True)
 class Routing:
-    """experts E and top_k K of each layer; coefficient: what the balancing loss counts beside the model's own
+    """experts E and top_k K of each layer; coefficient: the weight of the balancing loss beside the model's own
     (`router_aux_loss_coef` of the config)."""
 
     experts: int
@@ -27,8 +27,8 @@ class Routing:
 
 
 def routed_config(model: PreTrainedModel) -> Routing | None:
-    """How a model routes its tokens; None for a dense one, and for those that transformers has no balancing loss for
-    (DeepSeek-V3 and its kin are balanced by a bias)."""
+    """How a model routes its tokens; None for a dense one, and for models without a balancing loss in transformers
+    (DeepSeek-V3 and its descendants are balanced by a bias)."""
     config = model.config.get_text_config(decoder=True)
     experts = getattr(config, "num_experts", None) or getattr(config, "num_local_experts", None)
     coefficient = getattr(config, "router_aux_loss_coef", None)
@@ -40,14 +40,14 @@ def routed_config(model: PreTrainedModel) -> Routing | None:
 def balance(
     router_logits: tuple[Tensor, ...], experts: int, top_k: int, mask: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The load-balancing loss (), and the load (L,E): the share of the tokens that each expert is given.
+    """The load-balancing loss (), and the load (L,E): the share of the tokens that each expert receives.
 
     The loss is E * sum_i f_i * P_i (Switch Transformer, arXiv 2101.03961, eq. 4-6), the mean of all layers: f_i is the load
-    of expert i, P_i the mean probability that the router gives it, through which alone a gradient flows. Even use makes it
-    K, its least for an even router, and one set of K experts for all tokens up to E. transformers' own function is the same
-    of one layer, but takes f and P over all layers together, where two layers that each use one expert look even. mask (B,T)
-    or (N,): tokens that are not padding; all by default. As there, f is what the logits choose: a correction bias that is
-    not zero (ERNIE's own weights have one) is left out.
+    of expert i, P_i the mean probability that the router gives it; only P has a gradient. The loss is K under even use, its
+    minimum for an even router, and up to E where all tokens use the same K experts. transformers' own function equals it
+    for one layer, but takes f and P over all layers together, where two layers that each use one expert look even. mask
+    (B,T) or (N,): tokens that are not padding; all by default. As there, f follows the logits: a correction bias that is not
+    zero (ERNIE's own weights have one) is left out.
     """
     loads, means = [], []
     for logits in router_logits:
@@ -63,9 +63,9 @@ def balance(
 
 
 def usage(load: Tensor) -> dict[str, Tensor]:
-    """FIGURES of a load (L,E), each (). expert_peak: the busiest expert's load over the mean of its layer, of the least
-    even layer (1 is even, E / K the most). expert_starved: the share of experts with less than a tenth of the mean.
-    expert_entropy: of the load within a layer, over that of even use, the mean of all layers (1 is even)."""
+    """FIGURES of a load (L,E), each (). expert_peak: the largest load of an expert over the mean of its layer, in the least
+    even layer (1 is even, E / K the maximum). expert_starved: the share of experts with less than a tenth of the mean.
+    expert_entropy: entropy of the load within a layer over that of even use, averaged over layers (1 is even)."""
     relative = load / load.mean(dim=1, keepdim=True).clamp(min=1e-9)
     share = relative / load.shape[1]
     entropy = torch.special.entr(share).sum(dim=1) / math.log(load.shape[1])

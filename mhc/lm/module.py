@@ -10,26 +10,26 @@ from typing import Any
 
 import torch
 from lightning import LightningModule
-from torch import Tensor, nn
-from torchmetrics import MeanMetric
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from callbacks.run_checkpoint import reseed
 from mhc.backbone.model import load_model, load_tokenizer, packed_options
 from mhc.backbone.packing import Packing, real_positions
 from mhc.distributed.sharding import averaged, shares_of
 from mhc.errors import UserError
 from mhc.lm.experts import FIGURES, balance, routed_config, usage
 from mhc.lm.lora import LoRA, adapt
-from mhc.lm.objectives import Figures, NextToken, Objective
-from mhc.training.optimization import optimize
+from mhc.lm.objectives import NextToken, Objective
+from mhc.training.means import Figures, Means
+from mhc.training.optimization import optimize, reseed
 
 
 class LMModule(LightningModule):
     """Trains a language model by an objective.
 
-    model: sizes of a new one (`model_type` and config keys of any transformers architecture), or what to go on from: pocket,
-    a directory, a hub name. tokenizer: a directory or hub name; by default the one of the model to go on from, and for a
+    model: sizes of a new one (`model_type` and config keys of any transformers architecture), or a trained one: pocket, a
+    directory, a hub name. tokenizer: a directory or hub name; by default the one of the trained model, and for a
     new model a byte-level BPE of its `vocab_size` trained on the project's own dialogues. objective: what is learned, see
     mhc.lm.objectives; next token by default. lora: train low-rank adapters and leave the model itself alone.
     learning_rate, weight_decay, warmup (share of the steps): AdamW with a cosine schedule. compile: fuse the forward with
@@ -68,8 +68,7 @@ class LMModule(LightningModule):
         self.routing = routed_config(self.model)
         self._balances: list[tuple[Tensor, Tensor]] = []  # of the forwards of a step: balancing loss and load
         names = [*self.objective.figures, *(("balance", *FIGURES) if self.routing else ())]
-        # NaN stays NaN (torchmetrics' "disable" would leave the weights out)
-        self.means = nn.ModuleDict({name: MeanMetric(nan_strategy=float("nan")) for name in names})
+        self.means = Means(names)
 
     @property
     def vocabulary_size(self) -> int:
@@ -86,10 +85,10 @@ class LMModule(LightningModule):
         options = {} if segments is None else packed_options(self.model, Packing(segments))
         if self.routing is None:
             return run(input_ids=ids, use_cache=False, **options).last_hidden_state
-        found = run(input_ids=ids, use_cache=False, output_router_logits=True, **options)
+        output = run(input_ids=ids, use_cache=False, output_router_logits=True, **options)
         real = real_positions(ids, segments, self.tokenizer.pad_token_id)
-        self._balances.append(balance(found.router_logits, self.routing.experts, self.routing.top_k, real))
-        return found.last_hidden_state
+        self._balances.append(balance(output.router_logits, self.routing.experts, self.routing.top_k, real))
+        return output.last_hidden_state
 
     def figures(self, batch: dict[str, Tensor]) -> tuple[Tensor, Figures]:
         """The loss to train on, and what is logged: the objective's figures, and of a mixture of experts the balancing loss
@@ -101,8 +100,8 @@ class LMModule(LightningModule):
             return loss, figures
         losses, loads = zip(*self._balances)
         balanced = torch.stack(losses).mean()
-        told = {"balance": balanced.detach(), **usage(torch.stack(loads).mean(dim=0))}
-        figures |= {name: (value, count) for name, value in told.items()}
+        routing = {"balance": balanced.detach(), **usage(torch.stack(loads).mean(dim=0))}
+        figures |= {name: (value, count) for name, value in routing.items()}
         return loss + self.routing.coefficient * balanced, figures
 
     def configure_model(self) -> None:
@@ -117,28 +116,25 @@ class LMModule(LightningModule):
         reseed(self.trainer, self.seed, index)
 
     def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
-        """The loss of this process's rows; what is logged is about the rows of all."""
+        """The loss of this process's rows; the figures logged are of all processes' rows."""
         loss, figures = self.figures(batch)
-        found = averaged(figures)
-        if "loss" in found:
-            self.log("loss", found["loss"], prog_bar=True)
-            self.log_dict({f"train/{name}": value for name, value in found.items()})
+        means = averaged(figures)
+        if "loss" in means:
+            self.log("loss", means["loss"], prog_bar=True)
+            self.log_dict({f"train/{name}": value for name, value in means.items()})
         return loss * shares_of(torch.tensor(figures["loss"][1], device=loss.device))
 
     def validation_step(self, batch: dict[str, Tensor], index: int) -> None:
-        for name, (value, count) in self.figures(batch)[1].items():
-            self.means[name].update(value, count)
+        self.means.update(self.figures(batch)[1])
 
     def on_validation_epoch_end(self) -> None:
-        for name, mean in self.means.items():
-            if mean.update_called:
-                self.log(f"val/{name}", mean.compute(), prog_bar=name == "loss")
-                mean.reset()
+        for name, (mean, _) in self.means.compute().items():
+            self.log(f"val/{name}", mean, prog_bar=name == "loss")
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         return optimize(self, self.learning_rate, self.weight_decay, self.warmup)
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]  # torch overloads it
         """The model, or its adapters alone where only they are trained."""
         state = super().state_dict(*args, **kwargs)
         if self.adapter is None:
@@ -158,11 +154,11 @@ class LMModule(LightningModule):
         if self.adapter is not None:
             self.adapter.save_pretrained(folder.with_name(folder.name + "-adapter"))
             model = self.adapter.merge_and_unload()
-        model.to(dtype).save_pretrained(folder)
+        model.to(dtype).save_pretrained(folder)  # type: ignore[arg-type]  # transformers wraps `to` without its types
         self.tokenizer.save_pretrained(folder)
 
 
-def new_model(sizes: dict[str, Any], tokenizer) -> PreTrainedModel:
+def new_model(sizes: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     """A model of these sizes with random weights, in fp32. Raises UserError for sizes that make none."""
     ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     if "model_type" not in sizes:
@@ -176,7 +172,7 @@ def new_model(sizes: dict[str, Any], tokenizer) -> PreTrainedModel:
         ) from error
 
 
-def own_tokenizer(sizes: dict[str, Any]):
+def own_tokenizer(sizes: dict[str, Any]) -> PreTrainedTokenizerBase:
     """A byte-level BPE of the sizes' `vocab_size`, trained on the project's own dialogues."""
     from mhc.corpus import dialogues
     from mhc.lm.tokenizer import train_tokenizer

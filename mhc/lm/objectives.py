@@ -9,28 +9,44 @@ at position t predicts token t+1.
 
 import re
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
+from lightning import Trainer
 from torch import Tensor
 from torch.nn.functional import logsigmoid
+from transformers import PreTrainedTokenizerBase
 
+from datamodules.preferences import PreferenceData
 from mhc.backbone.model import Backbone
 from mhc.backbone.packing import Packing
 from mhc.errors import UserError
+from mhc.training.data import data_of
 from mhc.training.losses import Teacher, chunked_loss, log_probabilities
+from mhc.training.means import Figures
 
-if TYPE_CHECKING:
-    from mhc.lm.module import LMModule
-
-Figures = dict[str, tuple[Tensor, int]]
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 
 
 def predicted(mask: Tensor, segments: Tensor | None = None) -> Tensor:
-    """Where (B,T-1) the token behind a position is a target that the position's own conversation goes on to."""
+    """Where (B,T-1) the token behind a position is a target of the same conversation."""
     valid = mask[:, 1:]
     return valid if segments is None else valid & (segments[:, 1:] == segments[:, :-1])
+
+
+class Learner(Protocol):
+    """What objectives use of the module that learns."""
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase: ...
+
+    @property
+    def trainer(self) -> Trainer: ...
+
+    @property
+    def unembedding(self) -> Tensor: ...
+
+    def hidden(self, ids: Tensor, segments: Tensor | None = None) -> Tensor: ...
 
 
 class Objective(ABC):
@@ -38,11 +54,20 @@ class Objective(ABC):
 
     figures: tuple[str, ...]
 
-    def begin(self, module: "LMModule") -> None:  # noqa: B027  (most need nothing)
-        """Called once, when the trainer and its data stand and the model is as it was at the start."""
+    def begin(self, module: Learner) -> None:  # noqa: B027  (most need nothing)
+        """Called once, when the trainer and its data are ready and the model is as it was at the start."""
 
     @abstractmethod
-    def __call__(self, module: "LMModule", ids: Tensor, mask: Tensor, **more: Tensor) -> Figures: ...
+    def __call__(
+        self,
+        module: Learner,
+        ids: Tensor,
+        mask: Tensor,
+        segments: Tensor | None = None,
+        reference: Tensor | None = None,
+    ) -> Figures:
+        """The figures of rows ids (B,T). segments (B,T): the conversations of packed rows, see Packing. reference: as
+        Preference has it."""
 
 
 class NextToken(Objective):
@@ -51,7 +76,14 @@ class NextToken(Objective):
 
     figures = ("loss", "top1")
 
-    def __call__(self, module: "LMModule", ids: Tensor, mask: Tensor, segments: Tensor | None = None) -> Figures:
+    def __call__(
+        self,
+        module: Learner,
+        ids: Tensor,
+        mask: Tensor,
+        segments: Tensor | None = None,
+        reference: Tensor | None = None,
+    ) -> Figures:
         valid = predicted(mask, segments)
         hidden = module.hidden(ids, segments)[:, :-1][valid]  # (N,D)
         loss, rank, _ = chunked_loss(hidden, (module.unembedding,), ids[:, 1:][valid])
@@ -75,20 +107,28 @@ class Distillation(Objective):
         self.name, self.alpha, self.temperature = teacher, alpha, temperature
         self.teacher: Backbone | None = None
 
-    def begin(self, module: "LMModule") -> None:
+    def begin(self, module: Learner) -> None:
         if self.teacher is None:
             teacher = Backbone.load(self.name, decoding=False)
             if teacher.tokenizer.get_vocab() != module.tokenizer.get_vocab():
                 raise UserError(f"teacher '{self.name}' has other tokens than the student: give both one tokenizer")
             self.teacher = teacher.to(module.trainer.strategy.root_device)
 
-    def __call__(self, module: "LMModule", ids: Tensor, mask: Tensor, segments: Tensor | None = None) -> Figures:
+    def __call__(
+        self,
+        module: Learner,
+        ids: Tensor,
+        mask: Tensor,
+        segments: Tensor | None = None,
+        reference: Tensor | None = None,
+    ) -> Figures:
         teacher, valid = self.teacher, predicted(mask, segments)
-        told = teacher.features(ids, packing=None if segments is None else Packing(segments)).hidden[:, :-1][valid]
+        assert teacher is not None
+        taught = teacher.features(ids, packing=None if segments is None else Packing(segments)).hidden[:, :-1][valid]
         hidden, labels = module.hidden(ids, segments)[:, :-1][valid], ids[:, 1:][valid]  # (N,D), (N,)
         matrix = (module.unembedding,)
         entropy, rank, _ = chunked_loss(hidden, matrix, labels)
-        soft = Teacher(told, teacher.unembedding, self.temperature)
+        soft = Teacher(taught, teacher.unembedding, self.temperature)
         # A linear head: the student's logits over T are those of its hidden states over T.
         divergence = chunked_loss(hidden / self.temperature, matrix, labels, "kl", teacher=soft).loss
         loss = self.alpha * entropy + (1 - self.alpha) * self.temperature**2 * divergence
@@ -108,7 +148,14 @@ class Reasoning(Objective):
         self.tag_weight = tag_weight
         self._pieces: list[str] = []
 
-    def __call__(self, module: "LMModule", ids: Tensor, mask: Tensor, segments: Tensor | None = None) -> Figures:
+    def __call__(
+        self,
+        module: Learner,
+        ids: Tensor,
+        mask: Tensor,
+        segments: Tensor | None = None,
+        reference: Tensor | None = None,
+    ) -> Figures:
         if not self._pieces:
             self._pieces = module.tokenizer.batch_decode([[token] for token in range(len(module.tokenizer))])
         valid = predicted(mask, segments)
@@ -145,14 +192,14 @@ class Preference(Objective):
             raise UserError(f"Preference's beta is {beta}: it must be above 0")
         self.beta, self.length_averaged = beta, length_averaged
 
-    def begin(self, module: "LMModule") -> None:
-        data = module.trainer.datamodule
-        if not hasattr(data, "refer"):
+    def begin(self, module: Learner) -> None:
+        data = data_of(module.trainer)
+        if not isinstance(data, PreferenceData):
             raise UserError("preferences are learned from pairs: set data.class_path to datamodules.PreferenceData")
         kind = "mean" if self.length_averaged else "sum"
         data.refer(module, lambda batch: self.answers(module, batch["ids"], batch["mask"]), kind)
 
-    def answers(self, module: "LMModule", ids: Tensor, mask: Tensor) -> Tensor:
+    def answers(self, module: Learner, ids: Tensor, mask: Tensor) -> Tensor:
         """log p (B,) of each row's supervised tokens."""
         valid = predicted(mask)
         hidden = module.hidden(ids)[:, :-1][valid]
@@ -160,7 +207,15 @@ class Preference(Objective):
         sums = each.new_zeros(len(ids)).index_add(0, valid.nonzero()[:, 0], each)
         return sums / valid.sum(dim=1).clamp(min=1) if self.length_averaged else sums
 
-    def __call__(self, module: "LMModule", ids: Tensor, mask: Tensor, reference: Tensor) -> Figures:
+    def __call__(
+        self,
+        module: Learner,
+        ids: Tensor,
+        mask: Tensor,
+        segments: Tensor | None = None,
+        reference: Tensor | None = None,
+    ) -> Figures:
+        assert reference is not None
         reward = self.beta * (self.answers(module, ids, mask) - reference)
         chosen, rejected = reward[0::2], reward[1::2]  # (P,)
         real = mask[0::2, 1:].any(dim=1) & mask[1::2, 1:].any(dim=1)  # a process without rows is given a dummy
@@ -174,13 +229,13 @@ class Preference(Objective):
 def tag_tokens(ids: Tensor, pieces: list[str]) -> Tensor:
     """Which tokens of ids (B,T) have a part in one of TAGS; pieces (V): the text of each token."""
     pattern = re.compile("|".join(map(re.escape, TAGS)))
-    found = torch.zeros_like(ids, dtype=torch.bool)
+    tags = torch.zeros_like(ids, dtype=torch.bool)
     for row, tokens in enumerate(ids.tolist()):
         texts = [pieces[token] for token in tokens]
         places = [place for place, text in enumerate(texts) for _ in text]  # of each character: its token
         for tag in pattern.finditer("".join(texts)):
-            found[row, sorted(set(places[tag.start() : tag.end()]))] = True
-    return found
+            tags[row, sorted(set(places[tag.start() : tag.end()]))] = True
+    return tags
 
 
 def _share(hits: Tensor) -> Tensor:

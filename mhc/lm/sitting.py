@@ -1,33 +1,35 @@
-"""A model sits an exam: of each question the letter that it finds likeliest behind "Answer:".
+"""A model sits an exam: its answer to a question is the letter that it finds likeliest after "Answer:".
 
-    B questions read together   T time   P tokens of what stands before all of them   V vocabulary   N tokens of letters
+    B questions of a batch   R rows of a batch   T time   P positions of the common prefix   V vocabulary
 
 The text is MMLU's (Hendrycks et al., arXiv 2009.03300), in Chinese C-Eval's (2305.08322) without the subject's name, which
-its files have in English only: a line about what follows, examples with their answers, the question, its choices.
+its files have in English only: a line of introduction, examples with their answers, the question, its choices.
 
-Compared is log p of the whole text with each letter. Tokens that all letters share add nothing, so what is compared
-is how the texts go on behind them, be that " A" as one token, or "A", or several: right for any tokenizer. What
-stands before a subject's questions is read once and its keys and values are copied.
+What is compared is log p of the whole text with each letter. Tokens that all letters share add nothing, so only those
+after them are summed, be that " A" as one token, or "A", or several: right for any tokenizer. The prefix of a subject's
+questions is read once and its keys and values are copied. A question has as many examples as fit whole: lm-evaluation-harness
+cuts the prompt's beginning instead, and agrees wherever everything fits.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate, chain
 from math import sqrt
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
-from mhc.backbone.attention import tree_mask
 from mhc.backbone.cache import TreeCache
 from mhc.backbone.model import Backbone
 from mhc.errors import UserError
-from mhc.lm.evaluation import batched, token_losses
+from mhc.lm.evaluation import NOT_FINITE, token_losses
 from mhc.lm.exams import LETTERS, Exam, Question, Subject
+from mhc.text.encoding import text_ids
+from mhc.util.batches import batches
 
 
 class Wording(NamedTuple):
-    """The line before the examples, what stands before the letter, and what between the two."""
+    """The line before the examples, the text before the letter, and what separates the two."""
 
     intro: str
     answer: str
@@ -43,14 +45,24 @@ ENGLISH = Wording("The following are multiple choice questions (with answers) ab
 CHINESE = Wording("以下是单项选择题，请选出其中的正确答案。\n\n", "答案：", "")
 
 
-class Asked(NamedTuple):
-    """A question as it is asked: its place, how many examples stand before it, for each letter the token ids, whether its
-    beginning had to be cut off."""
+class PromptedQuestion(NamedTuple):
+    """A question as the model reads it: its place in the subject, the number of examples before it, the token ids of its
+    text with each letter, and whether its beginning had to be cut off."""
 
     place: int
     shots: int
     texts: list[list[int]]
     cut: bool
+
+    @property
+    def shared(self) -> int:
+        """Number of tokens with which all texts begin."""
+        return _shared(self.texts)
+
+    @property
+    def rows(self) -> list[tuple[int, ...]]:
+        """What the model reads: all but the last token of each text. One row where every letter is one token."""
+        return sorted({tuple(text[:-1]) for text in self.texts})
 
 
 def sit(
@@ -64,165 +76,151 @@ def sit(
     """Accuracy by subject, over questions and over subjects, each with its standard error and what guessing gives.
 
     shots: examples before a question; fewer where the subject has fewer or the context does not hold them. A question too
-    long for the context loses its beginning. limit: the first questions of each subject only. batch_tokens: positions
-    read at once, what stands before included. Raises UserError where no question fits, and where the model says what is no
-    number.
+    long for the context loses its beginning. limit: only the first questions of each subject. batch_tokens: positions
+    read at once, the prefix included. progress(done, total) counts questions. Raises UserError where no question fits, and
+    where the model's figures are not finite.
     """
     wording = CHINESE if exam.chinese else ENGLISH
     plans = []
     for subject in exam.subjects.values():
-        before = _before(backbone, wording, subject, shots)
-        questions = subject.questions[:limit]
-        plans.append((subject, questions, before, _asked(backbone, wording, questions, before)))
-    if all(asked.cut for *_, every in plans for asked in every):
+        prefix = _prefix(backbone.tokenizer, wording, subject, shots)
+        plans.append((subject, prefix, _prompted(backbone, wording, subject.questions[:limit], prefix)))
+    if all(question.cut for *_, prompted in plans for question in prompted):
         raise UserError(
             f"no question of '{exam.name}' fits in the model's context of {backbone.context} tokens: it cannot sit this exam"
         )
-    total, done, figures = sum(len(questions) for _, questions, *_ in plans), 0, {}
-    for subject, questions, before, every in plans:
-        right = torch.zeros(len(questions), dtype=torch.float64)
-        for asked, scores in _scored(backbone, before, every, batch_tokens):
-            right[asked.place] = scores.index(max(scores)) == questions[asked.place].answer
+    total, done = sum(len(prompted) for *_, prompted in plans), 0
+    figures: dict[str, dict[str, Any]] = {}
+    for subject, prefix, prompted in plans:
+        right = [False] * len(prompted)
+        for question, scores in _scored(backbone, prefix, prompted, batch_tokens):
+            right[question.place] = scores.index(max(scores)) == subject.questions[question.place].answer
             done += 1
             if progress:
                 progress(done, total)
+        shown = [question.shots for question in prompted]
         figures[subject.name] = {
             "split": subject.split,
-            "questions": len(questions),
-            "right": int(right.sum()),
-            **_mean(right),
-            "chance": sum(1 / len(question.choices) for question in questions) / len(questions),
-            "shots": [min(asked.shots for asked in every), max(asked.shots for asked in every)],
-            "mean_shots": sum(asked.shots for asked in every) / len(every),
-            "cut": sum(asked.cut for asked in every),
+            "questions": len(prompted),
+            "right": sum(right),
+            **_mean(sum(right), len(right)),
+            "chance": sum(1 / len(question.texts) for question in prompted) / len(prompted),
+            "shots": [min(shown), max(shown)],
+            "mean_shots": sum(shown) / len(shown),
+            "cut": sum(question.cut for question in prompted),
         }
-    return _summary(figures) | {"wording": "Chinese" if exam.chinese else "English", "subjects": figures}
+    return _summary(list(figures.values())) | {"wording": "Chinese" if exam.chinese else "English", "subjects": figures}
 
 
-def _mean(right: Tensor) -> dict[str, float]:
+def _mean(right: int, count: int) -> dict[str, float]:
     """The share of right answers and its binomial standard error."""
-    share = float(right.mean())
-    return {"accuracy": share, "accuracy_se": sqrt(share * (1 - share) / max(1, len(right) - 1))}
+    share = right / count
+    return {"accuracy": share, "accuracy_se": sqrt(share * (1 - share) / max(1, count - 1))}
 
 
-def _summary(figures: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Means over all questions, and over subjects (which are what they are; the questions are drawn)."""
-    each = list(figures.values())
-    count = sum(one["questions"] for one in each)
-    right = sum(one["right"] for one in each)
-    over_questions = _mean(torch.tensor([1.0] * right + [0.0] * (count - right), dtype=torch.float64))
+def _summary(subjects: list[dict[str, Any]]) -> dict[str, Any]:
+    """Means over all questions, and over subjects (which are fixed; the questions are a sample)."""
+    count = sum(subject["questions"] for subject in subjects)
+
+    def over_questions(name: str) -> float:
+        return sum(subject[name] * subject["questions"] for subject in subjects) / count
+
     return {
         "questions": count,
-        **over_questions,
-        "chance": sum(one["chance"] * one["questions"] for one in each) / count,
-        "subject_mean": sum(one["accuracy"] for one in each) / len(each),
-        "subject_mean_se": sqrt(sum(one["accuracy_se"] ** 2 for one in each)) / len(each),
-        "subject_chance": sum(one["chance"] for one in each) / len(each),
-        "mean_shots": sum(one["mean_shots"] * one["questions"] for one in each) / count,
-        "cut": sum(one["cut"] for one in each),
+        **_mean(sum(subject["right"] for subject in subjects), count),
+        "chance": over_questions("chance"),
+        "subject_mean": sum(subject["accuracy"] for subject in subjects) / len(subjects),
+        "subject_mean_se": sqrt(sum(subject["accuracy_se"] ** 2 for subject in subjects)) / len(subjects),
+        "subject_chance": sum(subject["chance"] for subject in subjects) / len(subjects),
+        "mean_shots": over_questions("mean_shots"),
+        "cut": sum(subject["cut"] for subject in subjects),
     }
 
 
-# -- what is read ----------------------------------------------------------------------------------
+# -- token ids -------------------------------------------------------------------------------------
 
 
-def _before(backbone: Backbone, wording: Wording, subject: Subject, shots: int) -> list[list[int]]:
-    """Token ids of the line before the examples, and of each example."""
-    tokenizer = backbone.tokenizer
-    told = [wording.intro.format(subject=subject.name.replace("_", " "))]
-    told += [f"{wording.text(example, example.answer)}\n\n" for example in subject.examples[:shots]]
-    intro, *examples = _ids(tokenizer, told)
+def _prefix(tokenizer: PreTrainedTokenizerBase, wording: Wording, subject: Subject, shots: int) -> list[list[int]]:
+    """Token ids of the introduction, and of each example."""
+    texts = [wording.intro.format(subject=subject.name.replace("_", " "))]
+    for example in subject.examples[:shots]:
+        if example.answer is not None:
+            texts.append(f"{wording.text(example, example.answer)}\n\n")
+    intro, *examples = text_ids(tokenizer, texts)
     begins = tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]  # where the tokenizer itself puts one
     return [[tokenizer.bos_token_id, *intro] if begins else intro, *examples]
 
 
-def _asked(backbone: Backbone, wording: Wording, questions: list[Question], before: list[list[int]]) -> list[Asked]:
+def _prompted(
+    backbone: Backbone, wording: Wording, questions: Sequence[Question], prefix: list[list[int]]
+) -> list[PromptedQuestion]:
     """Each question with as many examples before it as the context holds."""
+    ends = list(accumulate(map(len, prefix)))  # positions of the prefix with 0, 1, ... examples
     texts = [wording.text(question, letter) for question in questions for letter in range(len(question.choices))]
-    every, found = iter(_ids(backbone.tokenizer, texts)), []
+    ids, prompted = iter(text_ids(backbone.tokenizer, texts)), []
     for place, question in enumerate(questions):
-        ids = [next(every) for _ in question.choices]
-        longest = max(map(len, ids)) - 1  # the last token is predicted, not read
-        room = [backbone.context - sum(map(len, before[: count + 1])) - longest for count in range(len(before))]
-        count = max((count for count in range(len(before)) if room[count] >= 0), default=0)
-        lost = max(0, -room[count])
-        if lost >= _shared(ids):
+        of_letters = [next(ids) for _ in question.choices]
+        space = backbone.context - (max(map(len, of_letters)) - 1)  # the last token is predicted, not read
+        shots = max((count for count, end in enumerate(ends) if end <= space), default=0)
+        lost = max(0, ends[shots] - space)
+        if lost >= _shared(of_letters):
             raise UserError(f"the model's context of {backbone.context} tokens is too short for any question")
-        found.append(Asked(place, count, [text[lost:] for text in ids], lost > 0))
-    return found
-
-
-def _ids(tokenizer, texts: list[str]) -> list[list[int]]:
-    """Token ids of texts that stand behind a line's end; what spells a control token is text."""
-    options = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
-    (anchor,), whole = (tokenizer(some, **options)["input_ids"] for some in (["\n"], [f"\n{text}" for text in texts]))
-    if all(ids[: len(anchor)] == anchor for ids in whole):
-        return [ids[len(anchor) :] for ids in whole]
-    return tokenizer(texts, **options)["input_ids"]
+        prompted.append(PromptedQuestion(place, shots, [text[lost:] for text in of_letters], lost > 0))
+    return prompted
 
 
 def _shared(texts: list[list[int]]) -> int:
-    """With how many tokens all of them begin."""
+    """Number of tokens with which all of them begin."""
     return next((place for place, tokens in enumerate(zip(*texts)) if len(set(tokens)) > 1), min(map(len, texts)))
 
 
-# -- what is said ----------------------------------------------------------------------------------
+# -- scores ----------------------------------------------------------------------------------------
 
 
 @torch.inference_mode()
 def _scored(
-    backbone: Backbone, before: list[list[int]], every: list[Asked], batch_tokens: int
-) -> Iterator[tuple[Asked, list[float]]]:
-    """Each question with log p of each of its letters."""
-    ends = list(accumulate(map(len, before)))  # with 0, 1, ... examples
-    batches = []
-    for shots in sorted({asked.shots for asked in every}, reverse=True):  # each overwrites examples that it has not
-        some = [asked for asked in every if asked.shots == shots]
-        # What is read: all but the last token of each text. Where letters are one token, that is one row a question.
-        read = [sorted({tuple(text[:-1]) for text in asked.texts}) for asked in some]
-        lengths = [len(rows) * (ends[shots] + max(map(len, rows))) for rows in read]
-        batches += [(ends[shots], batch) for batch in batched(list(zip(some, read)), lengths, batch_tokens)]
-    most = max(sum(len(rows) for _, rows in batch) for _, batch in batches)
-    capacity = max(start + len(row) for start, batch in batches for _, rows in batch for row in rows)
-    start = batches[0][0]
-    cache = backbone.cache(most, max(start, capacity))
-    cache.select(0, 1)
-    ids = torch.tensor([list(chain(*before))[:start]], device=backbone.device)
+    backbone: Backbone, prefix: list[list[int]], prompted: list[PromptedQuestion], batch_tokens: int
+) -> Iterator[tuple[PromptedQuestion, list[float]]]:
+    """Each question with log p of each of its letters, up to what all of them share."""
+    ends = list(accumulate(map(len, prefix)))  # positions of the prefix with 0, 1, ... examples
+    plan: list[tuple[int, list[PromptedQuestion]]] = []
+    for shots in sorted({question.shots for question in prompted}, reverse=True):  # each overwrites the next examples
+        some = {question.place: question for question in prompted if question.shots == shots}
+        lengths = {
+            place: len(question.rows) * (ends[shots] + max(map(len, question.rows))) for place, question in some.items()
+        }
+        plan += [(ends[shots], [some[place] for place in batch]) for batch in batches(lengths, batch_tokens)]
+    rows = max(sum(len(question.rows) for question in batch) for _, batch in plan)
+    capacity = max(start + len(row) for start, batch in plan for question in batch for row in question.rows)
+    start = plan[0][0]
+    cache = backbone.cache(rows, max(start, capacity))
+    cache.set_active(0, 1)
+    ids = torch.tensor([list(chain(*prefix))[:start]], device=backbone.device)
     backbone.decode(ids, torch.arange(start, device=ids.device)[None], cache, None, at=ids.new_zeros(1))
     cache.buffer[:, :, 1:, :, :start] = cache.buffer[:, :, :1, :, :start]
-    for start, batch in batches:
-        yield from zip((asked for asked, _ in batch), _letters(backbone, cache, start, batch))
+    for start, batch in plan:
+        yield from zip(batch, _letters(backbone, cache, start, batch))
 
 
-def _letters(
-    backbone: Backbone, cache: TreeCache, start: int, batch: list[tuple[Asked, list[tuple[int, ...]]]]
-) -> list[list[float]]:
-    """log p of each letter of these questions, behind `start` positions that the cache holds in every row."""
-    rows = [(asked.place, row) for asked, several in batch for row in several]
+def _letters(backbone: Backbone, cache: TreeCache, start: int, batch: list[PromptedQuestion]) -> list[list[float]]:
+    """log p of each letter of these questions, after `start` positions that the cache holds in every row."""
+    rows = [(question.place, row) for question in batch for row in question.rows]
     number = {row: place for place, row in enumerate(rows)}
     length = max(len(row) for _, row in rows)
-    ids = torch.tensor([[*row, *[0] * (length - len(row))] for _, row in rows], device=backbone.device)
+    ids = torch.tensor([[*row, *[0] * (length - len(row))] for _, row in rows], device=backbone.device)  # (R,T)
     cache.lengths = [start] * len(cache.lengths)  # what the batch before has written is overwritten
-    cache.select(0, len(rows))
-    step = torch.arange(length, device=ids.device)
-    causal = step <= step[:, None]
-    mask = {
-        kind: tree_mask(
-            causal[None], step[None], start, start + length, backbone.window if kind == "sliding_attention" else None
-        )
-        for kind in backbone.layer_types
-    }
-    positions = (start + step).expand(len(rows), -1)
-    _, features = backbone.decode(ids, positions, cache, mask, at=ids.new_zeros(len(rows)))
-    picked = []  # row, position, the token behind it, question and letter
-    for question, (asked, _) in enumerate(batch):
-        shared = _shared(asked.texts)
-        for letter, text in enumerate(asked.texts):
-            row = number[asked.place, tuple(text[:-1])]
-            picked += [(row, at - 1, text[at], question, letter) for at in range(shared, len(text))]
-    row, at, token, question, letter = torch.tensor(picked, device=ids.device).unbind(dim=1)
-    losses = token_losses(backbone, features.hidden[row, at], token).double()
+    cache.set_active(0, len(rows))
+    positions = torch.arange(start, start + length, device=ids.device).expand(len(rows), -1)
+    _, features = backbone.decode(ids, positions, cache, None, at=ids.new_zeros(len(rows)))
+    picked = [  # row, position, the token after it, question and letter
+        (number[question.place, tuple(text[:-1])], place - 1, text[place], b, letter)
+        for b, question in enumerate(batch)
+        for letter, text in enumerate(question.texts)
+        for place in range(question.shared, len(text))
+    ]
+    row, position, token, b, letter = torch.tensor(picked, device=ids.device).unbind(dim=1)
+    losses = token_losses(backbone, features.hidden[row, position], token).double()
     if not losses.isfinite().all():
-        raise UserError("the model's loss is not finite: its weights are broken, or --dtype float32 is called for")
-    scores = losses.new_zeros(len(batch), len(LETTERS)).index_put_((question, letter), -losses, accumulate=True)
-    return [one[: len(asked.texts)].tolist() for one, (asked, _) in zip(scores, batch)]
+        raise UserError(NOT_FINITE)
+    scores = losses.new_zeros(len(batch), len(LETTERS)).index_put_((b, letter), -losses, accumulate=True)
+    return [of_letters[: len(question.texts)].tolist() for of_letters, question in zip(scores, batch)]

@@ -1,10 +1,10 @@
 """The small model's tokenizer: byte-level BPE trained from scratch, with ChatML turns.
 
-Every string survives a round trip, because its bytes are the alphabet; digits stand alone, so that the model
+Every string survives a round trip, because its bytes are the alphabet; digits are single tokens, so that the model
 sees a number's places. The chat template marks each assistant's text and its `<|im_end|>` as *generation*.
 
-Three tokens control: <|endoftext|> ends a document and pads, <|im_start|> and <|im_end|> enclose a turn. Everything else
-is text, the tags of reasoning (<think>, <answer>) and of tools (<tools>, <tool_call>) too.
+Three control tokens: <|endoftext|> ends a document and pads, <|im_start|> and <|im_end|> enclose a turn. Everything else
+is text, including the tags of reasoning (<think>, <answer>) and of tools (<tools>, <tool_call>).
 """
 
 from collections.abc import Iterable
@@ -15,14 +15,14 @@ from transformers import PreTrainedTokenizerFast
 END_OF_TEXT, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 SMALLEST = 259  # 256 bytes and three control tokens
 
-# How a system turn tells of the functions that may be called, one JSON object a line where the two parts meet.
+# How a system turn lists the functions that may be called, one JSON object a line between the two parts.
 TOOLS = (
     "You may call these functions:\n<tools>\n",
     '</tools>\nTo call one, write:\n<tool_call>\n{"name": its name, "arguments": its arguments}\n</tool_call>',
 )
 
 # A message is role and content. An assistant's may have reasoning_content (written <think> in front, in every turn, so that
-# a conversation only ever grows) and tool_calls (OpenAI's form or the bare function); a tool turn says what a call gave.
+# a conversation only ever grows) and tool_calls (OpenAI's form or the bare function); a tool turn has a call's result.
 # enable_thinking opens the block for the generation prompt if true, and writes an empty one if false.
 CHAT_TEMPLATE = (
     "{% if tools %}"
@@ -60,18 +60,18 @@ CHAT_TEMPLATE = (
     "{% endif %}"
 )
 
-# Words with their leading space, single digits, runs of other signs, runs of white space.
+# Words with their leading space, single digits, runs of other characters, runs of white space.
 PIECES = Regex(r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+")
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary_size: int) -> PreTrainedTokenizerFast:
     """Train byte-level BPE on `texts`; the three control tokens and 256 bytes count in `vocabulary_size`.
 
-    The same texts give the same tokenizer. It has fewer tokens where the texts have too few different pairs. Raises
+    The same texts give the same tokenizer. It has fewer tokens where the texts have too few distinct pairs. Raises
     ValueError below `SMALLEST`.
     """
     if vocabulary_size < SMALLEST:
-        raise ValueError("vocabulary_size must be at least 259: 256 bytes and three control tokens")
+        raise ValueError(f"vocabulary_size must be at least {SMALLEST}: 256 bytes and three control tokens")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [

@@ -35,7 +35,8 @@ def draw_tree(axis: Any, parents: Sequence[int], labels: Sequence[str], strong: 
     children: dict[int, list[int]] = {}
     for node in range(1, len(parents)):
         children.setdefault(parents[node], []).append(node)
-    across, down = {}, {0: 0}
+    across: dict[int, float] = {}
+    down = {0: 0}
     for node in range(1, len(parents)):
         down[node] = down[parents[node]] + 1
     leaves = 0
@@ -255,8 +256,8 @@ def _thinned(points: Mapping[int, float]) -> tuple[list[float], list[float]]:
 
 def _svg(draw: Callable[[Any], None], title: str, inches: tuple[float, float]) -> str:
     """What `draw` puts on an axis, as an <svg> element without addresses or ids of its own."""
-    colours = dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), INK)
-    style = colours | {"axes.edgecolor": RULE, "grid.color": RULE, "axes.spines.top": False, "axes.spines.right": False}
+    style: Any = dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), INK)
+    style |= {"axes.edgecolor": RULE, "grid.color": RULE, "axes.spines.top": False, "axes.spines.right": False}
     style |= {"svg.fonttype": "none", "svg.hashsalt": title, "text.parse_math": False, "font.size": 9}
     with matplotlib.rc_context(style), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # the browser has a font for it

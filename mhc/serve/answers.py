@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from mhc.decoding.scheduler import Likelihood, Piece
+from mhc.decoding.request import StepOutput, TokenLogprob
 from mhc.text.detokenizer import TextStream
 
 
@@ -17,7 +17,7 @@ class Delta:
 
     text: str = ""
     pieces: list[tuple[str, bool]] = field(default_factory=list)
-    tokens: list[tuple[int, Likelihood]] = field(default_factory=list)
+    tokens: list[tuple[int, TokenLogprob]] = field(default_factory=list)
     finish_reason: str | None = None
 
 
@@ -30,13 +30,13 @@ class Choice:
         self.finish_reason: str | None = None
         self.first_at: float | None = None
         self.seconds = 0.0  # since the prompt was read
-        self._pending: list[tuple[int, Likelihood]] = []  # of tokens whose text is held back
+        self._pending: list[tuple[int, TokenLogprob]] = []  # of tokens whose text is held back
 
     @property
     def stopped_early(self) -> bool:
         return self.stream.stopped is not None
 
-    def push(self, piece: Piece) -> Delta:
+    def push(self, piece: StepOutput) -> Delta:
         """Take what one round brought."""
         delta, last = Delta(), len(piece.tokens) - 1
         self.steps += 1
@@ -45,8 +45,8 @@ class Choice:
             self.guessed += at < last
             if piece.finish_reason == "stop" and at == last and token in self.end_ids:
                 break  # the end of the turn is no text
-            if piece.likelihoods is not None:
-                self._pending.append((token, piece.likelihoods[at]))
+            if piece.logprobs is not None:
+                self._pending.append((token, piece.logprobs[at]))
             self._show(delta, self.stream.push([token]), at < last)
             if self.stopped_early:
                 break
@@ -83,7 +83,7 @@ def usage(prompts: list[list[int]], choices: list[Choice]) -> dict[str, Any]:
     return total | {"completion_tokens_details": guessed}
 
 
-def chat_logprobs(tokenizer, tokens: list[tuple[int, Likelihood]], top: int) -> dict[str, Any]:
+def chat_logprobs(tokenizer, tokens: list[tuple[int, TokenLogprob]], top: int) -> dict[str, Any]:
     """As a chat completion tells them."""
 
     def entry(token: int, logprob: float) -> dict[str, Any]:
@@ -96,7 +96,7 @@ def chat_logprobs(tokenizer, tokens: list[tuple[int, Likelihood]], top: int) -> 
     return {"content": content, "refusal": None}
 
 
-def text_logprobs(tokenizer, tokens: list[tuple[int, Likelihood]], top: int, start: int) -> dict[str, Any]:
+def text_logprobs(tokenizer, tokens: list[tuple[int, TokenLogprob]], top: int, start: int) -> dict[str, Any]:
     """As a text completion tells them; start: characters of the text before."""
     told: dict[str, Any] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
 
@@ -115,8 +115,10 @@ def text_logprobs(tokenizer, tokens: list[tuple[int, Likelihood]], top: int, sta
 def token_bytes(tokenizer: PreTrainedTokenizerBase, token: int) -> bytes:
     """The bytes that a token stands for, which need be no whole character."""
     name = tokenizer.convert_ids_to_tokens(token)
-    if token in tokenizer.added_tokens_decoder or name is None:
-        return (name or "").encode()
+    if not isinstance(name, str):
+        return b""
+    if token in tokenizer.added_tokens_decoder:
+        return name.encode()
     if len(name) == 6 and name.startswith("<0x") and name.endswith(">"):
         return bytes([int(name[3:5], 16)])
     table = _byte_table()

@@ -19,22 +19,23 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
+from starlette.routing import Route
 from torch.nn.utils.rnn import pad_sequence
 
-import mhc
-from mhc.decoding.batch import Asked
-from mhc.distill.feature_pass import batches
+from mhc.decoding.request import DecodeRequest
 from mhc.engine import Engine
 from mhc.errors import UserError
 from mhc.serve.answers import Choice, Delta
-from mhc.serve.errors import Json, Left, Refused, described, error
+from mhc.serve.errors import ClientDisconnected, Json, Refused, described, error
 from mhc.serve.guards import Guards
 from mhc.serve.metrics import Metrics
 from mhc.serve.openapi import RESPONSES, publish
 from mhc.serve.requests import ChatRequest, CompletionRequest, Drawing, EmbeddingRequest, several
-from mhc.serve.worker import Busy, Gone, Run, Worker
+from mhc.serve.worker import EngineStopped, QueueFull, RequestHandle, Worker
 from mhc.serve.writing import ChatWriter, TextWriter, Writer
 from mhc.text.encoding import prompt_ids
+from mhc.util.batches import batches
+from mhc.version import __version__
 
 PAGE = Path(__file__).parent / "page"
 SHOWN = (".css", ".html", ".js", ".svg")  # of its files those that a browser asks for
@@ -57,7 +58,7 @@ class Limits:
     key: str | None = None
 
 
-class Server:
+class ApiServer:
     """What the addresses share."""
 
     def __init__(self, engine: Engine, name: str, limits: Limits):
@@ -65,10 +66,10 @@ class Server:
         self.tokenizer = engine.backbone.tokenizer  # for text, in the event loop
         self._encoder = copy.deepcopy(self.tokenizer)  # for prompts, in a thread: one tokenizer does not serve two
         self._encoding = ThreadPoolExecutor(1, "mhc-encoding")
-        heads = engine.drafter.heads if engine.drafter else 0
+        heads = engine.drafter.draft_length if engine.drafter else 0
         self.metrics = Metrics(heads, name)
         self.worker = Worker(engine, self.metrics, limits.rows, limits.waiting, limits.context, limits.timeout)
-        self.fingerprint = f"mhc-{mhc.__version__}-{engine.backbone.fingerprint()}"
+        self.fingerprint = f"mhc-{__version__}-{engine.backbone.fingerprint()}"
 
     def close(self) -> None:
         self._encoding.shutdown(cancel_futures=True)
@@ -76,7 +77,7 @@ class Server:
     def described(self) -> dict[str, Any]:
         """The model as /v1/models lists it; `heads` and `context` are ours."""
         drafter = self.engine.drafter
-        heads = None if drafter is None else {"family": type(drafter).__name__, "heads": drafter.heads}
+        heads = None if drafter is None else {"family": type(drafter).__name__, "heads": drafter.draft_length}
         told = {"id": self.name, "object": "model", "created": 0, "owned_by": "mhc"}
         return told | {"heads": heads, "context": self.worker.context}
 
@@ -93,7 +94,7 @@ class Server:
             raise Refused(400, str(problem), param) from problem
         for prompt in prompts:
             if not prompt:
-                raise Refused(400, "an empty prompt: say something", param)
+                raise Refused(400, "the prompt must not be empty", param)
             if max(prompt) >= self.engine.backbone.vocabulary_size:
                 raise Refused(400, f"token ids end at {self.engine.backbone.vocabulary_size - 1}", param)
             if len(prompt) >= self.worker.context:
@@ -101,11 +102,13 @@ class Server:
                 raise Refused(400, told, param, "context_length_exceeded")
         return prompts
 
-    def ask(self, body: Drawing, prompts: list[list[int]], likelihoods: bool) -> Run:
+    def ask(self, body: Drawing, prompts: list[list[int]], logprobs: bool) -> RequestHandle:
         """Queue what the request wants: each prompt `n` times."""
         most = body.most_tokens or self.worker.context  # the session keeps to the room that there is
         asked = [
-            Asked(prompt, most, each, bool(body.plain), likelihoods) for prompt in prompts for each in body.samplings()
+            DecodeRequest(prompt, most, each, bool(body.plain), logprobs)
+            for prompt in prompts
+            for each in body.samplings()
         ]
         if len(asked) > self.worker.most:
             raise Refused(
@@ -129,7 +132,7 @@ class Server:
         return Json(writer.answer(prompts, choices, deltas))
 
     async def _deltas(
-        self, request: Request, run: Run, choices: list[Choice]
+        self, request: Request, run: RequestHandle, choices: list[Choice]
     ) -> AsyncIterator[tuple[int, Delta | None]]:
         """What is new, choice by choice; (0, None) where nothing came for a while."""
         try:
@@ -137,7 +140,7 @@ class Server:
                 got = await run.next(NOTICE)
                 if got is None:
                     if await request.is_disconnected():
-                        raise Left
+                        raise ClientDisconnected
                     yield 0, None
                     continue
                 index, piece = got
@@ -147,13 +150,19 @@ class Server:
                 if choices[index].stopped_early:
                     run.stop(index)
                 yield index, delta
-                if not run.pieces.qsize() and await request.is_disconnected():
-                    raise Left
+                if not run.outputs.qsize() and await request.is_disconnected():
+                    raise ClientDisconnected
         finally:
             run.close()
 
     async def _chunks(
-        self, request: Request, run: Run, prompts: list[list[int]], choices: list[Choice], writer: Writer, usage: bool
+        self,
+        request: Request,
+        run: RequestHandle,
+        prompts: list[list[int]],
+        choices: list[Choice],
+        writer: Writer,
+        usage: bool,
     ) -> AsyncIterator[bytes]:
         """The answer as server-sent events."""
         nothing = {"usage": None} if usage else {}
@@ -174,9 +183,9 @@ class Server:
             yield b"data: [DONE]\n\n"
         except TimeoutError:
             yield _event(described(408, self.told_timeout))
-        except Gone as problem:
+        except EngineStopped as problem:
             yield _event(described(503, str(problem)))
-        except Left:
+        except ClientDisconnected:
             return
         finally:
             run.close()
@@ -200,7 +209,7 @@ def _event(data: dict[str, Any]) -> bytes:
 
 def build(engine: Engine, name: str, limits: Limits) -> FastAPI:
     """The application around an engine. name: the model's, for clients."""
-    server = Server(engine, name, limits)
+    server = ApiServer(engine, name, limits)
 
     @asynccontextmanager
     async def life(app: FastAPI):
@@ -209,7 +218,7 @@ def build(engine: Engine, name: str, limits: Limits) -> FastAPI:
         await server.worker.close()
         server.close()
 
-    app = FastAPI(title="mhc", version=mhc.__version__, lifespan=life, docs_url=None, redoc_url=None)
+    app = FastAPI(title="mhc", version=__version__, lifespan=life, docs_url=None, redoc_url=None)
     app.state.server = server
 
     @app.post("/v1/chat/completions", responses=RESPONSES["chat"])
@@ -234,12 +243,13 @@ def build(engine: Engine, name: str, limits: Limits) -> FastAPI:
         if body.dimensions not in (None, engine.backbone.width):
             raise Refused(400, f"embeddings have {engine.backbone.width} dimensions: leave it out", "dimensions")
         inputs = await server.encode(lambda tokenizer: _as_ids(tokenizer, several(body.input)), "input")
-        vectors, until = {}, time.monotonic() + limits.timeout
+        vectors: dict[int, Any] = {}
+        until = time.monotonic() + limits.timeout
         for batch in batches(dict(enumerate(map(len, inputs))), EMBEDDED):
             work = partial(server.embed, [inputs[number] for number in batch])
             vectors |= zip(batch, await server.worker.call(work, until))
             if await request.is_disconnected():
-                raise Left
+                raise ClientDisconnected
         if body.encoding_format == "base64":
             vectors = {n: base64.b64encode(struct.pack(f"<{len(v)}f", *v)).decode() for n, v in vectors.items()}
         found = [{"object": "embedding", "index": n, "embedding": vectors[n]} for n in range(len(inputs))]
@@ -277,7 +287,8 @@ def build(engine: Engine, name: str, limits: Limits) -> FastAPI:
 
     _explain(app, server)
     publish(app, name, engine.backbone.width)
-    paths = frozenset(route.path for route in app.routes if "{" not in route.path)
+    named = (route.path for route in app.routes if isinstance(route, Route))
+    paths = frozenset(path for path in named if "{" not in path)
     app.add_middleware(Guards, metrics=server.metrics, key=limits.key, most_bytes=limits.body, paths=paths)
     return app
 
@@ -292,7 +303,7 @@ def _as_ids(tokenizer: Any, given: list[str] | list[list[int]]) -> list[list[int
     return given
 
 
-def _explain(app: FastAPI, server: Server) -> None:
+def _explain(app: FastAPI, server: ApiServer) -> None:
     """Whatever goes wrong, in OpenAI's shape."""
 
     @app.exception_handler(Refused)
@@ -314,19 +325,19 @@ def _explain(app: FastAPI, server: Server) -> None:
         code = "body_too_large" if problem.status_code == 413 else None
         return error(problem.status_code, str(problem.detail), code=code, headers=dict(problem.headers or {}))
 
-    @app.exception_handler(Left)
-    async def left(request: Request, problem: Left) -> Response:
+    @app.exception_handler(ClientDisconnected)
+    async def left(request: Request, problem: ClientDisconnected) -> Response:
         return Response(status_code=499)  # nobody reads it; the counters do
 
     @app.exception_handler(TimeoutError)
     async def late(request: Request, problem: TimeoutError) -> Response:
         return error(408, server.told_timeout)
 
-    @app.exception_handler(Busy)
-    async def busy(request: Request, problem: Busy) -> Response:
+    @app.exception_handler(QueueFull)
+    async def busy(request: Request, problem: QueueFull) -> Response:
         told = f"all {server.worker.most} places are taken: try again"
         return error(429, told, code="queue_full", headers={"Retry-After": str(problem.retry_after)})
 
-    @app.exception_handler(Gone)
-    async def gone(request: Request, problem: Gone) -> Response:
+    @app.exception_handler(EngineStopped)
+    async def gone(request: Request, problem: EngineStopped) -> Response:
         return error(503, str(problem), headers={"Retry-After": "5"})

@@ -23,7 +23,7 @@ class Json(Response):
         return json.dumps(content, allow_nan=False, separators=(",", ":")).encode()
 
 
-class Left(Exception):
+class ClientDisconnected(Exception):
     """The client did not wait for its answer."""
 
 

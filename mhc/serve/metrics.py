@@ -10,26 +10,35 @@ class Metrics:
     mhc_drafted_tokens_total{head="k"}; tokens per step: that of mhc_generated_tokens_total over mhc_steps_total."""
 
     def __init__(self, heads: int, model: str):
-        self.registry = CollectorRegistry()
-        options = {"registry": self.registry}
-        Gauge("mhc_model_info", "What is served.", ["model"], **options).labels(model).set(1)
-        self.requests = Counter("mhc_requests", "Requests by address and status.", ["path", "status"], **options)
-        self.prompt_tokens = Counter("mhc_prompt_tokens", "Tokens of prompts read.", **options)
-        self.generated_tokens = Counter("mhc_generated_tokens", "Tokens of answers, bonus tokens included.", **options)
-        self.steps = Counter("mhc_steps", "Steps of answers: rows times forwards that emitted tokens.", **options)
-        drafted = Counter("mhc_drafted_tokens", "Rounds in which a head guessed, by row.", ["head"], **options)
-        accepted = Counter("mhc_accepted_tokens", "Guesses of a head that were right and kept.", ["head"], **options)
+        self.registry = registry = CollectorRegistry()
+        Gauge("mhc_model_info", "What is served.", ["model"], registry=registry).labels(model).set(1)
+        self.requests = Counter(
+            "mhc_requests", "Requests by address and status.", ["path", "status"], registry=registry
+        )
+        self.prompt_tokens = Counter("mhc_prompt_tokens", "Tokens of prompts read.", registry=registry)
+        self.generated_tokens = Counter(
+            "mhc_generated_tokens", "Tokens of answers, bonus tokens included.", registry=registry
+        )
+        self.steps = Counter(
+            "mhc_steps", "Steps of answers: rows times forwards that emitted tokens.", registry=registry
+        )
+        drafted = Counter("mhc_drafted_tokens", "Rounds in which a head drafted, by row.", ["head"], registry=registry)
+        accepted = Counter(
+            "mhc_accepted_tokens", "Draft tokens of a head that were accepted.", ["head"], registry=registry
+        )
         self.drafted = [drafted.labels(str(head)) for head in range(heads)]
         self.accepted = [accepted.labels(str(head)) for head in range(heads)]
         self.cancelled = Counter(
-            "mhc_cancelled_answers", "Answers given up: client gone, stop string, timeout.", **options
+            "mhc_cancelled_answers", "Answers given up: client gone, stop string, timeout.", registry=registry
         )
-        self.running = Gauge("mhc_running_answers", "Answers being decoded.", **options)
-        self.waiting = Gauge("mhc_waiting_answers", "Answers whose prompt is not read yet.", **options)
+        self.running = Gauge("mhc_running_answers", "Answers being decoded.", registry=registry)
+        self.waiting = Gauge("mhc_waiting_answers", "Answers whose prompt is not read yet.", registry=registry)
         self.first_token = Histogram(
-            "mhc_first_token_seconds", "From the request to the first token.", buckets=SECONDS, **options
+            "mhc_first_token_seconds", "From the request to the first token.", buckets=SECONDS, registry=registry
         )
-        self.answer = Histogram("mhc_answer_seconds", "From the request to the last token.", buckets=SECONDS, **options)
+        self.answer = Histogram(
+            "mhc_answer_seconds", "From the request to the last token.", buckets=SECONDS, registry=registry
+        )
 
     def text(self) -> bytes:
         return generate_latest(self.registry)

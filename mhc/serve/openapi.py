@@ -51,10 +51,12 @@ _FAILED = {
     "429": "Too many are waiting; Retry-After says when to come again.",
     "503": "The engine has stopped.",
 }
-ERRORS = {status: {"description": told, "content": _json(_ERROR)} for status, told in _FAILED.items()}
+ERRORS: dict[int | str, Any] = {
+    status: {"description": reason, "content": _json(_ERROR)} for status, reason in _FAILED.items()
+}
 
 
-def _made(schema: dict[str, Any], streams: bool = False) -> dict[str, Any]:
+def _made(schema: dict[str, Any], streams: bool = False) -> dict[int | str, Any]:
     content = _json(schema) | ({"text/event-stream": {"schema": _object({"data": _TEXT})}} if streams else {})
     return {200: {"description": "The answer.", "content": content}} | ERRORS
 

@@ -1,13 +1,23 @@
 """What a request may say: OpenAI's fields with their limits, and what follows from them for the engine.
 
-Types are taken at their word ("1" is no number); fields that are not named here are ignored, as clients send all sorts. What would change
+Types are strict ("1" is not a number); fields that are not named here are ignored, as clients send all sorts. What would change
 the text and cannot be done (penalties, logit_bias, tools) is refused, not ignored.
 """
 
 import secrets
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    WithJsonSchema,
+)
+from pydantic_core import CoreSchema, core_schema
 
 from mhc.sampling import Sampling
 from mhc.text.messages import clean_text
@@ -24,23 +34,34 @@ Several = Field(min_length=1, max_length=MOST_INPUTS)
 TextOrIds = Said | Annotated[list[Said], Several] | Ids | Annotated[list[Ids], Several]
 
 
-def _only(what: str, right: Any, schema: dict[str, Any]) -> Any:
-    """A field that may be given, but only so that it changes nothing."""
+@dataclass(frozen=True)
+class Only:
+    """Marks a field that may be given, but only with the value `right`, which changes nothing. why: what its refusal says."""
 
-    def check(value: Any) -> Any:
-        if value is not None and (isinstance(value, bool) is not isinstance(right, bool) or value != right):
-            raise ValueError(f"{what}: leave it out")
+    why: str
+    right: Any
+    schema: dict[str, Any]
+
+    def check(self, value: Any) -> Any:
+        if value is not None and (isinstance(value, bool) is not isinstance(self.right, bool) or value != self.right):
+            raise ValueError(f"{self.why}: leave it out")
         return value
 
-    return Annotated[Any, BeforeValidator(check), WithJsonSchema({"anyOf": [schema, {"type": "null"}]})]
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_before_validator_function(self.check, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {"anyOf": [self.schema, {"type": "null"}]}
 
 
-NoPenalty = _only("this server has no penalties", 0, {"type": "number", "const": 0})
-NoBias = _only("this server does not change the logits", {}, {"type": "object", "maxProperties": 0})
-NoTools = _only("this server calls no tools", [], {"type": "array", "maxItems": 0})
-NoEcho = _only("the prompt is not repeated", False, {"const": False})
-NoBest = _only("every choice is told, the best is not picked out", 1, {"type": "integer", "const": 1})
-NoSuffix = _only("nothing can be put in before a suffix", "", {"type": "string", "maxLength": 0})
+NoPenalty = Annotated[Any, Only("this server has no penalties", 0, {"type": "number", "const": 0})]
+NoBias = Annotated[Any, Only("this server does not change the logits", {}, {"type": "object", "maxProperties": 0})]
+NoTools = Annotated[Any, Only("this server calls no tools", [], {"type": "array", "maxItems": 0})]
+NoEcho = Annotated[Any, Only("the prompt is not repeated", False, {"const": False})]
+NoBest = Annotated[
+    Any, Only("every choice is returned, the best is not picked out", 1, {"type": "integer", "const": 1})
+]
+NoSuffix = Annotated[Any, Only("nothing can be put in before a suffix", "", {"type": "string", "maxLength": 0})]
 
 
 class Body(BaseModel):
@@ -65,7 +86,7 @@ class Drawing(Body):
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = Field(None, description="0: all tokens")
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = Field(
-        None, description="the same seed, the same text, whoever is served beside; choice i has seed + i"
+        None, description="the same seed, the same text, whatever else is in the batch; choice i has seed + i"
     )
     n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] | None = None
     stop: Stop | Annotated[list[Stop], Field(max_length=MOST_STOPS)] | None = None
@@ -75,7 +96,7 @@ class Drawing(Body):
     frequency_penalty: NoPenalty = None
     logit_bias: NoBias = None
     plain: bool | None = Field(None, description="one token a step, without the heads; the text is the same")
-    details: bool | None = Field(None, description="tell which tokens the heads guessed, and what decoding took")
+    details: bool | None = Field(None, description="also return which tokens the heads drafted, and what decoding took")
 
     @property
     def stops(self) -> list[str]:

@@ -1,7 +1,7 @@
-"""The one thread that decodes: requests hand it prompts, it hands back pieces, all in one continuous batch.
+"""The one thread that decodes: requests hand it prompts, it hands back outputs, all in one continuous batch.
 
 Everything that touches the model runs in this thread; everything that counts requests runs in the event loop's. Between them go
-two queues: commands to the thread, and for each request the pieces of its answers.
+two queues: commands to the thread, and for each request the outputs of its answers.
 """
 
 import asyncio
@@ -15,8 +15,7 @@ from functools import partial
 from itertools import count
 from typing import Any
 
-from mhc.decoding.batch import Asked
-from mhc.decoding.scheduler import Piece
+from mhc.decoding.request import DecodeRequest, StepOutput
 from mhc.engine import Engine
 from mhc.serve.metrics import Metrics
 
@@ -24,41 +23,41 @@ log = logging.getLogger("mhc.serve")
 IDLE = 0.5  # seconds, after which an idle thread shows that it lives
 
 
-class Busy(Exception):
+class QueueFull(Exception):
     """No room for more: `retry_after` seconds may help."""
 
     def __init__(self, retry_after: int):
         self.retry_after = retry_after
 
 
-class Gone(Exception):
+class EngineStopped(Exception):
     """The engine has stopped, or this server is closing."""
 
 
-class Run:
+class RequestHandle:
     """The answers to one request. Leave it with `close`, however it ends: what is not finished is then given up."""
 
-    def __init__(self, worker: "Worker", asked: list[Asked]):
+    def __init__(self, worker: "Worker", requests: list[DecodeRequest]):
         self.worker = worker
-        self.pieces: asyncio.Queue = asyncio.Queue()  # of (index, Piece) or Gone
+        self.outputs: asyncio.Queue = asyncio.Queue()  # of (index, StepOutput) or EngineStopped
         self.started = time.monotonic()
-        self.numbers = [worker.enter(self, index, each) for index, each in enumerate(asked)]
-        self.open = set(range(len(asked)))
+        self.numbers = [worker.enqueue(self, index, each) for index, each in enumerate(requests)]
+        self.open = set(range(len(requests)))
 
-    async def next(self, patience: float) -> tuple[int, Piece] | None:
-        """The next piece and the index of its answer; None where nothing came for so many seconds. Raises TimeoutError at
-        the end of the request's time, Gone where nothing will come any more."""
+    async def next(self, patience: float) -> tuple[int, StepOutput] | None:
+        """The next output and the index of its answer; None where nothing came for so many seconds. Raises TimeoutError at
+        the end of the request's time, EngineStopped where nothing will come any more."""
         left = self.started + self.worker.timeout - time.monotonic()
         try:
-            got = await asyncio.wait_for(self.pieces.get(), max(0.0, min(patience, left)))
+            got = await asyncio.wait_for(self.outputs.get(), max(0.0, min(patience, left)))
         except TimeoutError:
             if left <= patience:
                 raise
             return None
-        if isinstance(got, Gone):
+        if isinstance(got, EngineStopped):
             raise got
-        index, piece = got
-        if piece.finish_reason is not None:
+        index, output = got
+        if output.finish_reason is not None:
             self.open.discard(index)
         return got
 
@@ -66,7 +65,7 @@ class Run:
         """This answer is long enough."""
         if index in self.open:
             self.open.discard(index)
-            self.worker.leave(self.numbers[index])
+            self.worker.abort(self.numbers[index])
 
     def close(self) -> None:
         for index in list(self.open):
@@ -79,10 +78,10 @@ class Worker:
 
     def __init__(self, engine: Engine, metrics: Metrics, rows: int, waiting: int, context: int, timeout: float):
         self.engine, self.metrics, self.timeout = engine, metrics, timeout
-        self.session = engine.session(rows, context)
+        self.scheduler = engine.scheduler(rows, context)
         self.rows, self.most = rows, rows + waiting
-        self.context = self.session.context
-        self.jobs: dict[int, tuple[Run, int]] = {}
+        self.context = self.scheduler.context
+        self.jobs: dict[int, tuple[RequestHandle, int]] = {}
         self.read: set[int] = set()  # of the jobs those whose prompt was read
         self.alive_at = time.monotonic()
         self.seconds_each = 1.0  # of a recent answer
@@ -102,7 +101,7 @@ class Worker:
         self._thread.start()
 
     async def close(self) -> None:
-        """End the thread; requests under way are told that the server is gone."""
+        """End the thread; requests under way end with EngineStopped."""
         self._commands.put(None)
         await asyncio.to_thread(self._thread.join)
 
@@ -113,35 +112,35 @@ class Worker:
             not self._failed and self._thread.is_alive() and time.monotonic() - self.alive_at < max(60.0, self.timeout)
         )
 
-    def run(self, asked: list[Asked]) -> Run:
-        """Ask for these answers. Raises Busy where they are too many, Gone where nobody decodes."""
-        self._require_place(len(asked))
-        return Run(self, asked)
+    def run(self, requests: list[DecodeRequest]) -> RequestHandle:
+        """Queue these requests. Raises QueueFull where they are too many, EngineStopped where nobody decodes."""
+        self._require_place(len(requests))
+        return RequestHandle(self, requests)
 
     def _require_place(self, count: int) -> None:
         if self._failed or not self._thread.is_alive():
-            raise Gone("the engine has stopped")
+            raise EngineStopped("the engine has stopped")
         if len(self.jobs) + len(self._awaited) + count > self.most:
             waves = len(self.jobs) / self.rows
-            raise Busy(max(1, min(60, round(waves * self.seconds_each))))
+            raise QueueFull(max(1, min(60, round(waves * self.seconds_each))))
 
-    def enter(self, run: Run, index: int, asked: Asked) -> int:
+    def enqueue(self, run: RequestHandle, index: int, request: DecodeRequest) -> int:
         number = next(self._numbers)
         self.jobs[number] = run, index
-        self._commands.put(partial(self._submit, number, asked))
-        self._tell_load()
+        self._commands.put(partial(self._submit, number, request))
+        self._update_load()
         return number
 
-    def leave(self, number: int) -> None:
+    def abort(self, number: int) -> None:
         """Nobody waits for this answer any more."""
         if self.jobs.pop(number, None):
             self.read.discard(number)
             self.metrics.cancelled.inc()
-            self._commands.put(partial(self.session.cancel, number))
-            self._tell_load()
+            self._commands.put(partial(self.scheduler.cancel, number))
+            self._update_load()
 
     async def call(self, work: Callable[[], Any], until: float) -> Any:
-        """Have the thread do this between two rounds, of several only one. Raises Busy and Gone as `run`, TimeoutError where
+        """Have the thread do this between two rounds, of several only one. Raises QueueFull and EngineStopped as `run`, TimeoutError where
         the monotonic clock reads `until` before it is done."""
         self._require_place(1)
         done: Future = Future()
@@ -153,24 +152,24 @@ class Worker:
         finally:
             self._awaited.discard(done)
 
-    def _hand_out(self, pieces: list[Piece]) -> None:
+    def _hand_out(self, outputs: list[StepOutput]) -> None:
         now = time.monotonic()
-        for piece in pieces:
-            run, index = self.jobs.get(piece.prompt, (None, 0))
+        for output in outputs:
+            run, index = self.jobs.get(output.request, (None, 0))
             if run is None:
                 continue  # left a moment ago
-            if piece.prompt not in self.read:
-                self.read.add(piece.prompt)
+            if output.request not in self.read:
+                self.read.add(output.request)
                 self.metrics.first_token.observe(now - run.started)
-            if piece.finish_reason is not None:
-                del self.jobs[piece.prompt]
-                self.read.discard(piece.prompt)
+            if output.finish_reason is not None:
+                del self.jobs[output.request]
+                self.read.discard(output.request)
                 self.metrics.answer.observe(now - run.started)
                 self.seconds_each += 0.1 * (now - run.started - self.seconds_each)
-            run.pieces.put_nowait((index, piece))
-        self._tell_load()
+            run.outputs.put_nowait((index, output))
+        self._update_load()
 
-    def _tell_load(self) -> None:
+    def _update_load(self) -> None:
         self.metrics.running.set(len(self.read))
         self.metrics.waiting.set(len(self.jobs) - len(self.read))
 
@@ -178,27 +177,27 @@ class Worker:
         self._failed = True
         for done in self._awaited:
             if not done.done():
-                done.set_exception(Gone("the engine has stopped"))
+                done.set_exception(EngineStopped("the engine has stopped"))
         for run, _ in self.jobs.values():
-            run.pieces.put_nowait(Gone("the engine has stopped"))
+            run.outputs.put_nowait(EngineStopped("the engine has stopped"))
         self.jobs.clear()
         self.read.clear()
-        self._tell_load()
+        self._update_load()
 
     # ---- in the thread
 
     def _work(self) -> None:
         try:
-            while self._obey(wait=not self.session.busy):
-                if self.session.busy:
+            while self._run_commands(wait=not self.scheduler.busy):
+                if self.scheduler.busy:
                     self._decode()
                 self.alive_at = time.monotonic()
         except Exception:
             log.exception("the engine failed; /health says so from now on")
         finally:
-            self._loop.call_soon_threadsafe(self._fail)
+            self._in_loop(self._fail)
 
-    def _obey(self, wait: bool) -> bool:
+    def _run_commands(self, wait: bool) -> bool:
         """Carry out the commands that have come; False at the last one. wait: there is nothing else to do."""
         try:
             command = self._commands.get(timeout=IDLE) if wait else self._commands.get_nowait()
@@ -220,11 +219,16 @@ class Worker:
                 done.set_exception(problem)
 
     def _decode(self) -> None:
-        pieces = self.session.step()
-        for piece in pieces:
-            self.metrics.count_round(piece.drafted, len(piece.tokens))
-        self._loop.call_soon_threadsafe(self._hand_out, pieces)
+        outputs = self.scheduler.step()
+        for output in outputs:
+            self.metrics.count_round(output.drafted, len(output.tokens))
+        self._in_loop(self._hand_out, outputs)
 
-    def _submit(self, number: int, asked: Asked) -> None:
-        self.metrics.prompt_tokens.inc(len(asked.prompt))
-        self.session.submit(number, *asked)
+    def _in_loop(self, call: Callable[..., None], *arguments: Any) -> None:
+        """Have the event loop do this soon."""
+        assert self._loop is not None  # `start` set it before this thread began
+        self._loop.call_soon_threadsafe(call, *arguments)
+
+    def _submit(self, number: int, request: DecodeRequest) -> None:
+        self.metrics.prompt_tokens.inc(len(request.prompt))
+        self.scheduler.submit(number, request)

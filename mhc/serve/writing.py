@@ -33,12 +33,12 @@ class Writer(ABC):
         """A choice's whole text."""
 
     @abstractmethod
-    def likelihoods(self, tokens: list, top: int, start: int) -> dict[str, Any]:
+    def write_logprobs(self, tokens: list, top: int, start: int) -> dict[str, Any]:
         """Log-probabilities of these tokens, whose text starts at character `start`, and of the `top` likeliest."""
 
     def logprobs(self, tokens: list, start: int) -> dict[str, Any] | None:
         """The same, where they are wanted."""
-        return None if self.top is None else self.likelihoods(tokens, self.top, start)
+        return None if self.top is None else self.write_logprobs(tokens, self.top, start)
 
     def chunk(
         self, index: int, said: dict[str, Any], finish_reason: str | None = None, logprobs: Any = None
@@ -87,7 +87,7 @@ class ChatWriter(Writer):
     def whole(self, text: str) -> dict[str, Any]:
         return {"message": {"role": "assistant", "content": text, "refusal": None}}
 
-    def likelihoods(self, tokens: list, top: int, start: int) -> dict[str, Any]:
+    def write_logprobs(self, tokens: list, top: int, start: int) -> dict[str, Any]:
         return chat_logprobs(self.tokenizer, tokens, top)
 
 
@@ -103,5 +103,5 @@ class TextWriter(Writer):
     def whole(self, text: str) -> dict[str, Any]:
         return {"text": text}
 
-    def likelihoods(self, tokens: list, top: int, start: int) -> dict[str, Any]:
+    def write_logprobs(self, tokens: list, top: int, start: int) -> dict[str, Any]:
         return text_logprobs(self.tokenizer, tokens, top, start)

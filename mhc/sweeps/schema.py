@@ -1,8 +1,8 @@
 """A sweep file in the schema of Weights & Biases, and the trials that it stands for.
 
 One file serves both: `wandb sweep FILE` and `wandb agent` (an account, any number of machines, bayes as well), and
-`run.py sweep FILE` (no account, one trial at a time, grid and random). What is understood here means what it means
-there; what is not understood is refused and not guessed. https://docs.wandb.ai/models/sweeps/sweep-config-keys
+`run.py sweep FILE` (no account, one trial at a time, grid and random). What is supported here has the same meaning
+there; anything else is refused. https://docs.wandb.ai/models/sweeps/sweep-config-keys
 """
 
 import itertools
@@ -20,7 +20,7 @@ from mhc.errors import UserError
 
 METHODS = ("grid", "random")
 KEYS = ("name", "description", "project", "entity", "program", "command", "method", "metric", "parameters", "run_cap")
-SHAPES = {  # what a parameter of each distribution is described by; q may be left out
+KEYS_OF = {  # the keys of a parameter of each distribution; q may be left out
     "constant": ("value",),
     "categorical": ("values",),
     "categorical_w_probabilities": ("values", "probabilities"),
@@ -30,8 +30,8 @@ SHAPES = {  # what a parameter of each distribution is described by; q may be le
     "q_uniform": ("min", "max", "q"),
     "q_log_uniform_values": ("min", "max", "q"),
 }
-IN_A_GRID = ("constant", "categorical", "int_uniform")
-COMMAND = ["${env}", "${interpreter}", "${program}", "${args}"]  # wandb's, where the file has none
+FINITE = ("constant", "categorical", "int_uniform")
+COMMAND = ["${env}", "${interpreter}", "${program}", "${args}"]  # wandb's default
 
 
 @dataclass(frozen=True)
@@ -92,10 +92,10 @@ class Sweep:
         return [parameter for parameter in self.parameters if parameter.varied]
 
     def trials(self, count: int | None, seed: int) -> list[dict[str, Any]]:
-        """The settings of each trial by parameter. A grid runs through all combinations, the last parameter the
-        fastest; a drawn trial hangs on the seed, its number and the parameters' names alone.
+        """The settings of each trial by parameter. A grid has all combinations, the last parameter the fastest; a random
+        trial depends only on the seed, its number and the parameters' names.
 
-        Raises UserError where random sampling is given no end.
+        Raises UserError where random sampling has no limit.
         """
         cap = count or self.cap
         if self.method == "grid":
@@ -106,7 +106,7 @@ class Sweep:
             return [dict(zip(self.names, chosen)) for chosen in itertools.islice(itertools.product(*choices), cap)]
         if cap is None:
             raise UserError(
-                f"sweep '{self.name}' draws at random without an end: give --trials, or run_cap in the file"
+                f"sweep '{self.name}' draws at random without a limit: give --trials, or run_cap in the file"
             )
         return [
             {p.name: p.quantile(random.Random(f"{seed}/{number}/{p.name}").random()) for p in self.parameters}
@@ -118,38 +118,38 @@ class Sweep:
         return [parameter.name for parameter in self.parameters]
 
     def arguments(self, settings: dict[str, Any], folder: Path) -> list[str]:
-        """The command line of a trial whose results go to `folder`, spelled as `wandb agent` spells it, but for the
-        WandbLogger, which would ask for an account."""
+        """The command line of a trial whose results go to `folder`, as `wandb agent` writes it, but without the
+        WandbLogger, which needs an account."""
         parts = {
             "${env}": ["/usr/bin/env"],
             "${interpreter}": [sys.executable],
             "${program}": [self.program],
             "${args}": [f"--{name}={value}" for name, value in settings.items()],
         }
-        spelled = [word for part in self.command for word in parts.get(part, [part]) if "WandbLogger" not in word]
-        return [*spelled, f"--trainer.default_root_dir={folder}"]
+        words = [word for part in self.command for word in parts.get(part, [part]) if "WandbLogger" not in word]
+        return [*words, f"--trainer.default_root_dir={folder}"]
 
 
 def read_sweep(path: Path) -> Sweep:
-    """The sweep in a YAML file; UserError that names the place for whatever cannot be run here."""
+    """The sweep in a YAML file. Raises UserError with the key for whatever cannot be run locally."""
     try:
-        found = yaml.safe_load(path.read_text())
+        content = yaml.safe_load(path.read_text())
     except OSError as error:
         raise UserError(f"sweep '{path}' cannot be read ({error.strerror}): give a YAML file") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"sweep '{path}' is not valid YAML: {error}") from error
-    if not isinstance(found, dict):
-        raise UserError(f"sweep '{path}' is no mapping: see configs/sweeps for examples")
-    if unknown := sorted(set(found) - set(KEYS)):
+    if not isinstance(content, dict):
+        raise UserError(f"sweep '{path}' is not a mapping: see configs/sweeps for examples")
+    if unknown := sorted(set(content) - set(KEYS)):
         raise UserError(
-            f"sweep '{path}': local sweeps do not know '{unknown[0]}' (only {', '.join(KEYS)}): leave it out, or let "
-            "`wandb agent` run the sweep"
+            f"sweep '{path}': local sweeps do not support '{unknown[0]}' (only {', '.join(KEYS)}): leave it out, or run "
+            "the sweep by `wandb agent`"
         )
-    method, metric, described = (found.get(key) for key in ("method", "metric", "parameters"))
+    method, metric, described = (content.get(key) for key in ("method", "metric", "parameters"))
     if method not in METHODS:
         raise UserError(
-            f"sweep '{path}': method is {method!r}; local sweeps know {' and '.join(METHODS)}, `wandb agent` runs bayes "
-            "and the rest"
+            f"sweep '{path}': method is {method!r}; local sweeps support {' and '.join(METHODS)}, `wandb agent` runs "
+            "bayes and the rest"
         )
     if not isinstance(metric, dict) or not {"name"} <= set(metric) <= {"name", "goal"}:
         raise UserError(
@@ -159,37 +159,36 @@ def read_sweep(path: Path) -> Sweep:
         raise UserError(f"sweep '{path}': metric.goal is {metric['goal']!r}: choose minimize or maximize")
     if not isinstance(described, dict) or not described:
         raise UserError(f"sweep '{path}': parameters is empty: name the flags to vary, e.g. data.batch_size")
-    cap = found.get("run_cap")
+    cap = content.get("run_cap")
     if cap is not None and not (type(cap) is int and cap > 0):
         raise UserError(f"sweep '{path}': run_cap is {cap!r}: it must be a whole number above 0")
     parameters = [_parameter(path, str(name), described[name]) for name in sorted(described, key=str)]
     for parameter in parameters:
-        if method == "grid" and parameter.distribution not in IN_A_GRID:
+        if method == "grid" and parameter.distribution not in FINITE:
             raise UserError(f"sweep '{path}': a grid cannot run through {parameter.name}: give it `values`")
     return Sweep(
-        name=str(found.get("name", path.stem)),
+        name=str(content.get("name", path.stem)),
         method=method,
         metric=str(metric["name"]),
         maximise=metric.get("goal", "minimize") == "maximize",
         parameters=parameters,
-        program=str(found.get("program", "")),
-        command=_command(path, found),
+        program=str(content.get("program", "")),
+        command=_command(path, content),
         cap=cap,
     )
 
 
-def _command(path: Path, found: dict[str, Any]) -> list[str]:
-    """The command's parts, of which only the known ones stand for something."""
-    command = found.get("command", COMMAND)
+def _command(path: Path, content: dict[str, Any]) -> list[str]:
+    """The command's parts; of its macros only those of COMMAND are supported."""
+    command = content.get("command", COMMAND)
     if not isinstance(command, list) or "${args}" not in command:
         raise UserError(f"sweep '{path}': command must be a list with ${{args}} in it, where the trial's flags go")
     for part in map(str, command):
         if (part.startswith("${") and part.endswith("}") and part not in COMMAND) or "${envvar:" in part:
-            raise UserError(f"sweep '{path}': command has {part}; local sweeps know {', '.join(COMMAND)}")
-    if not Path(str(found.get("program"))).is_file():
-        raise UserError(
-            f"sweep '{path}': program '{found.get('program')}' is not here: start from the folder that has it"
-        )
+            raise UserError(f"sweep '{path}': command has {part}; local sweeps support {', '.join(COMMAND)}")
+    program = content.get("program")
+    if not Path(str(program)).is_file():
+        raise UserError(f"sweep '{path}': program '{program}' does not exist here: start from the folder that has it")
     return [str(part) for part in command]
 
 
@@ -199,19 +198,19 @@ def _parameter(path: Path, name: str, given: Any) -> Parameter:
         raise UserError(f"{where} is {given!r}: give it value, values, or min and max")
     if "parameters" in given:
         raise UserError(f"{where} is nested: name its parts with dots, as run.py's flags are")
-    distribution = given.get("distribution") or _guessed(given)
-    if distribution not in SHAPES:
-        raise UserError(f"{where} has distribution {distribution!r}; local sweeps know {', '.join(SHAPES)}")
+    distribution = given.get("distribution") or _inferred(given)
+    if distribution not in KEYS_OF:
+        raise UserError(f"{where} has distribution {distribution!r}; local sweeps support {', '.join(KEYS_OF)}")
     shape = {key: value for key, value in given.items() if key != "distribution"}
-    needed = set(SHAPES[distribution]) - {"q"}
-    if not needed <= set(shape) <= set(SHAPES[distribution]):
+    needed = set(KEYS_OF[distribution]) - {"q"}
+    if not needed <= set(shape) <= set(KEYS_OF[distribution]):
         raise UserError(f"{where} ({distribution}) has {', '.join(shape) or 'nothing'}: it takes {', '.join(needed)}")
     if "min" not in shape:
         values = [shape["value"]] if distribution == "constant" else shape["values"]
         if not isinstance(values, list) or not values:
             raise UserError(f"{where}: values must be a list of at least one")
         if not all(isinstance(value, (str, int, float, list, dict)) for value in values):
-            raise UserError(f'{where} has a value that no flag can carry (for null write "null"): {values}')
+            raise UserError(f'{where} has a value that no flag can take (for null write "null"): {values}')
         shares = shape.get("probabilities", [])
         if shares and not (_numbers(shares) and len(shares) == len(values) and math.isclose(sum(shares), 1)):
             raise UserError(f"{where}: probabilities must be as many as values and add up to 1")
@@ -228,8 +227,8 @@ def _parameter(path: Path, name: str, given: Any) -> Parameter:
     return Parameter(name, distribution, low=low, high=high, step=step)
 
 
-def _guessed(given: dict[str, Any]) -> str:
-    """The distribution of a parameter that names none, as wandb has it."""
+def _inferred(given: dict[str, Any]) -> str:
+    """The distribution of a parameter that names none, as wandb infers it."""
     if "value" in given:
         return "constant"
     if "probabilities" in given:
@@ -245,17 +244,17 @@ def _numbers(values: Iterable[Any]) -> bool:
 
 
 def short_names(names: Iterable[str]) -> dict[str, str]:
-    """For each flag the fewest of its last parts that tell it from the others."""
+    """For each flag the fewest of its last parts that distinguish it from the others."""
     names = list(names)
     short = {}
     for name in names:
         parts = name.split(".")
         ends = [".".join(parts[-count:]) for count in range(1, len(parts) + 1)]
-        alone = (end for end in ends if sum(("." + other).endswith("." + end) for other in names) == 1)
-        short[name] = next(alone, name)
+        unique = (end for end in ends if sum(("." + other).endswith("." + end) for other in names) == 1)
+        short[name] = next(unique, name)
     return short
 
 
 def shown(value: Any) -> str:
-    """A parameter's value in tables and pictures."""
+    """A parameter's value in tables and plots."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)

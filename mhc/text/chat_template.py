@@ -1,13 +1,13 @@
-"""A chat template and what has to be known about it: where the assistant speaks, what is a control token.
+"""A chat template and what training needs to know of it: where the assistant speaks, which tokens are control tokens.
 
-The template is run, never imitated. One with `{% generation %}` tags says itself where the assistant speaks.
+The template is run, never imitated. One with `{% generation %}` tags marks itself where the assistant speaks.
 In any other, turn i starts where messages[:i] with the generation prompt end, and it ends after its content
-and the control token behind that. The content is found by rendering once more with random marks around it,
-so it is found even in a template that rewrites history (Qwen3 drops the reasoning of earlier turns).
+and the control token that follows. The content is located by rendering once more with random marks around it,
+which works even in a template that rewrites history (Qwen3 drops the reasoning of earlier turns).
 
-Whether a template writes system and tool turns is found out the same way, with a mark in their place. Where it refuses
-or drops them, the user says what they say. What a conversation needs is asked of it as it will be once it is answered,
-so that a prompt and the row it grows into are written alike.
+Whether a template writes system and tool turns is tested the same way, with a mark in their place. Where it refuses or
+drops them, their content goes into user turns. The test always includes the answer, so that a prompt and the training row
+that it becomes are written alike.
 
 Text that spells a control token is replaced by a random mark before rendering, so nothing a user types can be
 taken for what the template writes.
@@ -19,17 +19,19 @@ leading system message the `tools` that a template is given.
 import hashlib
 import re
 import secrets
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import accumulate, pairwise, takewhile
+from typing import Any
 
 from jinja2.exceptions import TemplateError
-from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from mhc.errors import UserError
-from mhc.text.messages import STRUCTURE, Messages, clean_text, each_text
+from mhc.text.messages import Messages, checked, clean_text, each_text
+from mhc.util.progress import say
 
 # For a tokenizer without a template (base models): Vicuna's wording, which uses no new tokens.
 DEFAULT_TEMPLATE = (
@@ -41,14 +43,13 @@ DEFAULT_TEMPLATE = (
 )
 CONTROL_SHAPE = re.compile(r"<[|｜].*[|｜]>", re.DOTALL)  # control tokens a tokenizer forgot to mark special
 GENERATION_TAG = re.compile(r"\{%-?\s*generation\s*-?%\}")
-ROLES = ("system", "user", "assistant", "tool")
 
 
 @dataclass(frozen=True)
 class Rendered:
     """A conversation as its template writes it.
 
-    `spans` are the character ranges of what the assistant says; `hidden` maps each mark in the text to the
+    `spans` are the character ranges of the assistant's text; `hidden` maps each mark in the text to the
     control string it stands for. A `document` is a text that no template wrote, all of it one span.
     """
 
@@ -58,10 +59,10 @@ class Rendered:
     document: bool = False
 
     def pieces(self) -> list[tuple[str, bool]]:
-        """The text cut at the span borders, each piece with whether the assistant says it."""
+        """The text cut at the span borders, each piece with whether it is the assistant's."""
         borders = [0, *(border for span in self.spans for border in span), len(self.text)]
         cut = [(self.text[a:b], i % 2 == 1) for i, (a, b) in enumerate(pairwise(borders))]
-        return [(text, said) for text, said in cut if text]
+        return [(text, supervised) for text, supervised in cut if text]
 
 
 class ChatTemplate:
@@ -75,30 +76,31 @@ class ChatTemplate:
         self.special = {token.content for token in added if token.special} | set(tokenizer.all_special_tokens)
         shaped = {token.content for token in added if CONTROL_SHAPE.fullmatch(token.content)}
         self.control = tuple(sorted(self.special | shaped, key=len, reverse=True))
+        numbers = {token: tokenizer.convert_tokens_to_ids(token) for token in self.control}
+        self.control_ids = {token: number for token, number in numbers.items() if isinstance(number, int)}
         self.control_pattern = re.compile(f"({_any_of(self.control)})")
-        # A turn may be closed by any control token but the one that only ever opens a text.
+        # A turn may be closed by any control token except one that only opens a text.
         self.closing = tuple(t for t in self.control if t != tokenizer.bos_token or t == tokenizer.eos_token)
         self.closing_pattern = re.compile(rf"\s*(?:{_any_of(self.closing)})")
 
     @property
     def name(self) -> str:
-        """How to name this template in a message."""
+        """The template's name in error messages."""
         return f"the chat template of {self.tokenizer.name_or_path or type(self.tokenizer).__name__}"
 
     def prompt(self, messages: Messages) -> Rendered:
-        """The text up to where the assistant starts to speak, with the spans of what it said before."""
+        """The text up to where the assistant starts to speak, with the spans of its earlier turns."""
         if _is_document(messages):
             raise UserError("a document has no prompt: give a conversation")
         messages, hidden = self._hide(checked(messages))
         answer = [] if messages[-1]["role"] == "assistant" else [{"role": "assistant", "content": "answer"}]
         accepted, text = self._accepted(messages + answer)
-        asked = accepted[: len(accepted) - len(answer)]
-        prompt, spans = self._opened(asked), []
-        if text.startswith(prompt) and any(message["role"] == "assistant" for message in asked):
-            try:
+        turns = accepted[: len(accepted) - len(answer)]
+        prompt = self._opened(turns)
+        spans: list[tuple[int, int]] = []
+        if text.startswith(prompt) and any(message["role"] == "assistant" for message in turns):
+            with suppress(UserError):  # a template that cannot be trained on can still write a prompt
                 spans = [(start, end) for start, end in self._spans(accepted, text) if end <= len(prompt)]
-            except UserError:
-                spans = []  # a template that cannot be trained on can still be asked
         return Rendered(prompt, spans, hidden)
 
     def render(self, messages: Messages) -> Rendered:
@@ -111,41 +113,47 @@ class ChatTemplate:
         return Rendered(text, self._spans(messages, text), hidden)
 
     def _run(self, messages: Messages, generation_prompt: bool = False) -> str:
-        return self.tokenizer.apply_chat_template(
+        text = self.tokenizer.apply_chat_template(
             messages,
             tools=_tools(messages),
             chat_template=self.template,
             tokenize=False,
             add_generation_prompt=generation_prompt,
         )
+        assert isinstance(text, str)
+        return text
 
     def _accepted(self, messages: Messages) -> tuple[Messages, str]:
         """The messages as the template takes them, and their text: where it refuses or drops system or tool turns,
-        the user says what they say."""
+        their content is in user turns."""
         plain = _without_tools(messages)
-        problem = None
+        problem: Exception | None = None
         for offered in (messages, plain, _without_system(messages), _without_system(plain)):
             try:
                 if self._writes_all(offered):
                     return offered, self._run(offered)
-                problem = problem or UserError("it drops what system or tool turns say, or tools and calls of them")
+                problem = problem or UserError("it drops system or tool turns, or their tools and calls")
             except (TemplateError, TypeError) as refusal:
                 problem = problem or refusal
         raise UserError(f"{self.name} refuses this conversation: {problem}") from problem
 
     def _writes_all(self, messages: Messages) -> bool:
-        """Whether the text holds what every system and tool turn says, however it is trimmed or quoted there, and every
-        list of tools or calls."""
-        marked, marks = [], []
+        """Whether the text has the content of every system and tool turn, however it is trimmed or quoted there, and
+        every list of tools or calls."""
+        marked: Messages = []
+        marks: list[str] = []
         for message in messages:
             if message["role"] in ("system", "tool"):
                 marks.append(_mark())
                 message = {**message, "content": marks[-1]}
-            for name, empty in (("tools", {"parameters": {}}), ("tool_calls", {"arguments": {}})):
+            for name, details in (("tools", "parameters"), ("tool_calls", "arguments")):
                 if name in message:
                     marks.append(_mark())
-                    one = {"type": "function", "function": {"name": marks[-1], "description": "", **empty}}
-                    message = {**message, name: [one]}  # alone: some templates refuse several calls in a turn
+                    function = {"name": marks[-1], "description": "", details: {}}
+                    message = {
+                        **message,
+                        name: [{"type": "function", "function": function}],
+                    }  # alone: some templates refuse several calls in a turn
             marked.append(message)
         text = self._run(marked) if marks else ""
         return all(mark in text for mark in marks)
@@ -172,22 +180,23 @@ class ChatTemplate:
         return [self._closed(text, start, end) for start, end in spans]
 
     def _tagged_spans(self, messages: Messages, text: str) -> list[tuple[int, int]]:
-        _, tagged = render_jinja_template(
+        special: dict[str, Any] = dict(self.tokenizer.special_tokens_map)
+        rendered: Any = render_jinja_template(  # (texts, spans of each), though it is annotated as a str
             conversations=[messages],
             tools=_tools(messages),
             chat_template=self.template,
             return_assistant_tokens_mask=True,
-            **self.tokenizer.special_tokens_map,
+            **special,
         )
-        # Some templates tag the header of the turn too; decoding starts behind it, so the span does as well.
+        spans: list[tuple[int, int]] = rendered[1][0]
+        # Some templates tag the header of the turn too; decoding starts after it, so the span does as well.
         opened = self._prompt_ends(messages, text).values()
-        begin = [max((o for o in opened if start < o < end), default=start) for start, end in tagged[0]]
-        return [(start, end) for start, (_, end) in zip(begin, tagged[0])]
+        return [(max((o for o in opened if start < o < end), default=start), end) for start, end in spans]
 
     def _found_spans(self, messages: Messages, text: str) -> list[tuple[int, int]]:
         if any("tool_calls" in message for message in messages):
             raise UserError(
-                f"{self.name} does not say where the assistant's tool calls end: add {{% generation %}} tags around them "
+                f"{self.name} does not mark where the assistant's tool calls end: add {{% generation %}} tags around them "
                 "in the template"
             )
         mark, turns = _mark(), [i for i, message in enumerate(messages) if message["role"] == "assistant"]
@@ -197,7 +206,7 @@ class ChatTemplate:
                 break
         else:
             raise UserError(
-                f"{self.name} changes or drops what the assistant says, so the answers cannot be found: "
+                f"{self.name} changes or drops the assistant's text, so the answers cannot be located: "
                 "add {% generation %} tags around them in the template"
             )
         borders = list(accumulate(len(part) for part in parts[:-1]))
@@ -206,13 +215,13 @@ class ChatTemplate:
         for turn, start, end in zip(turns, borders[::2], borders[1::2]):
             if turn not in opened:  # the template rewrites what came before: look for the header alone
                 header = self._header(messages[:turn])
-                found = text.rfind(header, spans[-1][1] if spans else 0, start) if header else -1
-                opened[turn] = found + len(header) if found >= 0 else start
+                place = text.rfind(header, spans[-1][1] if spans else 0, start) if header else -1
+                opened[turn] = place + len(header) if place >= 0 else start
             spans.append((min(opened[turn], start), end))
         return spans
 
     def _header(self, messages: Messages) -> str:
-        """What the template writes behind the messages to open an answer."""
+        """What the template writes after the messages to open an answer."""
         prompt = self._opened(messages)
         same = takewhile(lambda pair: pair[0] == pair[1], zip(prompt, self._run(messages)))
         return prompt[len(list(same)) :]
@@ -228,11 +237,11 @@ class ChatTemplate:
         return ends
 
     def _closed(self, text: str, start: int, end: int) -> tuple[int, int]:
-        """The span up to and with the control token that closes the turn, without white space behind it."""
-        said = text[start:end].rstrip()
-        if said.endswith(self.closing):
-            return start, start + len(said)
-        closing = self.closing_pattern.match(text, start + len(said))
+        """The span up to and including the control token that closes the turn, without white space after it."""
+        content = text[start:end].rstrip()
+        if content.endswith(self.closing):
+            return start, start + len(content)
+        closing = self.closing_pattern.match(text, start + len(content))
         return start, closing.end() if closing else end
 
 
@@ -246,7 +255,7 @@ def chat_template(tokenizer: PreTrainedTokenizerBase) -> ChatTemplate:
 
 
 def template_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """16 hex digits that tell templates apart, control tokens included."""
+    """16 hex digits that identify a template and its control tokens."""
     template = chat_template(tokenizer)
     return hashlib.sha256("\n".join([template.template, *template.control]).encode()).hexdigest()[:16]
 
@@ -256,49 +265,27 @@ def _cached(tokenizer: PreTrainedTokenizerBase, template: str | None) -> ChatTem
     if template is None:
         name = tokenizer.name_or_path or "The tokenizer"
         notice = f"{name} has no chat template: conversations are written USER: ... ASSISTANT: ..."
-        Console(stderr=True).print(notice, markup=False, soft_wrap=True)
+        say(notice)
     return ChatTemplate(tokenizer, template or DEFAULT_TEMPLATE)
 
 
-def checked(messages: Messages) -> Messages:
-    """Messages with known roles and clean text; neighbours of one role are joined by a blank line, tool turns and what
-    has more than content not."""
-    if not messages:
-        raise UserError("an empty conversation: give at least one message")
-    joined: Messages = []
-    for number, message in enumerate(messages, start=1):
-        role, content = message.get("role"), message.get("content")
-        known = STRUCTURE.get(role, {}) if role in ROLES else {}
-        more = {name: each_text(message[name], clean_text) for name in known if message.get(name)}
-        for name, value in more.items():
-            if not isinstance(value, known[name]):
-                raise UserError(f"message {number}: {name} must be a {'text' if known[name] is str else 'list'}")
-        content = "" if content is None and more else content
-        if role not in ROLES or not isinstance(content, str):
-            raise UserError(f"message {number}: role must be one of {', '.join(ROLES)} and content a text")
-        if joined and joined[-1]["role"] == role != "tool" and not more and len(joined[-1]) == 2:
-            content = joined.pop()["content"] + "\n\n" + content
-        joined.append({"role": role, "content": clean_text(content), **more})
-    return joined
-
-
-def _tools(messages: Messages) -> list | None:
+def _tools(messages: Messages) -> list[Any] | None:
     """The tools that the leading system message offers."""
     return messages[0].get("tools")
 
 
 def _is_document(messages: Messages) -> bool:
-    """Whether this is a text and no conversation: one message of the role document."""
+    """Whether this is a plain text: one message of the role document."""
     return len(messages) == 1 and messages[0].get("role") == "document"
 
 
 def _without_tools(messages: Messages) -> Messages:
-    """Tool turns as user turns, for templates that know no tools."""
+    """Tool turns as user turns, for templates without tools."""
     return checked([{**m, "role": "user"} if m["role"] == "tool" else m for m in messages])
 
 
 def _without_system(messages: Messages) -> Messages:
-    """A leading system turn put before the first user turn, for templates that know no system role."""
+    """A leading system turn put before the first user turn, for templates without a system role."""
     if len(messages) < 2 or [message["role"] for message in messages[:2]] != ["system", "user"] or _tools(messages):
         return messages
     first = {"role": "user", "content": messages[0]["content"] + "\n\n" + messages[1]["content"]}
@@ -308,14 +295,14 @@ def _without_system(messages: Messages) -> Messages:
 def _marked(messages: Messages, mark: str, behind: bool) -> Messages:
     """The messages with a mark before and behind every answer, inside the white space that a template may trim.
 
-    An answer that is white space alone, as behind reasoning that led nowhere, is marked before or `behind` it.
+    An answer of white space alone, as after reasoning without a result, is marked before or `behind` it.
     """
     marked = []
     for message in messages:
         if message["role"] == "assistant":
             content = message["content"]
-            reasoning, think, said = content.rpartition("</think>")
-            space = len(said) - len(said.lstrip()) if behind or said.strip() else 0
+            reasoning, think, answer = content.rpartition("</think>")
+            space = len(answer) - len(answer.lstrip()) if behind or answer.strip() else 0
             start = len(reasoning) + len(think) + space
             end = max(start, len(content.rstrip()))
             message = {**message, "content": content[:start] + mark + content[start:end] + mark + content[end:]}

@@ -1,8 +1,8 @@
-"""Tokens to text while they come: nothing is shown that later tokens would change, and nothing of a stop string.
+"""Tokens to text while they are generated: no text is returned that later tokens would change, and nothing of a stop string.
 
-A character may be spread over several tokens, and a stop string over several pieces; both are held back until it is clear
-what they are. What is shown is, joined, exactly what decoding all tokens at once gives. (But for models that emit broken bytes under
-a tokenizer with byte fallback, which takes back good characters for a bad one behind them.)
+A character may be spread over several tokens, and a stop string over several pieces; both are held back until they are
+complete. The pieces joined equal the decoding of all tokens at once. (Except for models that emit broken bytes under a
+tokenizer with byte fallback, which replaces characters before a broken byte.)
 """
 
 from collections.abc import Sequence
@@ -13,9 +13,9 @@ BROKEN = "\N{REPLACEMENT CHARACTER}"  # what an unfinished character decodes to
 
 
 class TextStream:
-    """The text of one answer, piece by piece. stops: strings that end it; they are not shown, nor is what follows.
+    """The text of one answer, piece by piece. stops: strings that end it; neither they nor what follows is returned.
 
-    stopped: the stop string that was found, or None. text: all that was shown so far.
+    stopped: the stop string that ended the text, or None. text: all that was returned so far.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, stops: Sequence[str] = ()):
@@ -27,7 +27,7 @@ class TextStream:
         self._held = ""  # text that may be the start of a stop string
 
     def push(self, tokens: Sequence[int]) -> str:
-        """Take new tokens; the text that can be shown now."""
+        """Add new tokens; the text that is certain now."""
         if self.stopped is not None:
             return ""
         self._ids += tokens
@@ -38,7 +38,7 @@ class TextStream:
         return self._show(now[len(before) :], final=False)
 
     def finish(self) -> str:
-        """No more tokens come; what was held back and is text after all."""
+        """End the text; what was held back."""
         if self.stopped is not None:
             return ""
         whole = self._decode(self._read, len(self._ids))
@@ -47,15 +47,18 @@ class TextStream:
         return self._show(rest, final=True)
 
     def _decode(self, first: int, last: int) -> str:
-        return self.tokenizer.decode(self._ids[first:last], skip_special_tokens=True)
+        text = self.tokenizer.decode(self._ids[first:last], skip_special_tokens=True)
+        assert isinstance(text, str)  # a list of ids is one text
+        return text
 
     def _show(self, new: str, final: bool) -> str:
-        """What of the held and the new text is certain."""
+        """The part of the held and the new text that is certain."""
         text = self._held + new
         # The one that is complete first, so that it does not matter in which pieces the text comes.
-        found = min(((at + len(stop), at, stop) for stop in self.stops if (at := text.find(stop)) >= 0), default=None)
-        if found is not None:
-            shown, self.stopped = text[: found[1]], found[2]
+        complete = [(start + len(stop), start, stop) for stop in self.stops if (start := text.find(stop)) >= 0]
+        if complete:
+            _, start, self.stopped = min(complete)
+            shown = text[:start]
         else:
             held = 0 if final else max((_overlap(text, stop) for stop in self.stops), default=0)
             shown, self._held = text[: len(text) - held], text[len(text) - held :]
@@ -64,5 +67,5 @@ class TextStream:
 
 
 def _overlap(text: str, stop: str) -> int:
-    """How many characters at the end of `text` a longer `stop` begins with."""
+    """The number of characters at the end of `text` that a longer `stop` begins with."""
     return next((count for count in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:count])), 0)

@@ -1,6 +1,6 @@
 """Conversations to token ids and supervision masks, under any Hugging Face chat template.
 
-Two things hold whatever the template (how, is told in `mhc.text.chat_template`):
+Two things hold for any template (`mhc.text.chat_template` explains how):
 
 * the mask is True exactly on what the assistant says and on the end-of-turn token that closes it;
 * text in the data never becomes a control token: a user who types `<|im_end|>` has typed text.
@@ -15,9 +15,10 @@ import secrets
 from bisect import bisect_left, bisect_right
 from functools import lru_cache
 
-from transformers import PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from mhc.text.chat_template import ChatTemplate, Messages, Rendered, chat_template
+from mhc.text.chat_template import ChatTemplate, Rendered, chat_template
+from mhc.text.messages import Messages
 
 
 def encode(
@@ -41,20 +42,33 @@ def encode_batch(
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> list[int]:
-    """Token ids of a conversation with the generation prompt behind it: what decoding starts from."""
+    """Token ids of a conversation and the generation prompt: what decoding starts from."""
     template = chat_template(tokenizer)
     return _encode_rows(template, [template.prompt(messages)])[0][0]
 
 
-def end_token_ids(tokenizer: PreTrainedTokenizerBase, model_generation_config=None) -> list[int]:
+def text_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
+    """Token ids of each text as in the middle of a row, after a line's end: no special tokens, and no space put before it."""
+    if not _piecewise(tokenizer):
+        (anchor,), whole = (
+            _tokenize(tokenizer, some, split_special_tokens=True) for some in (["\n"], [f"\n{text}" for text in texts])
+        )
+        if all(ids[: len(anchor)] == anchor for ids in whole):
+            return [ids[len(anchor) :] for ids in whole]
+    return _tokenize(tokenizer, texts, split_special_tokens=True)
+
+
+def end_token_ids(
+    tokenizer: PreTrainedTokenizerBase, model_generation_config: GenerationConfig | None = None
+) -> list[int]:
     """Ids that end an answer: the tokenizer's eos, the generation config's, and what closes a turn."""
     configured = getattr(model_generation_config, "eos_token_id", None)
     configured = configured if isinstance(configured, list) else [configured]
     ids, mask = encode(tokenizer, [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}])
-    said = [token for token, supervised in zip(ids, mask) if supervised]
-    control = set(tokenizer.convert_tokens_to_ids(list(chat_template(tokenizer).control)))
-    found = [tokenizer.eos_token_id, *configured, *(token for token in said[-1:] if token in control)]
-    return list(dict.fromkeys(token for token in found if token is not None))
+    closing = [token for token, supervised in zip(ids, mask) if supervised][-1:]
+    control = set(chat_template(tokenizer).control_ids.values())
+    ends = [tokenizer.eos_token_id, *configured, *(token for token in closing if token in control)]
+    return list(dict.fromkeys(token for token in ends if token is not None))
 
 
 def _encode_rows(template: ChatTemplate, rows: list[Rendered]) -> list[tuple[list[int], list[bool]]]:
@@ -65,9 +79,11 @@ def _encode_rows(template: ChatTemplate, rows: list[Rendered]) -> list[tuple[lis
     encoded = []
     for row, pieces in zip(rows, together):
         if pieces:
-            ids, mask = _joined([(next(ids_of), said) for _, said in pieces])
+            ids, mask = _joined([(next(ids_of), supervised) for _, supervised in pieces])
         elif row.hidden:
-            ids, mask = _joined([(_ids_of_hidden(template, t, row.hidden), said) for t, said in row.pieces()])
+            ids, mask = _joined(
+                [(_hidden_ids(template, text, row.hidden), supervised) for text, supervised in row.pieces()]
+            )
         else:
             ids, mask = _encode_whole(tokenizer, row)
         if row.document and tokenizer.eos_token_id is not None:
@@ -76,7 +92,7 @@ def _encode_rows(template: ChatTemplate, rows: list[Rendered]) -> list[tuple[lis
     return encoded
 
 
-def _tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str], **options) -> list[list[int]]:
+def _tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str], **options: bool) -> list[list[int]]:
     options = {"add_special_tokens": False, "return_attention_mask": False, "verbose": False} | options
     return tokenizer(texts, **options)["input_ids"] if texts else []
 
@@ -91,7 +107,7 @@ def _piecewise(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 def _joined(pieces: list[tuple[list[int], bool]]) -> tuple[list[int], list[bool]]:
     ids = [token for piece, _ in pieces for token in piece]
-    return ids, [said for piece, said in pieces for _ in piece]
+    return ids, [supervised for piece, supervised in pieces for _ in piece]
 
 
 def _encode_whole(tokenizer: PreTrainedTokenizerBase, row: Rendered) -> tuple[list[int], list[bool]]:
@@ -105,25 +121,17 @@ def _encode_whole(tokenizer: PreTrainedTokenizerBase, row: Rendered) -> tuple[li
     return out["input_ids"], mask
 
 
-def _ids_of_hidden(template: ChatTemplate, text: str, hidden: dict[str, str]) -> list[int]:
+def _hidden_ids(template: ChatTemplate, text: str, hidden: dict[str, str]) -> list[int]:
     """Ids of a text with marks: control tokens the template wrote are tokens, what the marks hide is text."""
-    cut, ids = secrets.token_hex(8), []
+    cut = secrets.token_hex(8)
+    ids: list[int] = []
     for part in template.control_pattern.split(text):
-        if part in template.control:
-            ids.append(template.tokenizer.convert_tokens_to_ids(part))
+        if part in template.control_ids:
+            ids.append(template.control_ids[part])
             continue
         for mark, string in hidden.items():
-            # The tokenizer splits special tokens when told to; one not marked special is cut in two here.
+            # The tokenizer splits special tokens on request; one not marked special is cut in two here.
             part = part.replace(mark, string if string in template.special else string[0] + cut + string[1:])
         for piece in filter(None, part.split(cut)):
-            ids += _plain_ids(template.tokenizer, piece)
+            ids += text_ids(template.tokenizer, [piece])[0]
     return ids
-
-
-def _plain_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Ids of a text in the middle of a row: no special token, and no space put before it."""
-    if not _piecewise(tokenizer):
-        anchor, both = _tokenize(tokenizer, ["\n", "\n" + text], split_special_tokens=True)
-        if both[: len(anchor)] == anchor:
-            return both[len(anchor) :]
-    return _tokenize(tokenizer, [text], split_special_tokens=True)[0]

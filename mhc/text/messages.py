@@ -1,11 +1,17 @@
-"""Chat messages, without anything that is slow to import."""
+"""Chat messages; imports nothing slow."""
 
 from collections.abc import Callable
 from typing import Any
 
+from mhc.errors import UserError
+
+ROLES = ("system", "user", "assistant", "tool")
 Messages = list[dict[str, Any]]  # {"role": "system" | "user" | "assistant" | "tool", "content": text}
-# What a message may say beside its content: the functions a system turn offers, an assistant's reasoning and calls.
-STRUCTURE = {"system": {"tools": list}, "assistant": {"reasoning_content": str, "tool_calls": list}}
+# What a message may have beside its content: the functions a system turn offers, an assistant's reasoning and calls.
+STRUCTURE: dict[str, dict[str, type]] = {
+    "system": {"tools": list},
+    "assistant": {"reasoning_content": str, "tool_calls": list},
+}
 
 
 def clean_text(text: str) -> str:
@@ -24,3 +30,25 @@ def each_text(value: Any, change: Callable[[str], str]) -> Any:
     if isinstance(value, dict):
         return {each_text(name, change): each_text(item, change) for name, item in value.items()}
     return value
+
+
+def checked(messages: Messages) -> Messages:
+    """Messages with known roles and clean text. Neighbours of one role are joined by a blank line, except tool turns and
+    messages with more than content. Raises UserError with the number of a message that is malformed."""
+    if not messages:
+        raise UserError("an empty conversation: give at least one message")
+    joined: Messages = []
+    for number, message in enumerate(messages, start=1):
+        role, content = message.get("role"), message.get("content")
+        known = STRUCTURE.get(role, {}) if role in ROLES else {}
+        more = {name: each_text(message[name], clean_text) for name in known if message.get(name)}
+        for name, value in more.items():
+            if not isinstance(value, known[name]):
+                raise UserError(f"message {number}: {name} must be a {'text' if known[name] is str else 'list'}")
+        content = "" if content is None and more else content
+        if role not in ROLES or not isinstance(content, str):
+            raise UserError(f"message {number}: role must be one of {', '.join(ROLES)} and content a text")
+        if joined and joined[-1]["role"] == role != "tool" and not more and len(joined[-1]) == 2:
+            content = joined.pop()["content"] + "\n\n" + content
+        joined.append({"role": role, "content": clean_text(content), **more})
+    return joined

@@ -7,7 +7,7 @@ SPLITS = ("train", "validation", "test")
 
 
 def prompt_number(prompt: str) -> int:
-    """64 bits of the sha256 of the prompt's words: an order of prompts that has nothing to do with their place in a file."""
+    """64 bits of the sha256 of the prompt's words: an order of prompts that does not depend on their place in a file."""
     digest = hashlib.sha256(" ".join(prompt.split()).encode("utf-8", "surrogatepass")).digest()
     return int.from_bytes(digest[:8], "big")
 

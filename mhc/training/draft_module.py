@@ -5,35 +5,48 @@
 Index convention: the backbone at t predicts token t+1, head k (from 0) predicts token t+2+k.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
+from itertools import islice
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from lightning import LightningModule
-from torch import Tensor, nn
-from torchmetrics import MeanMetric
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor
 
-from callbacks.run_checkpoint import reseed
 from mhc.backbone.model import Backbone, Features, load_tokenizer, vocabulary_size_of
 from mhc.backbone.packing import Packing
+from mhc.checkpoints.heads_folder import describe, require_match
 from mhc.distributed.sharding import averaged, shares_of
 from mhc.drafters import Drafter
 from mhc.errors import UserError
+from mhc.training.data import data_of
 from mhc.training.losses import OBJECTIVES, Teacher, chunked_loss
-from mhc.training.optimization import optimize, total_steps
+from mhc.training.means import Figures, Means
+from mhc.training.optimization import optimize, reseed, total_steps
+
+ROWS_AT_ONCE = 4096  # whose tokens are counted together
 
 
-def find_anchors(mask: Tensor, counted: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def find_anchors(mask: Tensor, loss_positions: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Positions to train heads at: those whose next two tokens are both supervised, mask (B,T) bool, and which are
-    `counted` (B,T), where that is given.
+    among `loss_positions` (B,T) bool, where these are given.
 
     Returns (row (A,), position (A,)).
     """
     fit = mask[:, 1:-1] & mask[:, 2:]
-    row, position = (fit if counted is None else fit & counted[:, :-2]).nonzero(as_tuple=True)
+    row, position = (fit if loss_positions is None else fit & loss_positions[:, :-2]).nonzero(as_tuple=True)
     return row, position
+
+
+def token_frequencies(rows: Iterable[tuple[np.ndarray, np.ndarray]], vocabulary_size: int) -> Tensor:
+    """How often each token (V,) is supervised in rows of (ids, mask); few rows' tokens are in memory at once."""
+    frequencies, remaining = torch.zeros(vocabulary_size, dtype=torch.long), iter(rows)
+    while chunk := [ids[mask] for ids, mask in islice(remaining, ROWS_AT_ONCE)]:
+        frequencies += torch.bincount(torch.from_numpy(np.concatenate(chunk)), minlength=vocabulary_size)
+    return frequencies
 
 
 def _mean(values: Tensor) -> Tensor:
@@ -67,8 +80,8 @@ class DraftModule(LightningModule):
     which the frozen backbone is held. quantize: 'int8' or 'int4', its linear weights (needs torchao). sharded: load the
     backbone only when the trainer's strategy stands, which splits it over the processes as it is read (ZeRO-3, FSDP).
 
-    Logs head{k}_loss, head{k}_top1, head{k}_top5, with 'kl' and 'lk' head{k}_acceptance (how much of the backbone's
-    distribution the head's covers), and expected_tokens_per_step: what a chain would emit a step (bonus counted) if it
+    Logs head{k}_loss, head{k}_top1, head{k}_top5, with 'kl' and 'lk' head{k}_overlap (sum min(p, q) of the
+    backbone's distribution p and the head's q), and expected_tokens_per_step: what a chain would emit a step (bonus counted) if it
     started from every position alike. What it emits in truth is measured by callbacks.Acceptance.
     """
 
@@ -95,43 +108,33 @@ class DraftModule(LightningModule):
         self.learning_rate, self.weight_decay, self.warmup = learning_rate, weight_decay, warmup
         self.objective, self.distillation_temperature = objective, distillation_temperature
         self.head_weight = head_weight
+        self._make_drafter = drafter
         load = partial(Backbone.load, backbone, dtype=getattr(torch, dtype), decoding=False, quantize=quantize)
         if sharded:
-            self.backbone = None
-            self._tokenizer, self._vocabulary_size = load_tokenizer(backbone), vocabulary_size_of(backbone)
-            self._load, self._drafter = load, drafter
+            self.tokenizer, self.vocabulary_size = load_tokenizer(backbone), vocabulary_size_of(backbone)
+            self._load = load
         else:
-            self._build(load(), drafter)
+            self.build(load())
 
-    def _build(self, backbone: Backbone, drafter: Callable[[Backbone], Drafter]) -> None:
+    def build(self, backbone: Backbone) -> None:
+        """Put the heads on their backbone."""
         self.backbone = backbone
-        self._tokenizer, self._vocabulary_size = backbone.tokenizer, backbone.vocabulary_size
-        self.drafter = drafter(backbone)
-        kinds = ("loss", "top1", "top5", "acceptance")
-        names = [f"head{head}_{kind}" for head in range(self.drafter.heads) for kind in kinds]
-        names += ["expected_tokens_per_step"]
-        # NaN stays NaN (torchmetrics' "disable" would leave the weights out)
-        self.means = nn.ModuleDict({name: MeanMetric(nan_strategy=float("nan")) for name in names})
+        self.tokenizer, self.vocabulary_size = backbone.tokenizer, backbone.vocabulary_size
+        self.drafter = self._make_drafter(backbone)
+        kinds = ("loss", "top1", "top5", "overlap")
+        names = [f"head{head}_{kind}" for head in range(self.drafter.draft_length) for kind in kinds]
+        self.means = Means([*names, "expected_tokens_per_step"])
 
     def configure_model(self) -> None:
-        """Called once the strategy's processes stand and the data are there: load what waited for that, and show the
-        drafter how often each token is learned from (a run that goes on then takes its answer from the checkpoint)."""
-        if self.backbone is None:
-            self._build(self._load(sharding=getattr(self.trainer.strategy, "sharding", lambda path: {})), self._drafter)
-        data = self.trainer.datamodule
-        if data is not None and self.trainer.state.fn == "fit":
-            learned = np.concatenate([ids[mask] for ids, mask in data.rows("train")])
-            frequencies = torch.bincount(torch.from_numpy(learned), minlength=self.vocabulary_size)
-            if told := self.drafter.prepare(frequencies):
-                self.print(told)
-
-    @property
-    def tokenizer(self):
-        return self._tokenizer
-
-    @property
-    def vocabulary_size(self) -> int:
-        return self._vocabulary_size
+        """Called once the strategy's processes and the data are ready: load what waited for that, and give a drafter with a
+        vocabulary of its own the tokens' frequencies to choose by (a resumed run then takes its choice from the
+        checkpoint)."""
+        if not hasattr(self, "backbone"):
+            self.build(self._load(sharding=getattr(self.trainer.strategy, "sharding", lambda path: {})))
+        if self.drafter.vocabulary is not None and self.trainer.state.fn == "fit":
+            frequencies = token_frequencies(data_of(self.trainer).rows("train"), self.vocabulary_size)
+            if message := self.drafter.choose_vocabulary(frequencies):
+                self.print(message)
 
     def on_fit_start(self) -> None:
         self.seed = torch.initial_seed()
@@ -143,8 +146,8 @@ class DraftModule(LightningModule):
         reseed(self.trainer, self.seed, index)
         self.drafter.progress = self.trainer.global_step / max(1, self.steps)
 
-    def taught(self, hidden: list[Tensor]) -> Teacher | None:
-        """What the backbone itself says behind these hidden states (A,D), given in pieces, where the objective asks."""
+    def teacher(self, hidden: list[Tensor]) -> Teacher | None:
+        """The backbone's own distribution behind these hidden states (A,D), given in pieces, where the objective needs it."""
         if self.objective == "ce":
             return None
         return Teacher(torch.cat(hidden), self.backbone.unembedding, self.distillation_temperature)
@@ -156,37 +159,36 @@ class DraftModule(LightningModule):
         segments: Tensor | None = None,
         hidden: Tensor | None = None,
         taps: Tensor | None = None,
-        counted: Tensor | None = None,
-    ) -> tuple[Tensor, dict[str, tuple[Tensor, int]]]:
+        loss_positions: Tensor | None = None,
+    ) -> tuple[Tensor, Figures]:
         """Weighted loss over the heads, and every figure with the number of anchors behind it.
 
         ids, mask (B,T). segments (B,T): the conversations of packed rows, see Packing. hidden (B,T,D) and taps (B,T,n*D):
-        features collected beforehand; the backbone is not run then. counted (B,T): the positions that may be anchors.
+        features collected beforehand; the backbone is not run then. loss_positions (B,T) bool: those that may be anchors.
         """
         drafter = self.drafter
-        parts = self._parts(ids, mask, segments, hidden, taps, counted)
-        targets = [tuple(zip(*(part.targets(head) for part in parts))) for head in range(drafter.heads)]
+        parts = self._parts(ids, mask, segments, hidden, taps, loss_positions)
+        targets = [tuple(zip(*(part.targets(head) for part in parts))) for head in range(drafter.draft_length)]
         counts = torch.stack([torch.cat(valid).sum() for valid, _, _ in targets])
         shares = shares_of(counts) if self.training else torch.ones_like(counts, dtype=torch.float)
-        # `forward` itself, since hooks (ZeRO-3 has one on every module) make nothing of a generator
+        # `forward` itself: module hooks, as ZeRO-3 has one on every module, cannot follow a generator
         guesses = [drafter.forward(part.features, part.ids, part.anchors) for part in parts]
         count = sum(len(part.anchors[0]) for part in parts)
         total = torch.zeros((), device=ids.device)
-        figures: dict[str, tuple[Tensor, int]] = {}
+        figures: Figures = {}
         reached = torch.ones(count, dtype=torch.bool, device=ids.device)  # where every head so far was right
         expected = torch.ones(count, device=ids.device)  # tokens a chain would emit: one bonus, and
         for head, (valid, row, target) in enumerate(targets):
-            found = [next(guess) for guess in guesses]
-            weight = None
-            if found[0].weight is not None:
-                weight = torch.cat([guess.weight[there] for guess, there in zip(found, valid)])
-            loss, rank, acceptance = chunked_loss(
-                torch.cat([guess.hidden[there] for guess, there in zip(found, valid)]),
+            guess = [next(iterator) for iterator in guesses]
+            weights = [part.weight[inside] for part, inside in zip(guess, valid) if part.weight is not None]
+            weight = torch.cat(weights) if weights else None
+            loss, rank, overlap = chunked_loss(
+                torch.cat([part.hidden[inside] for part, inside in zip(guess, valid)]),
                 drafter.unembedding(head),
                 torch.cat([part.ids[r, t] for part, r, t in zip(parts, row, target)]),
                 self.objective,
                 weight,
-                self.taught([part.features.hidden[r, t - 1] for part, r, t in zip(parts, row, target)]),
+                self.teacher([part.features.hidden[r, t - 1] for part, r, t in zip(parts, row, target)]),
                 drafter.vocabulary,
                 self.backbone.softcap,
             )
@@ -197,12 +199,12 @@ class DraftModule(LightningModule):
             reached &= hits
             expected += reached  # ... each guess up to the first wrong one
             if weight is not None:  # a figure is about what was guessed, not about what was shown
-                asked = weight > 0
-                rank, acceptance = rank[asked], None if acceptance is None else acceptance[asked]
+                guessed = weight > 0
+                rank, overlap = rank[guessed], None if overlap is None else overlap[guessed]
             figures[f"head{head}_top1"] = _mean(rank < 1), len(rank)
             figures[f"head{head}_top5"] = _mean(rank < 5), len(rank)
-            if acceptance is not None:
-                figures[f"head{head}_acceptance"] = _mean(acceptance), len(rank)
+            if overlap is not None:
+                figures[f"head{head}_overlap"] = _mean(overlap), len(rank)
         figures["expected_tokens_per_step"] = _mean(expected), count
         return total, figures
 
@@ -210,41 +212,49 @@ class DraftModule(LightningModule):
         """The loss over all heads, from their means."""
         return sum(
             self.head_weight**head * figures[name]
-            for head in range(self.drafter.heads)
+            for head in range(self.drafter.draft_length)
             if (name := f"head{head}_loss") in figures
         )
 
-    def _parts(self, ids, mask, segments, hidden, taps, counted) -> list[Part]:
-        """What drafters see: rows of one conversation each. Packed rows are taken apart behind the backbone."""
+    def _parts(
+        self,
+        ids: Tensor,
+        mask: Tensor,
+        segments: Tensor | None,
+        hidden: Tensor | None,
+        taps: Tensor | None,
+        loss_positions: Tensor | None,
+    ) -> list[Part]:
+        """What drafters see: rows of one conversation each. Packed rows are split behind the backbone."""
         if segments is not None:
             packing = Packing(segments)
             features = self.backbone.features(ids, self.drafter.taps, packing)
-            apart = zip(
+            groups = zip(
                 packing.split(features.hidden),
                 [None] * len(packing.groups) if features.taps is None else packing.split(features.taps),
                 packing.split(ids),
                 [part & inside for part, (_, inside) in zip(packing.split(mask), packing.groups)],
             )
-            return [Part(Features(h, t), i, m, find_anchors(m)) for h, t, i, m in apart]
+            return [Part(Features(h, t), i, m, find_anchors(m)) for h, t, i, m in groups]
         if hidden is None:
             features = self.backbone.features(ids, self.drafter.taps)
         else:
-            features = Features(*(one if one is None else one.to(self.backbone.dtype) for one in (hidden, taps)))
-        return [Part(features, ids, mask, find_anchors(mask, counted))]
+            dtype = self.backbone.dtype
+            features = Features(hidden.to(dtype), None if taps is None else taps.to(dtype))
+        return [Part(features, ids, mask, find_anchors(mask, loss_positions))]
 
     def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
-        """The loss of this process's rows, which may be none at all; what is logged is about the rows of all."""
+        """The loss of this process's rows, which may be none at all; the figures logged are of all processes' rows."""
         loss, figures = self.losses(**batch)
-        found = averaged(figures)
-        if found:
-            self.log("loss", self._total(found), prog_bar=True)
-            self.log_dict({f"train/{name}": value for name, value in (found | {"loss": self._total(found)}).items()})
+        means = averaged(figures)
+        if means:
+            means |= {"loss": self._total(means)}
+            self.log("loss", means["loss"], prog_bar=True)
+            self.log_dict({f"train/{name}": value for name, value in means.items()})
         return loss
 
     def validation_step(self, batch: dict[str, Tensor], index: int) -> None:
-        _, figures = self.losses(**batch)
-        for name, (value, count) in figures.items():
-            self.means[name].update(value, count)
+        self.means.update(self.losses(**batch)[1])
 
     def on_validation_epoch_end(self) -> None:
         self.log_dict({f"val/{name}": value for name, value in self._means().items()}, prog_bar=False)
@@ -257,31 +267,21 @@ class DraftModule(LightningModule):
 
     def _means(self) -> dict[str, Tensor]:
         """The epoch's figures by name, computed over all its anchors, and a fresh start."""
-        figures = {name: mean.compute() for name, mean in self.means.items() if mean.update_called}
-        guessed = {
-            name for name, mean in self.means.items() if mean.weight
-        }  # by the others there was no token to guess
-        for mean in self.means.values():
-            mean.reset()
-        figures = {name: value for name, value in figures.items() if name in guessed or not value.isnan()}
-        return figures | {"loss": self._total(figures)}
+        means = {name: value for name, (value, guessed) in self.means.compute().items() if guessed or not value.isnan()}
+        return means | {"loss": self._total(means)}
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         return optimize(self, self.learning_rate, self.weight_decay, self.warmup)
 
-    def state_dict(self, *args, **kwargs) -> dict[str, Any]:
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]  # torch overloads it
         """The heads alone: the backbone is borrowed."""
         state = super().state_dict(*args, **kwargs)
         return {name: value for name, value in state.items() if name.startswith("drafter.")}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        from mhc.checkpoints.heads_folder import describe
-
         checkpoint["drafter"] = describe(self.drafter)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        from mhc.checkpoints.heads_folder import require_match
-
         require_match(checkpoint.get("drafter"), self.drafter, "the checkpoint")
         missing = set(self.state_dict()) - set(checkpoint["state_dict"])
         if missing:

@@ -21,18 +21,20 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
+from mhc.backbone.softcap import capped
+
 CHUNK = 512  # C: small enough for a CPU's cache (5x the speed of one piece), 64 MB at V = 32k
 OBJECTIVES = ("ce", "kl", "lk")
 
 
 class HeadLoss(NamedTuple):
     """loss: mean over the anchors (scalar, differentiable); rank (A,): how many tokens are likelier than the label
-    (`rank < 5` is top-5), V where the label cannot be proposed; acceptance (A,): sum_v min(p_v, q_v), or None without p.
+    (`rank < 5` is top-5), V where the label cannot be proposed; overlap (A,): sum_v min(p_v, q_v), or None without p.
     """
 
     loss: Tensor
     rank: Tensor
-    acceptance: Tensor | None = None
+    overlap: Tensor | None = None
 
 
 @dataclass
@@ -42,11 +44,6 @@ class Teacher:
     hidden: Tensor
     weight: Tensor
     temperature: float = 1.0
-
-
-def capped(logits: Tensor, softcap: float | None) -> Tensor:
-    """softcap * tanh(logits / softcap), as Gemma 2 squashes its logits; None leaves them alone."""
-    return logits if softcap is None else softcap * torch.tanh(logits / softcap)
 
 
 class _ChunkedLoss(torch.autograd.Function):
@@ -59,7 +56,7 @@ class _ChunkedLoss(torch.autograd.Function):
         precise = {"dtype": torch.promote_types(dtype, torch.float), "device": hidden.device}
         loss = torch.zeros((), **precise)
         rank = torch.empty_like(labels)
-        acceptance = torch.empty(len(labels) if teacher else 0, **precise)
+        overlap = torch.empty(len(labels) if teacher else 0, **precise)
         index = _draft_index(vocabulary, labels)
         for start in range(0, len(labels), CHUNK):
             part = slice(start, start + CHUNK)
@@ -72,18 +69,19 @@ class _ChunkedLoss(torch.autograd.Function):
             above = logits.shape[1] - (logits <= at_label).sum(dim=1, keepdim=True)  # heads of NaN are right nowhere
             rank[part] = torch.where(known, above, logits.shape[1])[:, 0]
             log_sum = logits.logsumexp(dim=1, keepdim=True)
-            p, best = _taught(teacher, part, vocabulary, softcap, dtype) if teacher else (None, None)
+            p, best = _teacher_distribution(teacher, part, vocabulary, softcap, dtype) if teacher else (None, None)
             if objective == "ce":
                 each = log_sum - at_label
                 q = logits.sub_(log_sum).exp_()
                 if p is not None:
-                    acceptance[part] = torch.minimum(p, q).sum(dim=1)
+                    overlap[part] = torch.minimum(p, q).sum(dim=1)
                 d_logits = q.scatter_add_(1, label.clamp(min=0), torch.full_like(at_label, -1.0))
             else:
+                assert p is not None and best is not None
                 log_q = logits.sub_(log_sum)
                 q = log_q.exp()
                 shared = torch.minimum(p, q).sum(dim=1, keepdim=True)
-                acceptance[part] = shared[:, 0]
+                overlap[part] = shared[:, 0]
                 if objective == "kl":
                     each = (torch.special.xlogy(p, p) - p * log_q).sum(dim=1, keepdim=True)
                     d_logits = q.sub_(p)
@@ -101,23 +99,23 @@ class _ChunkedLoss(torch.autograd.Function):
             if squash is not None:
                 d_logits *= squash
             d_logits = d_logits.to(dtype)
-            at = 0
+            column = 0
             for x, matrix, gradient in zip(inputs, casts, gradients):
-                d_hidden[part, at : at + matrix.shape[1]] = (d_logits @ matrix).to(hidden.dtype)
-                at += matrix.shape[1]
+                d_hidden[part, column : column + matrix.shape[1]] = (d_logits @ matrix).to(hidden.dtype)
+                column += matrix.shape[1]
                 if gradient is not None:
                     gradient += (d_logits.T @ x).to(gradient.dtype)
         ctx.save_for_backward(d_hidden, *gradients)
         ctx.count = max(1, len(labels))
-        ctx.mark_non_differentiable(rank, acceptance)
-        return loss / ctx.count, rank, acceptance
+        ctx.mark_non_differentiable(rank, overlap)
+        return loss / ctx.count, rank, overlap
 
     @staticmethod
     def backward(ctx, d_loss: Tensor, *_):
         d_hidden, *gradients = ctx.saved_tensors
         scale = d_loss / ctx.count
-        found = [None if gradient is None else gradient * scale for gradient in gradients]
-        return (d_hidden * scale, *[None] * 7, *found)
+        scaled = [None if gradient is None else gradient * scale for gradient in gradients]
+        return (d_hidden * scale, *[None] * 7, *scaled)
 
 
 def _product(inputs, matrices) -> Tensor:
@@ -128,7 +126,7 @@ def _product(inputs, matrices) -> Tensor:
     return logits.to(torch.promote_types(logits.dtype, torch.float))
 
 
-def _taught(teacher: Teacher, part: slice, vocabulary, softcap, dtype) -> tuple[Tensor, Tensor]:
+def _teacher_distribution(teacher: Teacher, part: slice, vocabulary, softcap, dtype) -> tuple[Tensor, Tensor]:
     """p (C,V), renormalised over the draft's vocabulary, and the likeliest of all tokens (C,)."""
     logits = capped(_product([teacher.hidden[part].to(dtype)], [teacher.weight.detach().to(dtype)]), softcap)
     best = logits.argmax(dim=1)
@@ -141,8 +139,8 @@ def _draft_index(vocabulary: Tensor | None, tokens: Tensor) -> Tensor:
     """Where `tokens` stand in a draft vocabulary (V,) of ascending ids, -1 for those outside."""
     if vocabulary is None:
         return tokens
-    at = torch.searchsorted(vocabulary, tokens).clamp(max=len(vocabulary) - 1)
-    return torch.where(vocabulary[at] == tokens, at, -1)
+    index = torch.searchsorted(vocabulary, tokens).clamp(max=len(vocabulary) - 1)
+    return torch.where(vocabulary[index] == tokens, index, -1)
 
 
 def chunked_loss(
@@ -165,15 +163,15 @@ def chunked_loss(
     """
     kind = hidden.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
-    loss, rank, acceptance = _ChunkedLoss.apply(
+    loss, rank, overlap = _ChunkedLoss.apply(
         hidden, labels, objective, weight, teacher, vocabulary, softcap, dtype, *matrices
     )
-    return HeadLoss(loss, rank, acceptance if teacher else None)
+    return HeadLoss(loss, rank, overlap if teacher else None)
 
 
 def log_probabilities(hidden: Tensor, matrix: Tensor, labels: Tensor) -> Tensor:
     """log q(label) of each of A anchors (A,) in fp32, for losses that are no mean over anchors: q = softmax(hidden (A,D) @
-    matrix.T (V,D)). Differentiable; a chunk's logits are made once more in the backward."""
+    matrix.T (V,D)). Differentiable; a chunk's logits are computed again in the backward."""
     chunks = zip(hidden.split(CHUNK), labels.split(CHUNK))
     return torch.cat([checkpoint(_at_labels, part, matrix, label, use_reentrant=False) for part, label in chunks])
 

@@ -5,10 +5,12 @@ import os
 from pathlib import Path
 from typing import Any
 
+from mhc.errors import UserError
+
 
 def write_atomically(path: Path, write, keep: Path | None = None) -> None:
-    """Call write(temporary path) beside `path`, then rename: a reader sees the old file or the new, whatever is killed or
-    runs full meanwhile. keep: where the old file goes, if there is one; it is always there under one of the two names."""
+    """Call write(temporary path) beside `path`, then rename: a reader sees the old file or the new, even if the process is killed or the
+    disk fills up. keep: where the old file goes, if there is one; it is always there under one of the two names."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".writing")
     temporary.unlink(missing_ok=True)  # what was half written, or a link to elsewhere
@@ -31,3 +33,16 @@ def write_atomically(path: Path, write, keep: Path | None = None) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON, atomically."""
     write_atomically(path, lambda at: at.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n"))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object that a run wrote, empty where there is no such file. Raises UserError for a damaged one."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise UserError(f"'{path}' is damaged ({error}): delete it or make it again") from error
+    if not isinstance(value, dict):
+        raise UserError(f"'{path}' is damaged (no object): delete it or make it again")
+    return value

@@ -9,7 +9,7 @@ from mhc.drafters import Cascade, Diffusion, Eagle3, Medusa
 from mhc.lm.module import LMModule
 from mhc.lm.tokenizer import train_tokenizer
 from mhc.training.draft_module import DraftModule
-from tests.conftest import ARCHITECTURES, VOCABULARY, tiny_backbone
+from tests.helpers.backbones import ARCHITECTURES, VOCABULARY, tiny_backbone
 
 LENGTHS = [[9, 4, 6, 5], [3, 14, 2], [24]]  # of the conversations of three rows
 T = 26
@@ -75,7 +75,7 @@ def test_each_conversation_is_read_as_if_alone(backbones, name, lengths):
 @pytest.mark.parametrize("family", [Medusa, Cascade, Eagle3, Diffusion])
 def test_the_loss_and_its_gradient_are_those_of_unpacked_rows(monkeypatch, family, objective):
     monkeypatch.setattr(Backbone, "load", classmethod(lambda cls, name, **_: tiny_backbone("llama")))
-    module = DraftModule(lambda backbone: family(backbone, heads=4), "tiny", objective=objective)
+    module = DraftModule(lambda backbone: family(backbone, 4), "tiny", objective=objective)
     if family is Diffusion:
         module.eval()  # while training its masks are random; eval drafts, as decoding does
     found = []

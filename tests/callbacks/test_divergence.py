@@ -20,9 +20,8 @@ from mhc.distill.features import collect
 from mhc.drafters import Cascade, Medusa
 from mhc.errors import UserError
 from mhc.lm.module import LMModule
-from tests.commands.test_command_line import CASCADE, COMMON, ROOT, small, sums
-from tests.datamodules.test_features import module_on
-from tests.distill.test_collect import Rows, settings_for
+from tests.helpers.features import Rows, module_on, settings_for
+from tests.helpers.runs import CASCADE, COMMON, ROOT, small, sums
 
 LENGTHS = [9, 9, 14, 24, 13, 20, 11, 24, 17, 16, 22, 15, 13, 18]  # two are held out
 BATCH, POISONED = 3, 2  # rows of a batch; the batch of the first epoch that holds the poisoned row

@@ -11,40 +11,7 @@ import pytest
 import yaml
 
 import run
-
-ROOT = Path(__file__).parents[2]
-COMMON = ["--config", str(ROOT / "configs/quickstart.yaml"), "--config", str(ROOT / "configs/trainer/cpu.yaml")]
-CASCADE = ["--config", str(ROOT / "configs/drafter/cascade.yaml")]
-
-
-@pytest.fixture
-def conversations(tmp_path):
-    return sums(tmp_path)
-
-
-def sums(folder: Path) -> Path:
-    """A small file of conversations about sums."""
-    rows = [
-        {
-            "messages": [
-                {"role": "user", "content": f"What is {a} plus {b}?"},
-                {"role": "assistant", "content": f"{a} plus {b} is {a + b}."},
-            ]
-        }
-        for a in range(8)
-        for b in range(8)
-    ]
-    path = folder / "sums.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-def small(folder, path) -> list[str]:
-    """Flags that make a run take seconds."""
-    return [
-        *("--data.path", str(path), "--trainer.default_root_dir", str(folder), "--data.batch_size", "16"),
-        *("--trainer.max_epochs", "1", "--trainer.callbacks.prompts", "2", "--trainer.callbacks.max_new_tokens", "8"),
-    ]
+from tests.helpers.runs import CASCADE, COMMON, ROOT, small
 
 
 @pytest.mark.parametrize("drafter", ["medusa", "cascade", "diffusion", "eagle3"])

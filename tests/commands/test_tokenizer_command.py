@@ -98,7 +98,7 @@ def test_one_document_leaves_nothing_to_measure(tmp_path, capsys):
         (["--data", "EMPTY"], "empty"),
         (["--data"], "expected at least one argument"),
         (["--out", "FILE"], "is a file"),
-        (["--out", "FULL"], "holds no tokenizer of this command"),
+        (["--out", "FULL"], "is not a tokenizer of this command"),
         (["--out", "MADE"], "other settings (data: "),
         (["--out", "/proc/nobody/may"], "cannot write --out"),
     ],

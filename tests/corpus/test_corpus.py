@@ -71,10 +71,10 @@ def test_hand_written_text_is_tidy(many):
             assert "(n)" not in text and ".." not in text.replace("...", ""), text
 
 
-def test_docs_share_is_obeyed(many):
+def test_documentation_share_is_obeyed(many):
     share = sum(d["topic"] in ("docstring", "reference") for d in many) / len(many)
     assert 0.08 < share < 0.12
-    assert not any(d["topic"] in ("docstring", "reference") for d in dialogues(300, docs_share=0))
+    assert not any(d["topic"] in ("docstring", "reference") for d in dialogues(300, documentation_share=0))
 
 
 def test_split_proportions():

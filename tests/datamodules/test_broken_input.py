@@ -4,14 +4,16 @@ import gzip
 import json
 import os
 import pickle
+import random
 import sys
 import tracemalloc
 
 import pytest
 
-from datamodules.readers import Report, iterate, read_conversations
+from datamodules.readers import Report, iterate
 from datamodules.streams import LARGEST
 from mhc.errors import UserError
+from tests.helpers.conversations import read_conversations
 
 GOOD = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]}
 LINE = json.dumps(GOOD).encode() + b"\n"
@@ -19,7 +21,7 @@ MANY = 30
 ROWS = json.dumps([GOOD] * MANY, indent=1).encode()
 LONG = json.dumps({"messages": [{"role": "user", "content": "x" * (50 << 20)}]}).encode() + b"\n"
 # Text that hardly compresses, so that a cut gzip stream loses a part of it only.
-NOISE = [{"question": f"{os.urandom(200).hex()}?", "answer": "yes"} for _ in range(400)]
+NOISE = [{"question": f"{random.Random(row).randbytes(200).hex()}?", "answer": "yes"} for row in range(400)]
 
 
 def turns(*pairs) -> bytes:

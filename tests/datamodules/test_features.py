@@ -13,26 +13,15 @@ from datamodules import ConversationData, FeatureData
 from datamodules.batching import collate
 from mhc.backbone.model import Backbone
 from mhc.distill.features import collect
-from mhc.drafters import Cascade, Diffusion, Eagle3, Medusa
+from mhc.drafters import Cascade, Eagle3, Medusa
 from mhc.errors import UserError
 from mhc.training.draft_module import DraftModule
-from tests.commands.test_command_line import COMMON, small, sums
-from tests.conftest import tiny_backbone
-from tests.distill.test_collect import ROOT, Rows, settings_for
+from tests.helpers.backbones import tiny_backbone
+from tests.helpers.drafters import FAMILIES
+from tests.helpers.features import Rows, module_on, settings_for
+from tests.helpers.runs import COMMON, ROOT, small, sums
 
 HEADS = 3
-FAMILIES = [Medusa, Cascade, Diffusion, Eagle3]
-
-
-def module_on(backbone, family, monkeypatch, **arguments) -> DraftModule:
-    """A DraftModule whose heads are not at their start, where most families are the identity."""
-    monkeypatch.setattr(Backbone, "load", classmethod(lambda cls, name, **_: backbone))
-    torch.manual_seed(0)
-    module = DraftModule(lambda backbone: family(backbone, heads=HEADS), "tiny", **arguments)
-    with torch.no_grad():
-        for parameter in module.drafter.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
-    return module
 
 
 def losses(module: DraftModule, batch: dict) -> tuple[torch.Tensor, dict[str, float], dict[str, int]]:

@@ -6,8 +6,9 @@ import re
 
 import pytest
 
-from datamodules.readers import Report, iterate, read_conversations
+from datamodules.readers import Report, iterate
 from mhc.errors import UserError
+from tests.helpers.conversations import read_conversations
 
 USER, ASSISTANT = {"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}
 PAIR = [USER, ASSISTANT]

@@ -10,7 +10,7 @@ from datamodules import ConversationData
 from mhc.backbone.model import Backbone
 from mhc.drafters import Cascade
 from mhc.training.draft_module import DraftModule
-from tests.conftest import tiny_backbone
+from tests.helpers.backbones import tiny_backbone
 
 QUIET = dict(
     accelerator="cpu",
@@ -43,12 +43,12 @@ def test_it_goes_on_with_the_very_next_batch(tmp_path, tokenizer, monkeypatch, o
     rows = [{"question": f"what is {i}?", "answer": f"{i} is {'very ' * (i % 4)}odd"} for i in range(60)]
     (tmp_path / "data.json").write_text(json.dumps(rows))
     monkeypatch.setattr(Backbone, "load", classmethod(lambda cls, name, **_: tiny_backbone("llama", vocab_size=258)))
-    monkeypatch.setattr(DraftModule, "tokenizer", tokenizer)
     options = {name: str(tmp_path / value) if name == "cache" else value for name, value in options.items()}
 
     def fit(resume=None):
         torch.manual_seed(0)
         module = DraftModule(lambda backbone: Cascade(backbone, heads=2), "tiny", learning_rate=0.01)
+        module.tokenizer = tokenizer
         data = ConversationData(str(tmp_path / "data.json"), max_length=96, batch_size=4, **options)
         watch = Watch(tmp_path)
         trainer = Trainer(callbacks=[watch], val_check_interval=3, limit_val_batches=1, **QUIET)

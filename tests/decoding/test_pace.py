@@ -2,13 +2,14 @@
 
 import pytest
 
+from mhc.decoding.decoder import SpeculativeDecoder
 from mhc.decoding.pace import LONGEST, SHORTEST, Pace
 from mhc.engine import Engine
 from mhc.trees.shapes import FixedTree
-from tests.conftest import Scripted
-from tests.test_engine import NEW, PROMPTS, answers
+from tests.helpers.drafters import Scripted
+from tests.helpers.engines import NEW, PROMPTS, answers
 
-PRICED = FixedTree([(0,) * deep for deep in range(1, 5)], costs=[[1, 1.0], [5, 1.5], [50, 6.0]], level=0.2)
+PRICED = FixedTree([(0,) * deep for deep in range(1, 5)], costs=[[1, 1.0], [5, 1.5], [50, 6.0]], draft_cost=0.2)
 
 
 def test_a_round_costs_its_nodes_and_its_levels():
@@ -27,7 +28,7 @@ def test_pauses_grow_while_nothing_is_accepted_and_end_where_it_pays():
     lengths = [len(run) for run in runs if run]
     assert lengths[:4] == [SHORTEST, 2 * SHORTEST, 4 * SHORTEST, 8 * SHORTEST] and max(lengths) == LONGEST
     assert sum(modes) < 30
-    pace.left = 0
+    pace.pause_left = 0
     for _ in range(100):
         assert pace.pays()
         pace.learn(4.0, 1, 5, 4)
@@ -44,7 +45,8 @@ def test_without_prices_nothing_is_decided():
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])
-def test_an_adversary_is_soon_left_alone_and_an_oracle_is_not(backbones, batch_size):
+def test_an_adversary_is_soon_left_alone_and_an_oracle_is_not(backbones, batch_size, monkeypatch):
+    step = SpeculativeDecoder.speculative_step
     plain = answers(Engine(backbones("llama")), 1, new=60)
     texts = [prompt + answer for prompt, answer in zip(PROMPTS, plain)]
     speculated = {}
@@ -52,9 +54,11 @@ def test_an_adversary_is_soon_left_alone_and_an_oracle_is_not(backbones, batch_s
         drafter = Scripted(backbones("llama"), texts, [len(prompt) for prompt in PROMPTS], right=right)
         engine = Engine(backbones("llama"), drafter, PRICED)
         rounds = []
-        whole = engine._speculate
-        engine._speculate = lambda rows, whole=whole, rounds=rounds: rounds.append(1) or whole(rows)
-        assert answers(engine, batch_size, new=60) == plain
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                SpeculativeDecoder, "speculative_step", lambda decoder, rounds=rounds: rounds.append(1) or step(decoder)
+            )
+            assert answers(engine, batch_size, new=60) == plain
         speculated[right] = len(rounds)
     assert speculated[0] < 60 * len(PROMPTS) / batch_size / 3
     assert speculated[99] >= 59 / 5

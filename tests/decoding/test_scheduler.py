@@ -6,13 +6,15 @@ import random
 import pytest
 import torch
 
+from mhc.decoding.request import DecodeRequest
 from mhc.drafters import Cascade
 from mhc.engine import Engine
 from mhc.errors import UserError
 from mhc.sampling import GREEDY, Sampling
 from mhc.trees.shapes import DynamicTree, FixedTree
-from tests.conftest import tiny_backbone
-from tests.test_engine import TREES, randomised
+from tests.helpers.backbones import tiny_backbone
+from tests.helpers.drafters import randomised
+from tests.helpers.engines import TREES
 
 SETTINGS = [GREEDY, Sampling(0.8, seed=3), Sampling(1.1, top_p=0.8, seed=4), Sampling(1.0, top_k=7, seed=5)]
 
@@ -28,29 +30,31 @@ def alone(engine: Engine, prompt: list[int], new: int, sampling: Sampling) -> li
 
 @pytest.mark.parametrize("tree", ["tree", "dynamic_cut", "paced"])
 def test_whoever_comes_and_goes_beside_it(backbones, tree):
-    engine = Engine(backbones("llama"), randomised(Cascade(backbones("llama"), heads=4)), TREES[tree]).for_many()
+    engine = Engine(
+        backbones("llama"), randomised(Cascade(backbones("llama"), heads=4)), TREES[tree]
+    ).with_large_batch_tree()
     dice = random.Random(0)
-    session = engine.session(size=20, context=100)
+    scheduler = engine.scheduler(size=20, context=100)
     asked, texts, ended, cancelled = {}, {}, {}, set()
     for number in range(60):
         prompt = [dice.randrange(61) for _ in range(dice.randrange(1, 30))]
         asked[number] = prompt, dice.randrange(1, 40), dice.choice(SETTINGS)
-        session.submit(number, *asked[number], plain=dice.random() < 0.3)
+        scheduler.submit(number, DecodeRequest(*asked[number], plain=dice.random() < 0.3))
         for _ in range(dice.randrange(3)):
-            for piece in session.step():
-                assert piece.prompt not in cancelled
-                texts.setdefault(piece.prompt, []).extend(piece.tokens)
-                ended[piece.prompt] = piece.finish_reason
+            for output in scheduler.step():
+                assert output.request not in cancelled
+                texts.setdefault(output.request, []).extend(output.tokens)
+                ended[output.request] = output.finish_reason
         if dice.random() < 0.1:
             victim = dice.choice([one for one in asked if ended.get(one) is None])
-            session.cancel(victim)
+            scheduler.cancel(victim)
             cancelled.add(victim)
-    while session.busy:
-        for piece in session.step():
-            assert piece.prompt not in cancelled
-            texts.setdefault(piece.prompt, []).extend(piece.tokens)
-            ended[piece.prompt] = piece.finish_reason
-    assert len(cancelled) > 2 and not session.rows.asked
+    while scheduler.busy:
+        for output in scheduler.step():
+            assert output.request not in cancelled
+            texts.setdefault(output.request, []).extend(output.tokens)
+            ended[output.request] = output.finish_reason
+    assert len(cancelled) > 2 and not scheduler.batch.requests
     for number, (prompt, new, sampling) in asked.items():
         if number not in cancelled:
             assert ended[number] in ("stop", "length")
@@ -62,79 +66,79 @@ def test_compiled_rounds_serve_whatever_comes(monkeypatch):
     backbone = tiny_backbone("llama")
     monkeypatch.setattr(backbone, "compiled", lambda: backbone.model.base_model)
     engine = Engine(backbone, randomised(Cascade(backbone, heads=4)), TREES["tree"], compile=True)
-    eager, session = Engine(backbone), engine.session(size=3, context=60)
+    eager, scheduler = Engine(backbone), engine.scheduler(size=3, context=60)
     asked = [([number + 1] * (number + 2), 20, SETTINGS[number % 4]) for number in range(7)]
     texts, told = {number: [] for number in range(7)}, []
     for number, (prompt, new, sampling) in enumerate(asked):
-        session.submit(number, prompt, new, sampling, plain=number == 2, likelihoods=number == 4)
-    while session.busy:
-        for piece in session.step():
-            texts[piece.prompt] += piece.tokens
-            told += piece.likelihoods or []
+        scheduler.submit(number, DecodeRequest(prompt, new, sampling, plain=number == 2, logprobs=number == 4))
+    while scheduler.busy:
+        for output in scheduler.step():
+            texts[output.request] += output.tokens
+            told += output.logprobs or []
     assert [texts[number] for number in range(7)] == [alone(eager, *each) for each in asked]
     assert len(told) == len(texts[4])
     with pytest.raises(UserError, match="context is 60"):
-        session.submit(9, [1] * 60, 1)
+        scheduler.submit(9, DecodeRequest([1] * 60, 1))
 
 
 def test_a_plain_prompt_gets_one_token_a_round(engine):
-    session = engine.session(size=4, context=100)
+    scheduler = engine.scheduler(size=4, context=100)
     drawn = Sampling(1.0, seed=1)
-    session.submit(0, [5, 9, 3], 12, GREEDY, plain=True)
-    session.submit(1, [5, 9, 3], 12, drawn)
+    scheduler.submit(0, DecodeRequest([5, 9, 3], 12, GREEDY, plain=True))
+    scheduler.submit(1, DecodeRequest([5, 9, 3], 12, drawn))
     counts = {0: [], 1: []}
-    while session.busy:
-        for piece in session.step():
-            counts[piece.prompt].append(len(piece.tokens))
+    while scheduler.busy:
+        for output in scheduler.step():
+            counts[output.request].append(len(output.tokens))
     assert set(counts[0]) == {1}
     assert max(counts[1]) > 1, "else the guesses of this test are never right"
 
 
 @pytest.mark.parametrize("plain", [True, False])
-def test_likelihoods_are_the_backbones_own(engine, plain):
-    session = engine.session(size=3, context=100)
+def test_logprobs_are_the_backbones_own(engine, plain):
+    scheduler = engine.scheduler(size=3, context=100)
     prompt, sampling = [5, 9, 3, 8], Sampling(1.0, top_p=0.9, seed=2)
-    session.submit(7, prompt, 16, sampling, plain=plain, likelihoods=True)
-    session.submit(8, [1, 2], 16)
+    scheduler.submit(7, DecodeRequest(prompt, 16, sampling, plain=plain, logprobs=True))
+    scheduler.submit(8, DecodeRequest([1, 2], 16))
     tokens, told = [], []
-    while session.busy:
-        for piece in session.step():
-            if piece.prompt == 7:
-                tokens += piece.tokens
-                told += piece.likelihoods
+    while scheduler.busy:
+        for output in scheduler.step():
+            if output.request == 7:
+                tokens += output.tokens
+                told += output.logprobs
             else:
-                assert piece.likelihoods is None
+                assert output.logprobs is None
     assert tokens == alone(engine, prompt, 16, sampling) and len(told) == 16
     with torch.no_grad():
         logits = engine.backbone.model(torch.tensor([prompt + tokens])).logits[0, len(prompt) - 1 : -1]
     expected = logits.log_softmax(dim=-1)
-    for at, (token, likelihood) in enumerate(zip(tokens, told)):
-        assert math.isclose(likelihood.logprob, expected[at, token], abs_tol=1e-4)
+    for at, (token, logprob) in enumerate(zip(tokens, told)):
+        assert math.isclose(logprob.logprob, expected[at, token], abs_tol=1e-4)
         best = expected[at].topk(20)
-        assert [token for token, _ in likelihood.top] == best.indices.tolist()
-        assert torch.allclose(torch.tensor([value for _, value in likelihood.top]), best.values, atol=1e-4)
+        assert [token for token, _ in logprob.top] == best.indices.tolist()
+        assert torch.allclose(torch.tensor([value for _, value in logprob.top]), best.values, atol=1e-4)
 
 
 def test_many_rows_are_given_one_guess_each(backbones):
     tree = DynamicTree(width=3, depth=4, budget=14)
-    engine = Engine(backbones("llama"), randomised(Cascade(backbones("llama"), heads=4)), tree).for_many()
-    session = engine.session(size=16, context=64)
+    engine = Engine(backbones("llama"), randomised(Cascade(backbones("llama"), heads=4)), tree).with_large_batch_tree()
+    scheduler = engine.scheduler(size=16, context=64)
     for number in range(16):
-        session.submit(number, [number + 1], 20)
-    session.step()
-    assert session.rows.tree.nodes == FixedTree.chain(1).nodes
+        scheduler.submit(number, DecodeRequest([number + 1], 20))
+    scheduler.step()
+    assert scheduler.decoder.tree.nodes == FixedTree.chain(1).nodes
     for number in range(1, 16):
-        session.cancel(number)
-    assert session.rows.tree is tree
+        scheduler.cancel(number)
+    assert scheduler.decoder.tree is tree
 
 
 def test_what_does_not_fit_is_refused(engine):
-    session = engine.session(size=2, context=50)
+    scheduler = engine.scheduler(size=2, context=50)
     with pytest.raises(UserError, match="50 tokens, the backbone's context is 50"):
-        session.submit(0, [1] * 50, 4)
+        scheduler.submit(0, DecodeRequest([1] * 50, 4))
     with pytest.raises(UserError, match="empty"):
-        session.submit(0, [], 4)
-    session.submit(0, [1] * 49, 4)
-    (piece,) = session.step()
-    assert (len(piece.tokens), piece.finish_reason) == (1, "length")
-    assert not session.busy
+        scheduler.submit(0, DecodeRequest([], 4))
+    scheduler.submit(0, DecodeRequest([1] * 49, 4))
+    (output,) = scheduler.step()
+    assert (len(output.tokens), output.finish_reason) == (1, "length")
+    assert not scheduler.busy

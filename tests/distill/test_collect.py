@@ -15,37 +15,11 @@ import torch
 import run
 from mhc.distill import features, shards
 from mhc.distill.features import collect
-from mhc.distill.windows import Sample, choose, cut, lead_of, most_heads, plan, samples_of
+from mhc.distill.windows import Window, choose, cut, lead_of, most_heads, plan, windows_of
 from mhc.errors import UserError
-from tests.commands.test_command_line import sums
-from tests.conftest import VOCABULARY, tiny_backbone
-
-ROOT = Path(__file__).parents[2]
-
-
-class Rows:
-    """Data made of rows: the part of ConversationData that collecting reads."""
-
-    def __init__(self, lengths: list[int], seed: int = 0):
-        random = np.random.default_rng(seed)
-        made = [(random.integers(0, VOCABULARY, n).astype(np.int32), random.random(n) < 0.8) for n in lengths]
-        self.by_split = {"train": made[2:], "validation": made[:1], "test": made[1:2]}
-
-    def rows(self, split):
-        return self.by_split[split]
-
-    def prompts(self, split, count):
-        return []
-
-
-def settings_for(backbone, **changes) -> dict:
-    """Settings as the command makes them, small."""
-    made = {
-        **{"sample_size": 24, "stride": 8, "max_samples": None, "store": "float32", "shard_mib": 1},
-        **{"batch_tokens": 128, "taps": [0, 1], "width": backbone.width, "backbone": backbone.name},
-        "fingerprint": backbone.fingerprint(),
-    }
-    return made | changes
+from tests.helpers.backbones import tiny_backbone
+from tests.helpers.features import Rows, settings_for
+from tests.helpers.runs import ROOT, sums
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +49,7 @@ def test_every_position_counts_once_and_sees_enough(size, stride):
 def test_samples_without_anything_to_learn_are_left_out():
     mask = np.zeros(100, bool)
     mask[90:] = True
-    kept = samples_of(0, mask, 24, 8)
+    kept = windows_of(0, mask, 24, 8)
     assert kept and all(s.last + 2 > 90 for s in kept)
     anchors = [t for t in range(98) if mask[t + 1] and mask[t + 2]]
     assert set(anchors) <= {t for s in kept for t in range(s.first, s.last)}
@@ -93,8 +67,8 @@ def test_max_samples_are_drawn_from_all_splits_whole_rows_first():
         assert most - 2 <= sum(counts.values()) <= most and all(counts.values())
         assert all(rows == sorted(rows) for rows in chosen.values())
     dealt = plan(choose(splits, 50), 100, 10_000)
-    assert len({shard.name for shard in dealt}) == len(dealt) and sum(len(s.samples) for s in dealt) == 50
-    owners = Counter((shard.split, row) for shard in dealt for row in {s.row for s in shard.samples})
+    assert len({shard.name for shard in dealt}) == len(dealt) and sum(len(s.windows) for s in dealt) == 50
+    owners = Counter((shard.split, row) for shard in dealt for row in {s.row for s in shard.windows})
     assert set(owners.values()) == {1}  # no row is read twice
 
 
@@ -103,9 +77,9 @@ def test_what_is_kept_is_what_the_backbone_computes(backbone, tmp_path):
     manifest = collect(backbone, data, tmp_path / "out", settings_for(backbone))
     supervised = agreed = 0
     for split, rows in data.by_split.items():
-        samples = shards.open_samples(tmp_path / "out", split)
+        samples = shards.open_shards(tmp_path / "out", split)
         assert len(samples) == manifest["splits"][split]["samples"]
-        wanted = [s for n, (_, mask) in enumerate(rows) for s in samples_of(n, mask, 24, 8)]
+        wanted = [s for n, (_, mask) in enumerate(rows) for s in windows_of(n, mask, 24, 8)]
         for number, sample in enumerate(wanted):
             ids, mask = (torch.from_numpy(part) for part in rows[sample.row])
             features = backbone.features(ids[None].long(), (0, 1))
@@ -175,7 +149,7 @@ def test_a_damaged_missing_or_foreign_shard_is_named_and_made_again(backbone, tm
     for named, damage in cases.items():
         damage()
         with pytest.raises(UserError, match=named) as told:
-            shards.open_samples(out, "train")
+            shards.open_shards(out, "train")
         assert path.name.split(".")[0] in str(told.value) and "run.py collect" in str(told.value)
         before = {p.name: p.stat().st_mtime_ns for p in out.glob("*.safetensors") if p != path}
         collect(backbone, data, out, settings_for(backbone))
@@ -236,7 +210,7 @@ def test_a_full_disk_stops_and_resumes(backbone, tmp_path, monkeypatch):
         collect(backbone, data, out, settings_for(backbone))
     assert not list(out.glob("*.writing"))
     with pytest.raises(UserError, match="not complete"):
-        shards.open_samples(out, "train")
+        shards.open_shards(out, "train")
     monkeypatch.setattr(shards, "_parts", parts)
     collect(backbone, data, out, settings_for(backbone))
     collect(backbone, data, tmp_path / "at_once", settings_for(backbone))
@@ -318,4 +292,4 @@ def test_mistakes_get_one_line(tmp_path, capsys, flags, named):
 
 
 def test_a_sample_names_its_place():
-    assert cut(3, 30, 24, 8)[-1] == Sample(row=3, start=8, stop=30, first=16, last=30)
+    assert cut(3, 30, 24, 8)[-1] == Window(row=3, start=8, stop=30, first=16, last=30)

@@ -14,7 +14,7 @@ import pytest
 
 import run
 from mhc.distill.answers import Job, Reply, answer_all
-from mhc.distill.openai_server import Server
+from mhc.distill.openai_server import OpenAIAnswerer
 from mhc.errors import UserError
 from mhc.util.journal import Journal, digest
 from tests.helpers.fake_server import REFUSED, Fake, answer_to
@@ -64,9 +64,9 @@ def jobs_of(path: Path) -> list[Job]:
     return [Job(str(row["id"]), row["messages"]) for row in map(json.loads, path.read_text().splitlines())]
 
 
-def server(fake: Fake, **options) -> Server:
+def server(fake: Fake, **options) -> OpenAIAnswerer:
     arguments = {"concurrency": 64, "timeout": 1.0, "retries": 30, "pause": 0.02} | options
-    return Server(fake.url, None, {"temperature": 0.0}, 64, **arguments)
+    return OpenAIAnswerer(fake.url, None, {"temperature": 0.0}, 64, **arguments)
 
 
 def test_a_server_full_of_faults(tmp_path):
@@ -248,7 +248,7 @@ def test_two_processes_and_other_settings(tmp_path, capsys):
         assert "another process is writing" in capsys.readouterr().err
         kept = out.read_text()
         assert run.main([*arguments, "--temperature", "0.5"]) == 2
-        assert "other settings (temperature: 0.0)" in capsys.readouterr().err
+        assert "other settings (temperature: 0.0, not 0.5)" in capsys.readouterr().err
         assert run.main([*arguments, "--model", "gpt-9"]) == 2
         (tmp_path / "out.manifest.json").unlink()
         assert run.main(arguments) == 2

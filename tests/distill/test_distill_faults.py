@@ -12,9 +12,10 @@ import pytest
 
 import run
 from mhc.distill.answers import Job, Reply, answer_all
-from mhc.distill.openai_server import Server
+from mhc.distill.openai_server import OpenAIAnswerer
 from mhc.errors import UserError
 from mhc.util.journal import Journal
+from tests.helpers.conversations import read_conversations
 from tests.helpers.fake_server import Fake, Handler
 
 ROOT = Path(__file__).parents[2]
@@ -141,17 +142,15 @@ def test_prompts_that_nobody_was_asked_do_not_stop_a_run(tmp_path):
     ],
 )
 def test_odd_answers_of_servers_are_kept(tmp_path, message):
-    from datamodules.readers import read_conversations
-
     out = tmp_path / "o.jsonl"
     with Saying(**message) as fake:
-        answer_all(jobs(3), Server(fake.url, None, {}, 8, timeout=2, retries=0), out, 1, 9, silent)
+        answer_all(jobs(3), OpenAIAnswerer(fake.url, None, {}, 8, timeout=2, retries=0), out, 1, 9, silent)
     assert len(rows(out)) == len(read_conversations(str(out))[0]) == 3
 
 
 def test_nested_garbage_is_a_rejection(tmp_path):
     with Saying(b'{"choices":' + b"[" * 100_000) as fake, pytest.raises(UserError, match="all 3 prompts"):
-        answer_all(jobs(3), Server(fake.url, None, {}, 8, timeout=2, retries=0), tmp_path / "o", 1, 9, silent)
+        answer_all(jobs(3), OpenAIAnswerer(fake.url, None, {}, 8, timeout=2, retries=0), tmp_path / "o", 1, 9, silent)
 
 
 def test_follow_ups_do_not_wait_for_a_straggler(tmp_path):
@@ -169,7 +168,9 @@ def test_follow_ups_do_not_wait_for_a_straggler(tmp_path):
     with Fake() as fake:
         fake.RequestHandlerClass = Slow
         started = time.monotonic()
-        answer_all(jobs(20, 3), Server(fake.url, None, {}, 8, concurrency=8), tmp_path / "o.jsonl", 1, 999, silent)
+        answer_all(
+            jobs(20, 3), OpenAIAnswerer(fake.url, None, {}, 8, concurrency=8), tmp_path / "o.jsonl", 1, 999, silent
+        )
     times = sorted(at - started for _, at in asked)
     assert len(asked) == 60 and times[-3] < 2.5  # all but the straggler's own two
 

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from mhc.checkpoints.training_file import CheckpointFiles
-from tests.commands.test_command_line import sums
-from tests.distributed.test_strategies import save_tiny_backbone
+from tests.helpers.backbones import save_tiny_backbone
+from tests.helpers.runs import sums
 
 ROOT = Path(__file__).parents[2]
 SECTION = (ROOT / "README.md").read_text().split("## Several GPUs, several machines")[1].split("\n## ")[0]

@@ -13,29 +13,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 
 import run as cli
-from mhc.backbone.model import load_tokenizer
 from mhc.checkpoints.training_file import CheckpointFiles
-from tests.conftest import SIZES
+from tests.helpers.backbones import save_tiny_backbone
 from tests.helpers.strategy_runs import ACCUMULATED, HALF, hash_of, run
 
 ROOT = Path(__file__).parents[2]
 STRATEGIES = ("ddp", "fsdp", "zero2", "zero3")
 SHARDED = ("fsdp", "zero3")
-
-
-def save_tiny_backbone(folder: Path) -> None:
-    """A random Llama with the pocket's tokenizer."""
-    torch.manual_seed(0)
-    config = AutoConfig.for_model("llama", **(SIZES | {"vocab_size": 3072, "eos_token_id": 2}))
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    for parameter in model.parameters():
-        if parameter.ndim > 1:
-            parameter.data.mul_(4)
-    model.save_pretrained(folder)
-    load_tokenizer("pocket").save_pretrained(folder)
 
 
 @pytest.fixture(scope="module")

@@ -1,51 +1,27 @@
 """What every drafter must keep: training and decoding see the same function, and heads are apart."""
 
 import copy
+import json
+from functools import partial
 
 import pytest
 import torch
 
 from mhc.backbone.model import Backbone, Features
-from mhc.checkpoints.heads_folder import for_decoding, load_drafter, save_drafter
+from mhc.checkpoints.heads_folder import for_decoding, load_drafter, require_match, save_drafter
 from mhc.drafters import Cascade, Diffusion, Eagle3, Medusa
 from mhc.engine import Engine
 from mhc.errors import UserError
 from mhc.trees.shapes import DynamicTree, FixedTree
+from tests.helpers.drafters import HEADS, VARIANTS, randomised
 from tests.helpers.killed_runs import tiny_model
 
-HEADS = 4
-FAMILIES = {
-    "medusa": lambda backbone: Medusa(backbone, HEADS, blocks=2),
-    "medusa_own": lambda backbone: Medusa(backbone, HEADS, own_lm_head=True),
-    "cascade": lambda backbone: Cascade(backbone, HEADS, blocks=2),
-    "cascade_own": lambda backbone: Cascade(backbone, HEADS, own_lm_head=True),
-    "cascade_unconditioned": lambda backbone: Cascade(backbone, HEADS, condition_first=False),
-    "cascade_tied": lambda backbone: Cascade(backbone, HEADS, tied=True),
-    "cascade_speculator": lambda backbone: Cascade(backbone, HEADS, cell="speculator"),
-    "cascade_low_rank": lambda backbone: Cascade(backbone, HEADS, cell="low_rank", rank=5),
-    "cascade_low_rank_own": lambda backbone: Cascade(backbone, HEADS, cell="low_rank", rank=5, own_lm_head=True),
-    "diffusion": lambda backbone: Diffusion(backbone, HEADS),
-    "diffusion_own": lambda backbone: Diffusion(backbone, HEADS, layers=2, own_lm_head=True),
-    "eagle3": lambda backbone: Eagle3(backbone, HEADS),
-    "eagle3_short_sighted": lambda backbone: Eagle3(backbone, HEADS, context=5),
-    "eagle3_few_words": lambda backbone: Eagle3(backbone, HEADS, draft_vocabulary=40),
-}
 
-
-def shaken(drafter):
-    """Random weights everywhere: at its start a head is the identity and would pass most tests."""
-    torch.manual_seed(3)
-    with torch.no_grad():
-        for parameter in drafter.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.1)
-    return drafter.eval()
-
-
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", VARIANTS)
 def test_training_and_decoding_agree(backbones, family):
     """For the same context a head's logits in training and along a path of a tree differ by at most 1e-5."""
     backbone = backbones("llama")
-    drafter = shaken(FAMILIES[family](backbone))
+    drafter = randomised(VARIANTS[family](backbone), 0.1).eval()
     ids = torch.randint(0, backbone.vocabulary_size, (2, 20))
     features = backbone.features(ids, drafter.taps)
     for row in range(2):
@@ -58,20 +34,20 @@ def test_training_and_decoding_agree(backbones, family):
                     if last > first:
                         new = features.at(torch.tensor([[row]]), torch.arange(first, last)[None])
                         following = ids[row : row + 1, first + 1 : last + 1]
-                        drafter.read(memory, slice(0, 1), new, following, first, torch.tensor([last - first]))
-                state = drafter.begin(memory, slice(0, 1))
+                        drafter.observe(memory, slice(0, 1), new, following, first, torch.tensor([last - first]))
+                state = drafter.start_tree(memory, slice(0, 1))
                 for head in range(HEADS):
                     # the true token among wrong siblings, as in a tree; row 1 of the state is the true one
                     true = ids[row, t + 1 + head]
                     tokens = true[None, None] if head == 0 else torch.stack([(true + 1) % 61, true])[None]
                     parents = torch.tensor([[0] if head == 0 else [0, 0] if head == 1 else [0, 1]])
-                    logits, state = drafter.step(state, tokens, parents)
+                    logits, state = drafter.draft_level(state, tokens, parents)
                     torch.testing.assert_close(logits[0, -1:], trained[head], atol=1e-5, rtol=1e-5)
 
 
 def test_heads_do_not_share_weights(backbones):
     """`[ResBlock()] * n` would: a gradient of one head must leave the others alone."""
-    for build in FAMILIES.values():
+    for build in VARIANTS.values():
         drafter = build(backbones("llama"))
         assert len({p.data_ptr() for p in drafter.parameters()}) == len(list(drafter.parameters()))
 
@@ -80,19 +56,23 @@ def test_medusa_ignores_its_parent_and_the_cascade_does_not(backbones):
     backbone = backbones("llama")
     hidden = torch.randn(1, 1, backbone.width)
     for family, differs in ((Medusa, False), (Cascade, True)):
-        drafter = shaken(family(backbone, HEADS))
+        drafter = randomised(family(backbone, HEADS), 0.1).eval()
         memory = drafter.allocate(1, 8)
-        drafter.read(memory, slice(0, 1), Features(hidden), torch.tensor([[3]]), 0, torch.tensor([1]))
+        drafter.observe(memory, slice(0, 1), Features(hidden), torch.tensor([[3]]), 0, torch.tensor([1]))
         with torch.no_grad():
-            first, _ = drafter.step(drafter.begin(memory, slice(0, 1)), torch.tensor([[3]]), torch.tensor([0]))
-            second, _ = drafter.step(drafter.begin(memory, slice(0, 1)), torch.tensor([[4]]), torch.tensor([0]))
+            first, _ = drafter.draft_level(
+                drafter.start_tree(memory, slice(0, 1)), torch.tensor([[3]]), torch.tensor([0])
+            )
+            second, _ = drafter.draft_level(
+                drafter.start_tree(memory, slice(0, 1)), torch.tensor([[4]]), torch.tensor([0])
+            )
         assert bool((first != second).any()) == differs
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", VARIANTS)
 def test_saved_heads_come_back(backbones, tmp_path, family):
     backbone = backbones("llama")
-    drafter = shaken(FAMILIES[family](backbone))
+    drafter = randomised(VARIANTS[family](backbone), 0.1).eval()
     tree = FixedTree([[0], [1], [0, 0]])
     save_drafter(tmp_path, drafter, tree)
     loaded, loaded_tree = load_drafter(tmp_path, backbone)
@@ -102,6 +82,30 @@ def test_saved_heads_come_back(backbones, tmp_path, family):
         assert torch.equal(before, after), name
     stored = (tmp_path / "drafter.safetensors").stat().st_size
     assert stored < 4 * sum(p.numel() for p in drafter.parameters()) + 10_000  # no backbone in there
+
+
+@pytest.mark.parametrize(
+    "drafter, old",
+    [
+        (partial(Diffusion, num_layers=2), {"heads": HEADS, "layers": 2}),
+        (partial(Eagle3, taps=[0, 1, 1]), {"heads": HEADS, "layers": [0, 1, 1]}),
+    ],
+)
+def test_heads_saved_under_old_argument_names_load(backbones, tmp_path, drafter, old):
+    """drafter.json, and the description in a checkpoint, from before each name had one meaning."""
+    backbone = backbones("llama")
+    saved = randomised(drafter(backbone, HEADS))
+    save_drafter(tmp_path, saved, FixedTree.chain(HEADS))
+    description = json.loads((tmp_path / "drafter.json").read_text())
+    for name in ("draft_length", "num_layers", "taps"):
+        description["arguments"].pop(name, None)
+    description["arguments"] |= old
+    (tmp_path / "drafter.json").write_text(json.dumps(description))
+    loaded, _ = load_drafter(tmp_path, backbone)
+    assert loaded.arguments == saved.arguments
+    require_match(description, saved, "the checkpoint")
+    with pytest.raises(UserError, match="draft_length=9"):
+        require_match(description | {"arguments": old | {"heads": 9}}, saved, "the checkpoint")
 
 
 def test_heads_find_a_backbone_named_relatively_from_anywhere(tmp_path, monkeypatch):
@@ -131,10 +135,10 @@ def test_wrong_or_damaged_heads_are_refused(backbones, tmp_path):
         load_drafter(tmp_path, backbones("llama"))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", VARIANTS)
 def test_heads_trained_in_fp32_decode_in_the_precision_of_their_backbone(backbones, family):
     backbone = Backbone(copy.deepcopy(backbones("llama").model).to(torch.bfloat16))
-    trained = FAMILIES[family](backbone)
+    trained = VARIANTS[family](backbone)
     heads = for_decoding(trained)
     assert {p.dtype for p in heads.parameters()} == {torch.bfloat16}
     assert {p.dtype for p in trained.parameters()} == {torch.float32}

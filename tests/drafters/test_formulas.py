@@ -9,7 +9,7 @@ from torch import nn
 from mhc.drafters import Cascade, Diffusion, Eagle3, eagle3, schedules
 from mhc.drafters.cascade import SpeculatorCell, speculator_scale
 from mhc.drafters.eagle3 import default_taps
-from mhc.estimate.fake_step import Held
+from mhc.estimate.fake_step import AllocationTracker
 from mhc.training.losses import Teacher, chunked_loss
 
 # ---- masked diffusion: MDLM (arXiv 2406.07524), discrete flow matching (2407.15595)
@@ -130,7 +130,7 @@ def straightforward_eagle3(drafter: Eagle3, features, ids, row: int, t: int) -> 
     for position in range(t + 1):
         output = run(ids[row, position + 1], drafter.fc(features.taps[row, position]), position, keys, values)
     logits = [drafter.unembed(0, drafter.norm(output))]
-    for step in range(1, drafter.heads):
+    for step in range(1, drafter.draft_length):
         output = run(ids[row, t + 1 + step], output, t + step, keys, values)
         logits.append(drafter.unembed(step, drafter.norm(output)))
     return logits
@@ -179,7 +179,7 @@ def test_draft_vocabulary_round_trip(backbones):
     frequencies = torch.arange(backbone.vocabulary_size)
     frequencies[5] = 1000
     drafter = Eagle3(backbone, 3, draft_vocabulary=10)
-    told = drafter.prepare(frequencies)
+    told = drafter.choose_vocabulary(frequencies)
     chosen = [5, *range(backbone.vocabulary_size - 9, backbone.vocabulary_size)]
     assert (drafter.d2t + torch.arange(10)).tolist() == chosen == drafter.t2d.nonzero()[:, 0].tolist()
     assert drafter.vocabulary.tolist() == chosen and drafter.d2t.dtype == torch.int64
@@ -285,9 +285,9 @@ def test_eagle3_never_holds_all_weights_of_attention_and_less_with_checkpointing
     for checkpointing in (False, True):
         drafter = Eagle3(backbone, 4, checkpointing=checkpointing)
         features = backbone.features(ids, drafter.taps)
-        with Held([*backbone.parameters(), *drafter.parameters(), *features, ids]) as held:
+        with AllocationTracker([*backbone.parameters(), *drafter.parameters(), *features, ids]) as held:
             eagle3_step(drafter, features, ids)
-        most.append(held.most)
+        most.append(held.peak)
     assert 0.85 * most[0] > most[1] and most[0] < 32 << 20
 
 
@@ -336,7 +336,7 @@ def test_losses_are_their_definitions():
         for objective, value in expected.items():
             found = chunked_loss(hidden, (weight,), labels, objective, teacher=taught)
             assert found.loss.item() == pytest.approx(value.item(), abs=1e-5), objective
-            torch.testing.assert_close(found.acceptance, kept.detach())
+            torch.testing.assert_close(found.overlap, kept.detach())
 
 
 def test_soft_targets_over_a_draft_vocabulary():

@@ -15,10 +15,12 @@ from transformers import AutoConfig
 import run
 from mhc.backbone.model import Backbone, load_config, load_tokenizer
 from mhc.drafters import Cascade, Diffusion, Eagle3, Medusa
-from mhc.estimate.fake_step import Held, has_experts, play, rehearse
+from mhc.estimate.fake_step import AllocationTracker, StepEstimate, has_experts
+from mhc.estimate.heads import estimate_heads, run_heads
 from mhc.estimate.memory import Decoding, Setting, Sharding, cache_bytes, memory, sharding
-from tests.commands.test_command_line import CASCADE, COMMON, ROOT, conversations, small  # noqa: F401 (a fixture)
-from tests.conftest import ARCHITECTURES, tiny_backbone
+from mhc.training.draft_module import DraftModule
+from tests.helpers.backbones import ARCHITECTURES, tiny_backbone
+from tests.helpers.runs import CASCADE, COMMON, ROOT, small
 
 GIB = 2**30
 BACKBONES = sorted((ROOT / "tests/backbones").glob("*.json"))  # sizes of the published config.json files
@@ -41,11 +43,16 @@ def setting(rows: int, length: int, **changes) -> Setting:
         "dtype": torch.float32,
         "autocast": None,
         "heads_dtype": torch.float32,
-        "objective": "ce",
         "quantize": None,
         "on_gpu": False,
     }
     return Setting(rows, length, **(chosen | changes), anchors=rows * length)
+
+
+def estimate(config, build, rows: int, length: int, anchors: int, objective: str = "ce", **dtypes) -> StepEstimate:
+    """A step of heads on a backbone of this config, of which nothing is loaded."""
+    module = DraftModule(build, "pocket", objective=objective, sharded=True)
+    return estimate_heads(module, config, rows, length, anchors, **dtypes)
 
 
 # ---- what is counted
@@ -53,44 +60,45 @@ def setting(rows: int, length: int, **changes) -> Setting:
 
 def test_held_counts_what_lives():
     weight = torch.zeros(1000, requires_grad=True)
-    with Held([weight]) as held:
+    with AllocationTracker([weight]) as held:
         loss = weight.exp().exp().sum()  # both kept for the backward
         assert held.now == 8004
         loss.backward()
         del loss
-        assert (held.now, held.most >= 8004) == (4000, True)  # the gradient
+        assert (held.now, held.peak >= 8004) == (4000, True)  # the gradient
     assert weight.grad is not None
 
 
 @pytest.mark.parametrize("family", [Medusa, Cascade, Diffusion, Eagle3])
-def test_a_rehearsed_step_counts_what_a_real_one_holds(family):
+def test_a_fake_step_counts_what_a_real_one_holds(family, monkeypatch):
     """The same step on real tensors of a tiny model: parameters equal, bytes alike (a few fused operations come
     apart)."""
     backbone = tiny_backbone("llama", hidden_size=64, num_attention_heads=4, head_dim=16)
-    step = 4, 48, 150, "kl" if family is Eagle3 else "ce"
-    expected = rehearse(backbone.model.config, lambda b: family(b, heads=3), *step)
-    found = play(backbone, family(backbone, heads=3), *step, None)
-    assert (found.drafter, found.backbone.total) == (expected.drafter, backbone.parameter_count)
-    assert found.forward == pytest.approx(expected.forward, rel=0.2)
-    assert found.heads == pytest.approx(expected.heads, rel=0.2)
+    objective = "kl" if family is Eagle3 else "ce"
+    expected = estimate(backbone.model.config, lambda b: family(b, 3), 4, 48, 150, objective)
+    monkeypatch.setattr(Backbone, "load", classmethod(lambda cls, name, **_: backbone))
+    real = run_heads(DraftModule(lambda b: family(b, 3), objective=objective), 4, 48, 150)
+    assert (real.trained, real.frozen.total) == (expected.trained, backbone.parameter_count)
+    assert real.forward_bytes == pytest.approx(expected.forward_bytes, rel=0.2)
+    assert real.step_bytes == pytest.approx(expected.step_bytes, rel=0.2)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_every_architecture_is_rehearsed(name):
+def test_every_architecture_is_estimated(name):
     """In fp32; a forward computes at least two operations a position for each weight that it meets."""
     config = AutoConfig.for_model(name, **ARCHITECTURES[name])
-    found = rehearse(config, lambda b: Medusa(b, heads=2), 2, 40, 60)
-    layers = found.backbone.parts["layers"]
+    found = estimate(config, lambda b: Medusa(b, heads=2), 2, 40, 60)
+    layers = found.frozen.parts["layers"]
     least = layers / 2 if has_experts(config) else 0.95 * layers  # half of the experts at a position
     assert 2 * least * 80 < found.forward_operations < 1.4 * 2 * layers * 80
-    assert found.forward > 2 * 40 * config.hidden_size * 4
+    assert found.forward_bytes > 2 * 40 * config.hidden_size * 4
 
 
 def test_the_frozen_forward_keeps_its_features_alone(backbones):
     """No graph, and of the tapped layers just these."""
     backbone, ids = backbones("llama"), torch.zeros(3, 50, dtype=torch.long)
     for taps in ((), (1,), (0, 1)):
-        with Held([*backbone.parameters(), *backbone.buffers(), ids]) as held:
+        with AllocationTracker([*backbone.parameters(), *backbone.buffers(), ids]) as held:
             features = backbone.features(ids, taps)
             assert held.now == (1 + len(taps)) * 3 * 50 * backbone.width * 4
         assert not features.hidden.requires_grad
@@ -127,7 +135,7 @@ def test_the_estimate_is_near_what_a_process_really_holds():
     told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     before, held = map(int, told.stdout.split()[-2:])
     config = AutoConfig.for_model("llama", **sizes)
-    found = rehearse(config, lambda b: Cascade(b, heads=5), 1, 256, 254)
+    found = estimate(config, lambda b: Cascade(b, heads=5), 1, 256, 254)
     standing, turns = memory(found, setting(1, 256), Sharding("single"), config, None, before)
     assert 0.75 < (sum(standing.values()) + max(turns.values())) / held < 1.33
 
@@ -139,13 +147,13 @@ def test_the_estimate_is_near_what_a_process_really_holds():
 def test_models_of_8b_fit_24_gb_in_8_bits(path):
     """As configs/trainer/one-24gb.yaml sets it, and as configs/backbone tells: rows of 2,048 tokens, prompts of 512."""
     config = published(path.stem)
-    found = rehearse(config, lambda b: Cascade(b, heads=5), 1, 2048, 1536, "ce", **BF16)
+    found = estimate(config, lambda b: Cascade(b, heads=5), 1, 2048, 1536, "ce", **BF16)
     if path.stem in PUBLISHED:
-        assert found.backbone.total == PUBLISHED[path.stem]
+        assert found.frozen.total == PUBLISHED[path.stem]
     chosen = setting(1, 2048, **BF16, quantize="int8", on_gpu=True)
-    standing, turns = memory(found, chosen, Sharding("single"), config, Decoding(16, 512 + 64), GIB)
+    standing, turns = memory(found, chosen, Sharding("single"), config, Decoding(16, 512 + 64, 8192), GIB)
     needed = sum(standing.values()) + max(turns.values())
-    assert needed < 24e9 and standing["backbone's weights"] < 0.62 * 2 * found.backbone.total
+    assert needed < 24e9 and standing["backbone's weights"] < 0.62 * 2 * found.frozen.total
     told = (ROOT / f"configs/backbone/{path.stem}.yaml").read_text()
     (row,) = (line for line in told.splitlines() if "MHC (cascade)" in line)
     assert float(row.split()[5]) == pytest.approx(needed / GIB, abs=0.1)
@@ -159,9 +167,9 @@ def test_eagle3_fits_24_gb_with_checkpointing():
         def build(backbone, checkpointing=checkpointing):
             return Eagle3(backbone, draft_vocabulary=32_000, checkpointing=checkpointing)
 
-        found = rehearse(config, build, 1, 2048, 1536, "kl", **BF16)
-        chosen = setting(1, 2048, **BF16, objective="kl", quantize="int8", on_gpu=True)
-        standing, turns = memory(found, chosen, Sharding("single"), config, Decoding(16, 512 + 64), GIB)
+        found = estimate(config, build, 1, 2048, 1536, "kl", **BF16)
+        chosen = setting(1, 2048, **BF16, quantize="int8", on_gpu=True)
+        standing, turns = memory(found, chosen, Sharding("single"), config, Decoding(16, 512 + 64, 8192), GIB)
         needed.append(sum(standing.values()) + max(turns.values()))
     assert needed[1] < 24e9 < needed[0]
 
@@ -182,7 +190,7 @@ def test_strategies_shard_what_they_say():
     assert parsed(full) == Sharding("zero3", 8, 8, 8, 8, bucketed=True)
     assert parsed(Namespace(class_path="mhc.distributed.strategies.FSDP")) == Sharding("fsdp", 8, 8, 8, 8)
     config = published("llama-3.1-8b")
-    found = rehearse(config, lambda b: Medusa(b, heads=5), 1, 64, 60, "ce", **BF16)
+    found = estimate(config, lambda b: Medusa(b, heads=5), 1, 64, 60, "ce", **BF16)
     one, eight, two_away, three_away = (
         memory(found, setting(1, 64, **BF16, on_gpu=True), shards, config, None, GIB)[0]
         for shards in (parsed("auto", 1, 1), parsed(full), parsed(zero(2, True)), parsed(zero(3, True)))
@@ -190,7 +198,7 @@ def test_strategies_shard_what_they_say():
     assert one["backbone's weights"] > 4 * eight["backbone's weights"]
     assert two_away["optimizer's moments"] == three_away["optimizer's moments"] == 0 < eight["optimizer's moments"]
     assert two_away["backbone's weights"] == one["backbone's weights"]
-    assert three_away["backbone's weights"] == found.backbone.layer * 2  # what is gathered
+    assert three_away["backbone's weights"] == found.frozen.largest_layer * 2  # what is gathered
 
 
 def test_the_cache_is_as_large_as_the_real_one():
@@ -202,7 +210,7 @@ def test_the_cache_is_as_large_as_the_real_one():
 # ---- as a user meets it
 
 
-def test_fit_tells_and_trains_nothing(conversations, tmp_path, capsys):  # noqa: F811
+def test_fit_tells_and_trains_nothing(conversations, tmp_path, capsys):
     out = tmp_path / "run"
     assert run.main(["fit", *COMMON, *CASCADE, *small(out, conversations), "--dry_run"]) == 0
     told = capsys.readouterr().out
@@ -223,7 +231,7 @@ def test_fit_tells_and_trains_nothing(conversations, tmp_path, capsys):  # noqa:
         (["--dry_run", "--model.dtype", "bfloat16"], "bf16-mixed"),
     ],
 )
-def test_what_cannot_be_is_one_line(conversations, tmp_path, capsys, monkeypatch, more, named):  # noqa: F811
+def test_what_cannot_be_is_one_line(conversations, tmp_path, capsys, monkeypatch, more, named):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert run.main(["fit", *COMMON, *CASCADE, *small(tmp_path / "run", conversations), *more]) == 2
     told = capsys.readouterr().err
@@ -240,7 +248,7 @@ def large(tmp_path):
     return folder
 
 
-def test_advice_where_memory_or_disk_is_short(large, conversations, tmp_path, capsys):  # noqa: F811
+def test_advice_where_memory_or_disk_is_short(large, conversations, tmp_path, capsys):
     card = ["--config", str(ROOT / "configs/trainer/one-24gb.yaml"), "--model.backbone", str(large)]
     chosen = ["fit", *COMMON, *CASCADE, *card, *small(tmp_path / "run", conversations)]
     assert run.main([*chosen, "--dry_run", "24"]) == 0
@@ -252,7 +260,7 @@ def test_advice_where_memory_or_disk_is_short(large, conversations, tmp_path, ca
     assert "default_root_dir" in capsys.readouterr().err
 
 
-def test_a_batch_size_is_found_kept_and_taken_again(conversations, tmp_path, capsys):  # noqa: F811
+def test_a_batch_size_is_found_kept_and_taken_again(conversations, tmp_path, capsys):
     out = tmp_path / "run"
     chosen = ["fit", *COMMON, *CASCADE, *small(out, conversations), "--auto_batch_size"]
     assert run.main(chosen) == 0
@@ -265,7 +273,7 @@ def test_a_batch_size_is_found_kept_and_taken_again(conversations, tmp_path, cap
     assert "batch size 8" in capsys.readouterr().out
 
 
-def test_a_run_for_another_machine_is_told_here(conversations, tmp_path, capsys, monkeypatch):  # noqa: F811
+def test_a_run_for_another_machine_is_told_here(conversations, tmp_path, capsys, monkeypatch):
     """It has GPUs and DeepSpeed, this one has neither; no host holds the whole of a backbone that is read in parts."""
     monkeypatch.setattr("mhc.distributed.strategies.find_spec", lambda package: None)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
@@ -278,7 +286,7 @@ def test_a_run_for_another_machine_is_told_here(conversations, tmp_path, capsys,
         assert ("the host while loading" in told) == loaded_whole
 
 
-def test_only_this_projects_modules_have_a_dry_run(conversations, capsys):  # noqa: F811
+def test_only_this_projects_modules_have_a_dry_run(conversations, capsys):
     other = ["--model", "lightning.pytorch.demos.boring_classes.BoringModel", "--data", "datamodules.ConversationData"]
     assert run.main(["fit", *other, "--data.path", str(conversations), "--dry_run"]) == 2
     assert "DraftModule and LMModule" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The dry run of a language model: what is rehearsed is what a real step holds, and every full-size recipe is told."""
+"""The dry run of a language model: what is estimated is what a real step holds, and every full-size recipe is told."""
 
 import json
 import re
@@ -12,14 +12,14 @@ import run
 from datamodules import ConversationData, PreferenceData
 from datamodules.survey import survey
 from mhc.backbone.model import Backbone, load_tokenizer
-from mhc.estimate.fake_step import Held
-from mhc.estimate.lm import Step, put_adapters, rehearse
-from mhc.lm.lora import LoRA, adapt
-from mhc.lm.objectives import Distillation, NextToken, Preference
-from tests.commands.test_command_line import ROOT
-from tests.conftest import ARCHITECTURES, tiny_backbone
-from tests.lm.test_models import sizes_of
-from tests.lm.test_objectives import a_module, tokenizer  # noqa: F401 (a fixture)
+from mhc.estimate.fake_step import StepEstimate
+from mhc.estimate.lm import Batch, estimate_model, run_model
+from mhc.lm.lora import LoRA
+from mhc.lm.module import LMModule
+from mhc.lm.objectives import Distillation, NextToken, Preference, Reasoning
+from tests.helpers.backbones import ARCHITECTURES
+from tests.helpers.language_models import a_module, sizes_of
+from tests.helpers.runs import ROOT
 
 RECIPES = {  # learning rate, rows, accumulation, length: all rates, and pretraining and tuning whole, are MiniMind's
     "pretrain": (5e-4, 32, 8, 512),
@@ -31,81 +31,74 @@ RECIPES = {  # learning rate, rows, accumulation, length: all rates, and pretrai
 }
 
 
-def rehearsed(name: str, **sizes):
-    return AutoConfig.for_model(name, **(ARCHITECTURES[name] | sizes))
+def estimate(config, batch: Batch, tokens: str = "pocket", **dtypes) -> StepEstimate:
+    """A step of a new model of this config, of which nothing is made."""
+    with torch.device("meta"):
+        module = LMModule(config.to_dict(), tokens)
+    return estimate_model(module, batch, **dtypes)
 
 
 # ---- what is counted
 
 
-@pytest.mark.parametrize("objective", ["next token", "adapters", "preference", "distillation"])
-def test_a_rehearsed_step_counts_what_a_real_one_holds(tokenizer, tmp_path, objective):  # noqa: F811
-    """LMModule's own step on real tensors: bytes within a quarter (the objectives also look at values)."""
-    rows, length, lora, more = 4, 60, None, {}
-    kind = NextToken()
-    if objective == "preference":
-        kind, more = Preference(), {"reference": torch.zeros(rows)}
+@pytest.mark.parametrize("objective", ["next token", "adapters", "preference", "distillation", "reasoning"])
+def test_a_fake_step_counts_what_a_real_one_holds(tokenizer, tmp_path, objective):
+    """LMModule's own step on real tensors: parameters equal, bytes alike."""
+    lora, teacher, kind = None, None, {"preference": Preference, "reasoning": Reasoning}.get(objective, NextToken)
     if objective == "distillation":
+        folder = str(tmp_path / "teacher")
         a_module(tokenizer, NextToken(), width=48).save_pretrained(tmp_path / "teacher", torch.float32)
-        kind = Distillation(str(tmp_path / "teacher"))
-        kind.teacher = Backbone.load(str(tmp_path / "teacher"), decoding=False)
+        teacher = Backbone.load(folder, decoding=False)
     if objective == "adapters":
         pytest.importorskip("peft")
         lora = LoRA(rank=4)
-    module = a_module(tokenizer, kind, width=64, lora=lora)
-    teacher = kind.teacher if objective == "distillation" else None
-    batch = {"ids": torch.full((rows, length), 5), "mask": torch.ones(rows, length, dtype=torch.bool), **more}
-    there = [part for part in (module, teacher and teacher.model) if part]
-    with Held([*(p for part in there for p in (*part.parameters(), *part.buffers())), *batch.values()]) as held:
-        module.objective(module, **batch)["loss"][0].backward()
-    step = Step(rows, length, rows * (length - 1), pairs=objective == "preference")
-    found = rehearse(module.model.config, step, lora, teacher and teacher.model.config)
-    assert found.drafter.total == sum(p.numel() for p in module.parameters() if p.requires_grad)
-    assert found.backbone.total == {"adapters": module.model.num_parameters() - found.drafter.total}.get(
+
+    def module() -> LMModule:
+        chosen = kind() if teacher is None else Distillation(folder)
+        return a_module(tokenizer, chosen, width=64, lora=lora)
+
+    batch, real = Batch(4, 60, 4 * 59), module()
+    if teacher is not None:
+        real.objective.teacher = teacher
+    held = run_model(real, batch)
+    with torch.device("meta"):
+        unloaded = module()
+    fake = estimate_model(unloaded, batch, teacher and teacher.model.config)
+    assert (fake.trained, fake.frozen.total) == (held.trained, held.frozen.total)
+    assert fake.trained.total == sum(p.numel() for p in real.parameters() if p.requires_grad)
+    assert fake.frozen.total == {"adapters": real.model.num_parameters() - fake.trained.total}.get(
         objective, teacher.parameter_count if teacher else 0
     )
-    assert found.heads == pytest.approx(held.most, rel=0.25)
+    assert fake.step_bytes == pytest.approx(held.step_bytes, rel=0.25)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_every_architecture_is_rehearsed(name):
-    """Three times a forward's two operations a weight, of experts those that a token meets; packed or not."""
-    config = rehearsed(name)
-    for packed in (False, True):
-        found = rehearse(config, Step(2, 40, 78, packed=packed))
-        layers, all_of = found.drafter.parts["layers"], found.drafter.total
-        least = 0.4 * layers if "num_local_experts" in ARCHITECTURES[name] or name == "qwen3_moe" else 0.9 * layers
-        assert 6 * least * 80 < found.heads_operations < 1.6 * 6 * all_of * 80
-        assert found.heads > 4 * all_of  # the gradients alone
+def test_every_architecture_is_estimated(name):
+    """Three times a forward's two operations a weight, of experts those that a token meets."""
+    found = estimate(AutoConfig.for_model(name, **(ARCHITECTURES[name] | {"vocab_size": 3072})), Batch(2, 40, 78))
+    layers, all_of = found.trained.parts["layers"], found.trained.total
+    least = 0.4 * layers if "num_local_experts" in ARCHITECTURES[name] or name == "qwen3_moe" else 0.9 * layers
+    assert 6 * least * 80 < found.step_operations < 1.6 * 6 * all_of * 80
+    assert found.step_bytes > 4 * all_of  # the gradients alone
 
 
 @pytest.mark.parametrize("name", ["dense-26m", "moe-198m"])
 def test_operations_are_six_a_token_and_active_weight(name):
-    found = rehearse(AutoConfig.for_model(**sizes_of(name)), Step(1, 256, 255, packed=True), autocast=torch.bfloat16)
+    found = estimate(AutoConfig.for_model(**sizes_of(name)), Batch(1, 256, 255), autocast=torch.bfloat16)
     active = {"dense-26m": 25_829_888, "moe-198m": 63_936_768}[name]
-    assert found.heads_operations / 256 == pytest.approx(6 * active, rel=0.05)
+    assert found.step_operations / 256 == pytest.approx(6 * active, rel=0.05)
 
 
-def test_what_waits_and_what_is_cast_is_counted():
+def test_what_waits_and_what_is_cast_is_counted(tokenizer):
     """Accumulated gradients stand beside the activations; autocast halves what is kept of these."""
-    config = rehearsed("llama", hidden_size=64, intermediate_size=192)
+    sizes = ARCHITECTURES["llama"] | {"hidden_size": 64, "intermediate_size": 192, "vocab_size": 300}
+    config = AutoConfig.for_model("llama", **sizes)
     plain, waiting, half = (
-        rehearse(config, Step(8, 100, 800, accumulated=accumulated), autocast=autocast)
+        estimate(config, Batch(8, 100, 800, accumulated), tokenizer, autocast=autocast)
         for accumulated, autocast in ((False, None), (True, None), (False, torch.bfloat16))
     )
-    assert 0 < waiting.heads - plain.heads <= 4 * plain.drafter.total
-    assert half.heads < plain.heads
-
-
-@pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "v_proj"], r".*\.0\..*_proj"])
-def test_adapters_stand_where_peft_puts_them(targets):
-    pytest.importorskip("peft")
-    found = []
-    for put in (adapt, put_adapters):
-        model = tiny_backbone("qwen3").model
-        put(model, LoRA(rank=3, targets=targets))
-        found.append(sorted(tuple(p.shape) for p in model.parameters() if p.requires_grad))
-    assert found[0] == found[1] and found[0]
+    assert 0 < waiting.step_bytes - plain.step_bytes <= 4 * plain.trained.total
+    assert half.step_bytes < plain.step_bytes
 
 
 def test_targets_and_pairs_are_surveyed(tmp_path):

@@ -12,7 +12,8 @@ import pytest
 
 from mhc.commands import answer
 from mhc.errors import UserError
-from mhc.evaluation.mt_bench import Question, Wanted, converse, read_answers, read_questions
+from mhc.evaluation.answer_files import Question, read_answers, read_questions
+from mhc.evaluation.mt_bench import AnswerSettings, answer_question
 
 ROOT = Path(__file__).parents[2]
 CATEGORIES = ["writing", "math", "stem", "generic"]
@@ -117,8 +118,8 @@ def test_fastchat_finds_the_answers(answered):
 def test_temperatures_are_fastchats():
     expected = {"writing": 0.7, "roleplay": 0.7, "extraction": 0.0, "math": 0.0, "coding": 0.0}
     expected |= {"reasoning": 0.0, "stem": 0.1, "humanities": 0.1, "generic": 0.7, "translation": 0.7}
-    assert {name: Wanted().temperature_of(Question(1, name, ("hi",))) for name in expected} == expected
-    assert Wanted(temperature=0.3).temperature_of(Question(1, "math", ("hi",))) == 0.3
+    assert {name: AnswerSettings().temperature_of(Question(1, name, ("hi",))) for name in expected} == expected
+    assert AnswerSettings(temperature=0.3).temperature_of(Question(1, "math", ("hi",))) == 0.3
 
 
 class Noting:
@@ -143,7 +144,9 @@ def engine():
 def test_a_later_turn_sees_the_answer_and_has_a_seed_of_its_own(engine):
     noting = Noting(engine)
     found = [
-        converse(noting, Question(number, "writing", ("Hello!", "More.")), 0, True, Wanted(max_new_tokens=8))
+        answer_question(
+            noting, Question(number, "writing", ("Hello!", "More.")), 0, True, AnswerSettings(max_new_tokens=8)
+        )
         for number in (1, 2)
     ]
     (first, _), (second, _), _, _ = noting.asked
@@ -153,12 +156,12 @@ def test_a_later_turn_sees_the_answer_and_has_a_seed_of_its_own(engine):
 
 def test_a_full_context_ends_answers_and_no_room_gives_empty_ones(engine, monkeypatch):
     monkeypatch.setattr(engine.backbone, "context", 60)
-    hot = Wanted(max_new_tokens=2000, temperature=9.0)  # so hot that no answer ends by itself
-    found = converse(engine, Question(1, "math", ("Hello!", "word " * 60, "again")), 0, True, hot)
+    hot = AnswerSettings(max_new_tokens=2000, temperature=9.0)  # so hot that no answer ends by itself
+    found = answer_question(engine, Question(1, "math", ("Hello!", "word " * 60, "again")), 0, True, hot)
     assert found["finish_reasons"] == ["context", "no room", "no room"]
     assert found["turns"][0] and found["turns"][1:] == ["", ""] and found["new_tokens"][1:] == [0, 0]
     assert 0 < found["new_tokens"][0] == len(found["accept_lengths"]) < 60
-    none = converse(engine, Question(2, "math", ("word " * 60, "more")), 0, True, hot)
+    none = answer_question(engine, Question(2, "math", ("word " * 60, "more")), 0, True, hot)
     assert none["turns"] == ["", ""] and none["finish_reasons"] == ["no room"] * 2 and none["accept_lengths"] == []
     assert sum(none["wall_time"]) > 0  # Spec-Bench divides by it
 
@@ -214,7 +217,7 @@ def test_a_complete_file_stays_and_grows_by_category(heads, tmp_path, capsys):
         ('{"question_id": 1, "category": "a", "turns": "x"}', "turns"),
         ('{"question_id": 1, "category": "a", "turns": []}', "turns"),
         ('{"question_id": 1, "turns": ["x"]}', "category"),
-        ('{"question_id": 1, "category": "a", "turns": ["x"]}\n' * 2, ":2: question 1 stands twice"),
+        ('{"question_id": 1, "category": "a", "turns": ["x"]}\n' * 2, ":2: question 1 occurs twice"),
         ("[1, 2]", "not an object"),
         ("", "empty"),
         ("\xff", "damaged"),

@@ -9,7 +9,7 @@ import pytest
 
 from mhc.commands import speed
 from mhc.errors import UserError
-from mhc.evaluation.mt_bench import read_answers
+from mhc.evaluation.answer_files import read_answers
 from mhc.evaluation.speedup import figures, paired, speed_table
 
 
@@ -124,7 +124,7 @@ def test_table_json_and_picture(tmp_path, capsys):
     assert picture.read_text().count("<svg") == 1
     rows = [json.loads(line) | {"tstamp": 1e9} for line in Path(names[1]).read_text().splitlines()]
     assert speed.main([names[0], write(tmp_path / "later.jsonl", rows)]) == 0
-    assert "not made in turn" in capsys.readouterr().out
+    assert "not interleaved" in capsys.readouterr().out
 
 
 def broken(names: tuple[str, str]) -> dict[str, tuple[list[str], str]]:
@@ -146,18 +146,18 @@ def broken(names: tuple[str, str]) -> dict[str, tuple[list[str], str]]:
         "swapped": ([plain, drafted], "plain file second"),
         "another category": ([drafted, changed("c.jsonl", lambda rows: rows[2].update(category="x"))], "question 2"),
         "fewer turns": ([drafted, changed("d.jsonl", lambda rows: _drop_turn(rows[5]))], "question 5"),
-        "twice": ([drafted, changed("e.jsonl", lambda rows: rows.append(rows[0]))], ":13: .*stands twice"),
+        "twice": ([drafted, changed("e.jsonl", lambda rows: rows.append(rows[0]))], ":13: .*occurs twice"),
         "FastChat's, without times": (
             [drafted, changed("f.jsonl", lambda rows: rows[1]["choices"][0].pop("wall_time"))],
             ":2: .*wall_time",
         ),
         "tokens in no time": (
             [drafted, changed("g.jsonl", lambda rows: rows[0]["choices"][0].update(wall_time=[0.0, 1.0]))],
-            ":1: .*no time",
+            ":1: .*in 0 seconds",
         ),
         "no such file": ([drafted, "nowhere.jsonl"], "nowhere.jsonl"),
         "an odd picture": ([drafted, plain, "--picture", "speed.gif"], r"\.png"),
-        "answers as --json": ([drafted, plain, "--json", drafted], "no speed table"),
+        "answers as --json": ([drafted, plain, "--json", drafted], "not a speed table"),
     }
 
 

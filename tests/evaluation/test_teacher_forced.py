@@ -1,56 +1,20 @@
-"""What training foretells is what decoding does, for every family, with heads that are right often enough to matter."""
+"""What training predicts is what decoding does, for every family, with heads that are right often enough to matter."""
 
 import csv
 
 import pytest
-import torch
 
-from mhc.drafters import Cascade, Diffusion, Eagle3, Medusa
 from mhc.engine import Engine
-from mhc.evaluation.teacher_forced import accuracy_by_head, foretell, kind_of, save_guesses, simulated_tokens_per_step
+from mhc.evaluation.teacher_forced import accuracy_by_head, kind_of, predict, predicted_tokens_per_step, save_guesses
 from mhc.sampling import Sampling
-from mhc.training.losses import chunked_loss
 from mhc.trees.shapes import DynamicTree, FixedTree
-from tests.test_engine import NEW, PROMPTS, TREES, answers
+from tests.helpers.drafters import HEADS, VARIANTS, memorise
+from tests.helpers.engines import NEW, PROMPTS, TREES, answers
 
-HEADS = 4
-FAMILIES = {
-    "medusa": lambda backbone: Medusa(backbone, HEADS),
-    "cascade": lambda backbone: Cascade(backbone, HEADS),
-    "cascade_tied": lambda backbone: Cascade(backbone, HEADS, tied=True),
-    "cascade_speculator": lambda backbone: Cascade(backbone, HEADS, cell="speculator"),
-    "cascade_low_rank": lambda backbone: Cascade(backbone, HEADS, cell="low_rank", rank=8),
-    "diffusion": lambda backbone: Diffusion(backbone, HEADS),
-    "diffusion_passes": lambda backbone: Diffusion(backbone, HEADS, passes=2),
-    "eagle3": lambda backbone: Eagle3(backbone, HEADS),
-    "eagle3_few_words": lambda backbone: Eagle3(backbone, HEADS, draft_vocabulary=50, context=12),
-}
-
-
-def memorise(drafter, texts: list[list[int]], prompts: list[list[int]], steps: int = 60):
-    """Teach heads the backbone's answers by heart."""
-    torch.manual_seed(0)
-    optimizer = torch.optim.AdamW(drafter.parameters(), lr=0.02, weight_decay=0.0)
-    drafter.train()
-    for _ in range(steps):
-        loss = torch.zeros(())
-        for prompt, answer in zip(prompts, texts):
-            ids = torch.tensor([prompt + answer])
-            position = torch.arange(len(prompt) - 1, ids.shape[1] - 1 - drafter.heads)
-            anchors = torch.zeros_like(position), position
-            features = drafter.backbone.features(ids, drafter.taps)
-            for head, (hidden, weight) in enumerate(drafter(features, ids, anchors)):
-                labels = ids[0, position + 2 + head]
-                loss = (
-                    loss
-                    + chunked_loss(
-                        hidden, drafter.unembedding(head), labels, weight=weight, vocabulary=drafter.vocabulary
-                    ).loss
-                )
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    return drafter.eval()
+FAMILIES = [
+    *("medusa", "cascade", "cascade_tied", "cascade_speculator", "cascade_low_rank", "diffusion", "diffusion_passes"),
+    *("eagle3", "eagle3_few_words"),
+]
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -58,7 +22,7 @@ def taught(backbones, request):
     """Heads that know three of four answers by heart, and the plain answers."""
     backbone = backbones("qwen3")
     plain = answers(Engine(backbone), 1)
-    return memorise(FAMILIES[request.param](backbone), plain[:3], PROMPTS[:3]), plain
+    return memorise(VARIANTS[request.param](backbone), PROMPTS[:3], plain[:3], steps=60, learning_rate=0.02), plain
 
 
 def per_step(found: dict) -> float:
@@ -66,15 +30,15 @@ def per_step(found: dict) -> float:
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])
-def test_real_decoding_accepts_what_training_foretells(taught, batch_size):
-    """Chains of every length: tokens per step as foretold, to the token, and the text unchanged."""
+def test_real_decoding_accepts_what_training_predicts(taught, batch_size):
+    """Chains of every length: tokens per step as predicted, to the token, and the text unchanged."""
     drafter, plain = taught
-    foretold = [foretell(drafter, prompt, answer) for prompt, answer in zip(PROMPTS, plain)]
+    predicted = [predict(drafter, prompt, answer) for prompt, answer in zip(PROMPTS, plain)]
     for levels in (1, 2, HEADS):
         engine = Engine(drafter.backbone, drafter, FixedTree.chain(levels))
         found = dict(engine.generate_ids(PROMPTS, NEW, batch_size))
         assert [found[number].token_ids for number in range(len(PROMPTS))] == plain
-        assert per_step(found) == pytest.approx(simulated_tokens_per_step(foretold, levels), abs=1e-9)
+        assert per_step(found) == pytest.approx(predicted_tokens_per_step(predicted, levels), abs=1e-9)
     assert per_step(found) > 1.6
 
 
@@ -105,11 +69,11 @@ def test_guesses_are_kept_for_the_notebooks(taught, tmp_path):
         def decode(self, ids):
             return chr(64 + ids[0])
 
-    foretold = [foretell(drafter, prompt, answer) for prompt, answer in zip(PROMPTS, plain)]
-    save_guesses(tmp_path / "guesses.csv", foretold, Letters())
+    predicted = [predict(drafter, prompt, answer) for prompt, answer in zip(PROMPTS, plain)]
+    save_guesses(tmp_path / "guesses.csv", predicted, Letters())
     rows = list(csv.DictReader((tmp_path / "guesses.csv").read_text().splitlines()))
     assert len(rows) == sum(len(answer) - 1 - head for answer in plain for head in range(HEADS))
-    accuracy = accuracy_by_head(foretold)
+    accuracy = accuracy_by_head(predicted)
     for head in range(HEADS):
         here = [int(row["rank"]) for row in rows if int(row["head"]) == head]
         assert sum(rank == 0 for rank in here) / len(here) == pytest.approx(accuracy[head]["top1"], abs=1e-4)

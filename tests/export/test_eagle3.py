@@ -12,7 +12,7 @@ from mhc.errors import UserError
 from mhc.export.eagle3 import IDS, eagle3_sglang, eagle3_vllm, speculators
 from mhc.export.eagle3_import import import_eagle3
 from mhc.export.eagle3_reading import eagle3_difference, read_eagle3_sglang, read_eagle3_vllm, read_speculators
-from tests.conftest import tiny_backbone
+from tests.helpers.backbones import tiny_backbone
 
 FORMATS = {
     "vllm": (eagle3_vllm, read_eagle3_vllm),
@@ -21,15 +21,15 @@ FORMATS = {
 }
 DRAFTERS = {
     "default taps": {},
-    "few words, layers in disorder": {"layers": [5, 1, 3], "draft_vocabulary": 20, "heads": 4},
-    "a layer twice": {"layers": [0, 4, 4], "heads": 3},
+    "few words, layers in disorder": {"taps": [5, 1, 3], "draft_vocabulary": 20, "draft_length": 4},
+    "a layer twice": {"taps": [0, 4, 4], "draft_length": 3},
     "another layer": {
         "attention_heads": 2,
         "head_width": 10,
         "inner_width": 20,
         "theta": 500.0,
         "epsilon": 1e-2,
-        "heads": 3,
+        "draft_length": 3,
     },
 }
 
@@ -47,7 +47,7 @@ def trained(backbone, **arguments) -> Eagle3:
     with torch.no_grad():
         for parameter in drafter.parameters():
             parameter.add_(torch.randn_like(parameter) * (0.3 if parameter.ndim == 1 else 0.1))
-    drafter.prepare(torch.randint(0, 99, (backbone.vocabulary_size,)))
+    drafter.choose_vocabulary(torch.randint(0, 99, (backbone.vocabulary_size,)))
     return drafter.eval()
 
 
@@ -75,7 +75,7 @@ def test_an_engine_drafts_what_training_computes(backbone, tmp_path, name, draft
 def test_the_comparison_finds_every_single_tensor_and_setting(backbone, tmp_path, name):
     """What is exported wrongly shows in the logits, whichever tensor it is."""
     write, read = FORMATS[name]
-    heads = trained(backbone, draft_vocabulary=20, heads=3)
+    heads = trained(backbone, draft_vocabulary=20, draft_length=3)
     write(heads, tmp_path)
     path = tmp_path / "model.safetensors"
     whole = load_file(path)
@@ -127,7 +127,7 @@ def test_layers_are_counted_as_each_engine_counts_them(backbone, tmp_path):
     configs = {}
     for taps, key in ((None, "usual"), ([1, 3, 6], "own")):
         for name, (write, _) in FORMATS.items():
-            write(trained(backbone, layers=taps), tmp_path / key / name)
+            write(trained(backbone, taps=taps), tmp_path / key / name)
             configs[key, name] = json.loads((tmp_path / key / name / "config.json").read_text())
     for name in ("vllm", "sglang"):
         assert IDS not in configs["usual", name] and "eagle_config" not in configs["usual", name]
@@ -145,7 +145,7 @@ def test_layers_are_counted_as_each_engine_counts_them(backbone, tmp_path):
 
 
 def test_off_by_one_layers_show(backbone, tmp_path):
-    heads = trained(backbone, layers=[1, 3, 6])
+    heads = trained(backbone, taps=[1, 3, 6])
     eagle3_sglang(heads, tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     config["eagle_config"][IDS] = [1, 3, 6]
@@ -172,7 +172,7 @@ def test_what_an_engine_cannot_serve_is_refused(backbones, tmp_path, name, archi
 def test_other_heads_and_a_single_layer_are_refused(backbone, tmp_path):
     with pytest.raises(UserError, match="Medusa"):
         eagle3_vllm(Medusa(backbone), tmp_path)
-    alone = trained(backbone, layers=[3, 3, 3])
+    alone = trained(backbone, taps=[3, 3, 3])
     with pytest.raises(UserError, match="fused already"):
         eagle3_sglang(alone, tmp_path)
     eagle3_vllm(alone, tmp_path)
@@ -186,7 +186,7 @@ def test_an_export_is_imported_as_it_was(backbone, tmp_path, name, drafter):
     FORMATS[name][0](heads, tmp_path)
     found, expected = logits(import_eagle3(tmp_path, backbone)), logits(heads)
     scale = expected[expected.isfinite()].abs().max()
-    torch.testing.assert_close(found[: heads.heads] / scale, expected / scale, atol=1e-6, rtol=0)
+    torch.testing.assert_close(found[: heads.draft_length] / scale, expected / scale, atol=1e-6, rtol=0)
 
 
 # ---- as published: SafeAILab's names and configs, grouped-query attention, torch files

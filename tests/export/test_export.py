@@ -9,32 +9,14 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import mhc.export
-from mhc.checkpoints.heads_folder import save_drafter
 from mhc.commands.export import FORMATS as TOLD
 from mhc.commands.export import main
-from mhc.drafters import Cascade, Diffusion, Drafter, Eagle3, Medusa
+from mhc.drafters import Cascade, Diffusion, Eagle3, Medusa
 from mhc.errors import UserError
 from mhc.export import FORMATS, export
-from mhc.trees.shapes import FixedTree
-
-
-def shaken(drafter: Drafter, amount: float = 0.2) -> Drafter:
-    """The drafter with every weight off its start, which is the identity for most."""
-    dice = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in drafter.parameters():
-            parameter.add_(amount * torch.randn(parameter.shape, generator=dice))
-    return drafter
-
-
-def checkpoint(folder, drafter: Drafter):
-    """`drafter`, shaken, as a folder."""
-    save_drafter(folder / "heads", shaken(drafter), FixedTree.chain(drafter.heads))
-    return folder / "heads"
-
+from tests.helpers.exports import assert_every_tensor_counts, checkpoint
 
 MEDUSA = [(1, False), (1, True), (2, False), (2, True)]  # blocks, lm_heads of their own
-SPECULATORS = [(1, False, False), (3, False, False), (3, True, False), (3, True, True), (1, True, True)]
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma3_text", "gpt_neox"])
@@ -48,25 +30,6 @@ def test_medusa_comes_back(backbones, tmp_path, format, blocks, own, architectur
     assert set(written.files) == {file.name for file in (tmp_path / "out").iterdir()} and "README.md" in written.files
     assert {path.name for path in tmp_path.iterdir()} == {"heads", "out"}
     assert str(tmp_path / "out") in written.command and "exporting" not in written.command
-
-
-@pytest.mark.parametrize("architecture", ["llama", "gemma3_text"])
-@pytest.mark.parametrize("heads, tied, own", SPECULATORS)
-def test_a_speculator_cascade_comes_back(backbones, tmp_path, heads, tied, own, architecture):
-    backbone = backbones(architecture)
-    drafter = Cascade(backbone, heads=heads, cell="speculator", tied=tied, own_lm_head=own)
-    written = export(checkpoint(tmp_path, drafter), "mlp-speculator", tmp_path / "out", backbone)
-    assert written.difference < 3e-6  # folded matrices: a few roundings
-    tensors = load_file(tmp_path / "out" / "model.safetensors")
-    shared = heads == 1 or (tied and not own)
-    assert len(tensors) == (6 if shared else 5 * heads)
-    assert ("TGI 2.3 to 3.3" if shared else "TGI 2.0.3 to 2.2 only") in written.command
-
-
-def test_a_speculator_folds_a_bias_of_the_lm_head(backbones, tmp_path):
-    backbone = biased(backbones("llama"))
-    heads = checkpoint(tmp_path, Cascade(backbone, heads=2, cell="speculator"))
-    assert export(heads, "mlp-speculator", tmp_path / "out", backbone).difference < 3e-6
 
 
 def biased(backbone):
@@ -84,7 +47,7 @@ def biased(backbone):
 
 @pytest.mark.parametrize(
     "family",
-    [Medusa, Cascade, lambda b: Diffusion(b, heads=3), lambda b: Eagle3(b, heads=2)],
+    [Medusa, Cascade, lambda b: Diffusion(b, draft_length=3), lambda b: Eagle3(b, draft_length=2)],
     ids=["medusa", "cascade", "diffusion", "eagle3"],
 )
 def test_hf_takes_every_family(tiny, tmp_path, family):
@@ -104,35 +67,10 @@ def test_hf_names_the_backbone_as_it_was_given(backbones, tmp_path, monkeypatch)
     assert "/home" not in (tmp_path / "out" / "drafter.json").read_text() + written.command
 
 
-def assert_every_tensor_counts(backbone, drafter, format, tmp_path, harm):
-    """A tensor that is harmed, missing, renamed or cut is seen, whichever it is."""
-    export(checkpoint(tmp_path, drafter), format, tmp_path / "out", backbone)
-    path = next((tmp_path / "out").glob("*.safetensors"))
-    whole, chosen = load_file(path), FORMATS[format]
-
-    def apart(tensors) -> float:
-        save_file(tensors, path)
-        return chosen.difference(drafter.eval(), chosen.read(tmp_path / "out", backbone))
-
-    for name, tensor in whole.items():
-        assert apart(whole | {name: harm(tensor)}) > 1e-3, name
-        others = {other: value for other, value in whole.items() if other != name}
-        with pytest.raises(UserError, match=f"lacks {name}"):
-            apart(others)
-        with pytest.raises(UserError, match=f"lacks {name} and has {name}.renamed, unread"):
-            apart(others | {f"{name}.renamed": tensor})
-        with pytest.raises(UserError, match=f"{name} is"):
-            apart(whole | {name: tensor[1:].clone()})
-    assert apart(whole) < 1e-5
-
-
-@pytest.mark.parametrize("format", ["tgi-medusa", "vllm-medusa", "mlp-speculator"])
+@pytest.mark.parametrize("format", ["tgi-medusa", "vllm-medusa"])
 def test_every_tensor_counts_and_none_is_passed_over(backbones, tmp_path, format):
     backbone = backbones("llama")
-    if format == "mlp-speculator":
-        drafter = Cascade(backbone, heads=2, cell="speculator")
-    else:
-        drafter = Medusa(backbone, heads=2, own_lm_head=True)
+    drafter = Medusa(backbone, heads=2, own_lm_head=True)
     assert_every_tensor_counts(backbone, drafter, format, tmp_path, lambda tensor: tensor * 1.1)
 
 
@@ -146,14 +84,11 @@ def test_every_tensor_counts_and_none_is_passed_over(backbones, tmp_path, format
         ("vllm-medusa", {"num_heads": 3}, "lacks blocks.2"),
         ("tgi-medusa", {"architectures": ["MedusaModel"]}, "names architectures"),
         ("tgi-medusa", {"medusa_num_heads": 0}, "medusa_num_heads 0"),
-        ("mlp-speculator", {"scale_input": True}, "scale_input is True"),
-        ("mlp-speculator", {"n_predict": 3}, "needs n_predict, 3, numbers"),
-        ("mlp-speculator", {"inner_dim": 32}, "is \\(61, 40\\), the config wants \\(61, 32\\)"),
     ],
 )
 def test_a_config_that_misleads_the_engine_is_an_error(backbones, tmp_path, format, change, told):
     backbone = backbones("llama")
-    drafter = Cascade(backbone, heads=2, cell="speculator") if format[0] == "m" else Medusa(backbone, heads=2)
+    drafter = Medusa(backbone, heads=2)
     export(checkpoint(tmp_path, drafter), format, tmp_path / "out", backbone)
     config = tmp_path / "out" / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | change))
@@ -165,9 +100,7 @@ def test_a_config_that_misleads_the_engine_is_an_error(backbones, tmp_path, form
     "format, family, told",
     [
         ("vllm-medusa", Cascade, "do not see each other|see the hidden state alone.*run.py serve"),
-        ("tgi-medusa", lambda b: Eagle3(b, heads=2), "export eagle3-vllm"),
-        ("mlp-speculator", Medusa, "export vllm-medusa"),
-        ("mlp-speculator", Cascade, "cell: residual.*train a cascade with cell: speculator"),
+        ("tgi-medusa", lambda b: Eagle3(b, draft_length=2), "export eagle3-vllm"),
     ],
 )
 def test_what_an_engine_cannot_serve_is_refused_with_the_nearest_choice(tiny, tmp_path, format, family, told):

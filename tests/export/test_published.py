@@ -2,8 +2,6 @@
 
 import json
 import pickle
-import sys
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -39,7 +37,7 @@ def published(folder, drafter: Medusa, suffix: str = ".pt", prefix: str = "", **
     folder.mkdir(exist_ok=True)
     write = torch.save if suffix == ".pt" else save_file
     write(tensors, folder / f"medusa_lm_head{suffix}")
-    described = {"medusa_num_heads": drafter.heads, "medusa_num_layers": len(drafter.stacks[0])}
+    described = {"medusa_num_heads": drafter.draft_length, "medusa_num_layers": len(drafter.stacks[0])}
     described |= {"base_model_name_or_path": "lmsys/vicuna-7b-v1.3", "transformers_version": "4.31.0"} | config
     (folder / "config.json").write_text(json.dumps(described))
     return folder
@@ -70,7 +68,7 @@ def test_an_export_comes_back(backbones, tmp_path, format, own):
 def test_the_tensors_count_the_heads(backbones, tmp_path):
     """config.json of the published Vicuna heads says 2 and the file has 5."""
     ours = read_published(published(tmp_path, medusa(backbones("llama")), medusa_num_heads=2), backbones("llama"))
-    assert ours.heads == 3
+    assert ours.draft_length == 3
 
 
 def test_half_precision_lm_heads_that_are_the_backbones_are_not_kept_twice(backbones, tmp_path):
@@ -145,8 +143,7 @@ def test_heads_of_another_model_or_kind_are_refused(backbones, tmp_path):
 
 
 def test_eagle_heads_are_known_by_their_config(backbones, tmp_path, monkeypatch):
-    known = SimpleNamespace(import_eagle3=lambda folder, backbone: (folder, backbone))
-    monkeypatch.setitem(sys.modules, "mhc.export.eagle3_import", known)
+    monkeypatch.setattr("mhc.export.published.import_eagle3", lambda folder, backbone: (folder, backbone))
     for config in ({"architectures": ["LlamaForCausalLMEagle3"]}, {"speculators_model_type": "eagle3"}):
         (tmp_path / "config.json").write_text(json.dumps(config))
         assert read_published(tmp_path, backbones("llama")) == (tmp_path, backbones("llama"))

@@ -8,7 +8,7 @@ import pytest
 from mhc.drafters import Cascade, Medusa
 from mhc.errors import UserError
 from mhc.export import FORMATS, export
-from tests.export.test_export import assert_every_tensor_counts, checkpoint
+from tests.helpers.exports import assert_every_tensor_counts, checkpoint
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma2", "gemma3_text", "gpt_neox"])
@@ -69,7 +69,7 @@ def test_a_config_that_misleads_the_plugin_is_an_error(backbones, tmp_path, chan
         (
             "vllm-cascade",
             lambda b: Cascade(b, cell="speculator"),
-            "export mlp-speculator, or train with cell: residual",
+            "run.py serve.*or train with cell: residual",
         ),
         ("vllm-cascade", lambda b: Cascade(b, cell="low_rank"), "run.py serve.*or train with cell: residual"),
         ("vllm-tied-cascade", Cascade, "heads of their own: export vllm-cascade, or train with tied: true"),

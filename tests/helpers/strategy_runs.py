@@ -68,8 +68,8 @@ def strategy_of(name: str):
 # Heads with matrices of their own that are read as they are, not through a module: what sharding makes hard.
 DRAFTERS = {
     "cascade": partial(Cascade, heads=3, cell="low_rank", rank=8, own_lm_head=True),
-    "eagle3": partial(Eagle3, heads=2, layers=[0, 1, 1], draft_vocabulary=100),
-    "diffusion": partial(Diffusion, heads=2),
+    "eagle3": partial(Eagle3, draft_length=2, taps=[0, 1, 1], draft_vocabulary=100),
+    "diffusion": partial(Diffusion, draft_length=2),
 }
 
 

@@ -17,7 +17,7 @@ from mhc.lm.evaluation import perplexity, ratio, windows
 from mhc.lm.exams import Exam, Question, Subject, read_exam
 from mhc.lm.sitting import CHINESE, ENGLISH, sit
 from mhc.text.encoding import encode
-from tests.conftest import tiny_backbone
+from tests.helpers.backbones import tiny_backbone
 from tests.helpers.killed_runs import tiny_model
 
 DOCUMENTS = [[{"role": "document", "content": text}] for text in ("What is 3 plus 4?", "7 is very surely 7. " * 5, "é")]
@@ -288,12 +288,12 @@ def test_results_are_kept_beside_the_model(folder, exams, tmp_path, capsys):
         ([], "nothing to measure"),
         (["--perplexity", "no.jsonl"], "no.jsonl"),
         (["--exams", "no.zip"], "no.zip"),
-        (["--exams", "{texts}"], "no readable ZIP"),
+        (["--exams", "{texts}"], "not a readable ZIP"),
         (["--exams", "{empty}"], "no exam"),
         (["--exams", "{exam}", "--subjects", "sumz"], "sums"),
         (["--exams", "{exam}", "--shots", "-1"], "--shots"),
         (["--perplexity", "{texts}", "--max_length", "999999"], "--max_length"),
-        (["--perplexity", "{texts}", "--out", "{texts}"], "no evaluation"),
+        (["--perplexity", "{texts}", "--out", "{texts}"], "not an evaluation"),
         (["--model", "/no/model", "--perplexity", "{texts}"], "/no/model"),
     ],
 )

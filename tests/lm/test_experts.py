@@ -8,8 +8,8 @@ import torch
 from mhc.backbone.model import packed_options
 from mhc.backbone.packing import Packing
 from mhc.lm.experts import FIGURES, balance, routed_config, usage
-from tests.conftest import tiny_backbone
-from tests.lm.test_models import shrunk
+from tests.helpers.backbones import tiny_backbone
+from tests.helpers.language_models import shrunk
 
 MODELS = {
     "ernie4_5_moe": lambda: shrunk("moe-145m"),

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from mhc.lm.measures import Answers, NGrams, answers, paired_gain, preference_accuracy, standard_errors
+from mhc.lm.measures import Answers, NGrams, answers, preference_accuracy, standard_errors
 from tests.helpers.killed_runs import tiny_model
 
 
@@ -54,32 +54,10 @@ def test_masked_tokens_do_not_count():
     assert model.loss([(ids, mask)]) == pytest.approx(-math.log(model.probability((), 0)))
 
 
-def test_forms():
-    fine = "<think>\n1 + 1 = 2\n</think>\n<answer>\n2\n</answer>"
-    broken = [
-        fine.replace("</think>", ""),
-        fine + "<answer>\n3\n</answer>",
-        "2",
-        fine.replace("1 + 1 = 2", ""),
-        "Well. " + fine,
-        fine.replace("\n2\n", "\n<think>\n"),
-    ]
-    found = Answers([fine, *broken], [True] * 7, ("<|im_end|>",))
-    assert found.reasoned == pytest.approx(1 / 7) and found.well_formed == 1
-    assert Answers([fine], [False], ()).reasoned == Answers([fine], [False], ()).well_formed == 0
-    assert Answers([fine, "a <|im_start|>", "  "], [True] * 3, ("<|im_start|>",)).well_formed == pytest.approx(1 / 3)
-    assert found.right([fine.replace("1 + 1 = 2", "x"), *[fine] * 6]) == pytest.approx(1 / 7)
-
-
-def test_paired_gain_has_the_error_of_seeds_and_of_prompts():
-    better = [[True, True, False, True], [True, False, False, True]]
-    worse = [[True, False, False, False], [True, False, False, False]]
-    gain, by_seed, by_prompt = paired_gain(better, worse)
-    assert gain == pytest.approx(3 / 8)
-    assert by_seed == pytest.approx(1 / 8)  # 1/2 and 1/4
-    assert by_prompt == pytest.approx(math.sqrt((9 + 1 + 9 + 25) / 64 / 3) / 2)  # 0, 1/2, 0 and 1
-    same = paired_gain(worse, worse)
-    assert same == (0, 0, 0)
+def test_well_formed_answers_end_say_something_and_hold_no_control_token():
+    assert Answers(["Well."] * 7, [True] * 7, ("<|im_end|>",)).well_formed == 1
+    assert Answers(["Well."], [False], ()).well_formed == 0
+    assert Answers(["Well.", "a <|im_start|>", "  "], [True] * 3, ("<|im_start|>",)).well_formed == pytest.approx(1 / 3)
 
 
 def test_standard_errors():

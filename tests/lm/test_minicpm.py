@@ -1,6 +1,7 @@
 """MiniCPM4 as a Llama: equal to Granite, which has the same three constants as settings of its own."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,12 +9,19 @@ from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from mhc.errors import UserError
-from mhc.lm.minicpm import convert
-from tests.conftest import SIZES
+from tests.helpers.backbones import SIZES
+
+
+@pytest.fixture
+def convert(monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "configs/backbone")
+    from minicpm4_to_llama import convert
+
+    return convert
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_the_converted_model_computes_the_same(tmp_path, tied):
+def test_the_converted_model_computes_the_same(convert, tmp_path, tied):
     constants = {"scale_emb": 12, "scale_depth": 1.4, "dim_model_base": 8}
     multipliers = {
         "embedding_multiplier": 12.0,
@@ -40,8 +48,8 @@ def test_the_converted_model_computes_the_same(tmp_path, tied):
         torch.testing.assert_close(found(ids).logits, model(ids).logits, atol=1e-5, rtol=1e-4)
 
 
-def test_another_model_is_refused(tmp_path):
+def test_another_model_is_refused(convert, tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
-    with pytest.raises(UserError, match="no MiniCPM4"):
+    with pytest.raises(UserError, match="not MiniCPM4"):
         convert(tmp_path, tmp_path / "out")
     assert not (tmp_path / "out").exists()

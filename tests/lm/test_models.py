@@ -9,10 +9,10 @@ from mhc.backbone.model import Backbone
 from mhc.drafters import Cascade, Medusa
 from mhc.engine import Engine
 from mhc.trees.shapes import DynamicTree, FixedTree
-from tests.commands.test_command_line import ROOT
-from tests.test_engine import NEW, PROMPTS, answers, randomised, reference
+from tests.helpers.drafters import randomised
+from tests.helpers.engines import NEW, PROMPTS, answers, reference
+from tests.helpers.language_models import FILES, shrunk, sizes_of
 
-FILES = {path.stem: path for path in sorted((ROOT / "configs/lm/models").glob("*.yaml"))}
 PARAMETERS = {
     "dense-5m": 4_951_296,
     "dense-26m": 25_829_888,
@@ -23,37 +23,12 @@ PARAMETERS = {
 }
 CORRECTION = {"moe-145m": 8 * 4}  # ERNIE's bias of each of 4 experts in 8 layers
 ACTIVE = {"moe-145m": 91_945_600, "moe-198m": 63_936_768}
-NARROW = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "vocab_size": 61, "head_dim": 8}
-ENDS = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
-
-
-def sizes_of(name: str) -> dict:
-    """What the file says of the model."""
-    return yaml.safe_load(FILES[name].read_text())["model"]["init_args"]["model"]
 
 
 def yarn() -> dict:
     """What dense-26m.yaml offers in a comment."""
     (line,) = (line for line in FILES["dense-26m"].read_text().splitlines() if "# rope_parameters:" in line)
     return yaml.safe_load(line.replace("#", "", 1))
-
-
-def shrunk(name: str, **changes) -> AutoModelForCausalLM:
-    """The file's architecture with a few narrow layers, these scaled up so that its choices are neither ties nor, the
-    embeddings being tied, the same token again and again."""
-    sizes, narrow = sizes_of(name), dict(NARROW)
-    if "moe_intermediate_size" in sizes:
-        narrow["moe_intermediate_size"] = 32
-    if "head_dim" not in sizes:
-        narrow.pop("head_dim")
-    torch.manual_seed(0)
-    config = AutoConfig.for_model(**(sizes | narrow | ENDS | changes))
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
-    with torch.no_grad():
-        for part, parameter in model.named_parameters():
-            if parameter.ndim > 1 and ".layers." in part and not part.endswith("e_score_correction_bias"):
-                parameter.mul_(16)
-    return model
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -104,7 +79,7 @@ def test_it_takes_heads_and_its_text_stays(name, family, batch_size):
     expected = [reference(Backbone(model), prompt) for prompt in PROMPTS]
     backbone = Backbone(model)
     for tree in (FixedTree([[0], [1], [0, 0], [0, 1], [0, 0, 0]]), DynamicTree(width=3, depth=4, budget=14)):
-        engine = Engine(backbone, randomised(family(backbone, heads=4)), tree)
+        engine = Engine(backbone, randomised(family(backbone, 4)), tree)
         assert answers(engine, batch_size) == expected
 
 

@@ -10,10 +10,8 @@ from mhc.backbone.model import Backbone
 from mhc.errors import UserError
 from mhc.lm.module import LMModule
 from mhc.lm.objectives import Distillation, NextToken, Preference, Reasoning, tag_tokens
-from mhc.lm.tokenizer import train_tokenizer
-from tests.conftest import SIZES
+from tests.helpers.language_models import TEXT, a_module
 
-TEXT = ["<think>\none and two\n</think>\n<answer>\nthree\n</answer>", "a question with some words"]
 ROWS, LENGTH = 4, 24
 # Losses of steps 0 and 4 of `train` below: a refactor that moves them is no refactor.
 GOLDEN = {
@@ -22,24 +20,6 @@ GOLDEN = {
     "reasoning": (20.4574, 15.1587),
     "preference": (0.6931, 0.0845),
 }
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tokenizer")
-    train_tokenizer(TEXT, 300).save_pretrained(folder)
-    return str(folder)
-
-
-def a_module(tokenizer, objective, width: int = 32, **more) -> LMModule:
-    """A tiny Llama whose choices are no ties, and its objective."""
-    torch.manual_seed(0)
-    sizes = SIZES | {"model_type": "llama", "vocab_size": 300, "hidden_size": width}
-    module = LMModule(sizes, tokenizer, objective, learning_rate=0.01, **more)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.mul_(4 if parameter.ndim > 1 else 1)
-    return module
 
 
 @pytest.fixture

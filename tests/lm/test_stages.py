@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from datamodules.readers import read_conversations
 from mhc.corpus.faults import FAULTS
 from mhc.corpus.identity import identity
 from mhc.corpus.reasoning import PROBLEMS
 from mhc.corpus.stages import chats, documents, preferences, reasoning, write
 from mhc.errors import UserError
 from mhc.text.splits import split_of
+from tests.helpers.conversations import read_conversations
 
 ROOT = Path(__file__).parents[2]
 SMALL = {"pretrain": 60, "chats": 50, "preferences": 40, "reasoning": 30}

@@ -16,7 +16,7 @@ UNICODE = st.text(st.characters(exclude_categories=["Cs"]))
 
 
 def _texts() -> list[str]:
-    return [m["content"] for d in dialogues(300, seed=5, docs_share=0) for m in d["messages"]]
+    return [m["content"] for d in dialogues(300, seed=5, documentation_share=0) for m in d["messages"]]
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from callbacks.training_cost import real_tokens
 from datamodules import ConversationData
 from mhc.backbone.model import Backbone
 from mhc.backbone.packing import PADDING
-from tests.commands.test_command_line import CASCADE, COMMON, ROOT, small, sums
+from tests.helpers.runs import CASCADE, COMMON, ROOT, small, sums
 
 KEY, OTHER = "planted1" * 6, "planted2" * 6  # of 48 characters; wandb wants 40 or more
 WANDB = ["--config", str(ROOT / "configs/logger/wandb.yaml")]

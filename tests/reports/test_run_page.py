@@ -9,11 +9,11 @@ import pytest
 
 import run
 from mhc.errors import UserError
-from mhc.reports.html import duration
 from mhc.reports.plots import MOST_POINTS, curves_svg, tree_svg
 from mhc.reports.run_logs import read_logs
 from mhc.reports.run_page import report
-from tests.commands.test_command_line import CASCADE, COMMON, small, sums
+from mhc.util.duration import duration
+from tests.helpers.runs import CASCADE, COMMON, small, sums
 
 VOID = {"meta", "path", "use", "rect", "circle", "line"}
 

@@ -5,24 +5,20 @@ import re
 import signal
 import subprocess
 import sys
-import threading
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
-import uvicorn
 
 from mhc.backbone.model import Backbone
 from mhc.checkpoints.heads_folder import save_drafter
 from mhc.drafters import Cascade
 from mhc.engine import Engine
-from mhc.serve.app import Limits, build
 from mhc.text.encoding import prompt_ids
 from mhc.trees.shapes import FixedTree
-from tests.conftest import memorise
+from tests.helpers.drafters import memorise
+from tests.helpers.servers import QUESTIONS, serve
 
-QUESTIONS = ["Hello!", "Give me three tips for good sleep.", "Write a thank-you letter.", "What is 12 + 30?"]
 ROOT = Path(__file__).parents[2]
 
 
@@ -34,41 +30,15 @@ def heads(tmp_path_factory) -> Path:
     backbone = Backbone.load("pocket", decoding=False)
     drafter = Cascade(backbone, heads=3)
     prompts = [prompt_ids(backbone.tokenizer, [{"role": "user", "content": text}]) for text in QUESTIONS]
-    memorise(drafter, prompts, 64, steps=100)
+    answers = [Engine(backbone).generate(prompt, 64, plain=True).token_ids for prompt in prompts]
+    memorise(drafter, prompts, answers, steps=30, learning_rate=2e-3)
     save_drafter(folder, drafter.eval(), FixedTree([(0,), (1,), (0, 0), (0, 0, 0)]))
     return folder
 
 
-@dataclass
-class Live:
-    """A server in this process: its address, the engine that it serves, and the application."""
-
-    url: str
-    engine: Engine
-    app: object
-
-
-def serve(engine: Engine, **limits):
-    """Serve an engine from a thread until the generator is closed."""
-    app = build(engine, "pocket", Limits(**limits))
-    server = uvicorn.Server(
-        uvicorn.Config(app, port=0, log_level="warning", lifespan="on", timeout_graceful_shutdown=5)
-    )
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        thread.join(0.01)
-        assert thread.is_alive(), "the server did not start"
-    port = server.servers[0].sockets[0].getsockname()[1]
-    yield Live(f"http://127.0.0.1:{port}", engine, app)
-    server.should_exit = True
-    thread.join(20)
-    assert not thread.is_alive(), "the server did not end"
-
-
 @pytest.fixture(scope="session")
 def engine(heads) -> Engine:
-    return Engine.from_checkpoint(str(heads), device="cpu", dtype=torch.float32).for_many()
+    return Engine.from_checkpoint(str(heads), device="cpu", dtype=torch.float32).with_large_batch_tree()
 
 
 @pytest.fixture(scope="module")

@@ -14,12 +14,12 @@ import openai
 import pytest
 import torch
 
-from mhc.decoding.scheduler import Piece
+from mhc.decoding.request import StepOutput
 from mhc.sampling import GREEDY, Sampling
 from mhc.serve.answers import Choice
 from mhc.text.detokenizer import TextStream
 from mhc.text.encoding import prompt_ids
-from tests.serve.conftest import QUESTIONS, serve
+from tests.helpers.servers import QUESTIONS, serve
 
 CHAT = "/v1/chat/completions"
 
@@ -47,10 +47,11 @@ def offline(live, messages: list[dict], new: int, sampling: Sampling = GREEDY):
 
 
 def settle(live) -> None:
-    """Wait until nothing is being decoded."""
-    worker = live.app.state.server.worker
+    """Wait until nothing is being decoded or still to be counted: five quiet looks in a row."""
+    worker, quiet = live.app.state.server.worker, 0
     for _ in range(500):
-        if not worker.jobs and not worker.session.busy:
+        quiet = 0 if worker.jobs or worker.scheduler.busy or not worker._commands.empty() else quiet + 1
+        if quiet == 5:
             return
         time.sleep(0.02)
     raise AssertionError("answers are still being made")
@@ -230,8 +231,8 @@ def test_what_comes_after_a_stop_string_counts_no_more(live):
     tokenizer = live.engine.backbone.tokenizer
     ids = tokenizer("one two three", add_special_tokens=False)["input_ids"]
     choice = Choice(tokenizer, set(), ["two"])
-    run = SimpleNamespace(open={0}, stop=lambda index: None, close=lambda: None, pieces=queue.SimpleQueue())
-    waiting = [(0, Piece(0, ids, None)), (0, Piece(0, ids, None)), (0, Piece(0, ids, "length"))]
+    run = SimpleNamespace(open={0}, stop=lambda index: None, close=lambda: None, outputs=queue.SimpleQueue())
+    waiting = [(0, StepOutput(0, ids, None)), (0, StepOutput(0, ids, None)), (0, StepOutput(0, ids, "length"))]
 
     async def following(patience):
         if len(waiting) == 1:
@@ -476,7 +477,7 @@ def test_counters(live, http):
     grown = {name: value - before.get(name, 0) for name, value in after.items()}
     assert grown["mhc_generated_tokens_total"] == 30 and grown["mhc_steps_total"] == told["steps"]
     assert grown["mhc_prompt_tokens_total"] == answer["usage"]["prompt_tokens"]
-    heads = range(live.engine.drafter.heads)
+    heads = range(live.engine.drafter.draft_length)
     accepted = [grown[f'mhc_accepted_tokens_total{{head="{head}"}}'] for head in heads]
     drafted = [grown[f'mhc_drafted_tokens_total{{head="{head}"}}'] for head in heads]
     assert sum(accepted) == 30 - told["steps"] and accepted == sorted(accepted, reverse=True)
@@ -494,7 +495,7 @@ def test_a_dead_engine_is_told(engine, monkeypatch, caplog):
         def fail():
             raise RuntimeError("a broken card")
 
-        monkeypatch.setattr(live.app.state.server.worker.session, "step", fail)
+        monkeypatch.setattr(live.app.state.server.worker.scheduler, "step", fail)
         body = {"messages": user("x"), "max_tokens": 5}
         assert http.post(CHAT, json=body).status_code == 503
         assert http.get("/health").status_code == 503

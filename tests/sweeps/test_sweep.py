@@ -22,7 +22,7 @@ from mhc.errors import UserError
 from mhc.sweeps.parallel_coordinates import FAILED_AT, RED, parallel_figure, spread
 from mhc.sweeps.schema import Parameter, read_sweep, short_names
 from mhc.sweeps.trials import only_runner, read_logged, run_trial
-from tests.commands.test_command_line import sums
+from tests.helpers.runs import sums
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "configs/sweeps").glob("*.yaml"))
@@ -215,7 +215,7 @@ def test_killed_at_any_moment_it_goes_on(here):
     told = (here / "told.txt").read_text()
     assert_six(results(out))
     assert sorted(recorded(out)) == [1, 2, 3, 4, 5, 6]
-    assert "going on" in told and "interrupted" in told and "still running: waiting for its end" in told
+    assert "resuming" in told and "interrupted" in told and "still running: waiting for its end" in told
     assert "Traceback" not in told
     for n in (5, 6):  # without checkpoints: started anew in a clean folder
         assert [step for step, _ in read_logged(out / f"trial-00{n}")["val/score"]] == [0, 1, 2, 3, 4]
@@ -285,7 +285,7 @@ def test_random_trials_hang_on_seed_and_number_alone(here):
 MISTAKES = {
     "no such file": (None, "absent.yaml"),
     "no YAML": ("method: [grid", "not valid YAML"),
-    "no mapping": ("- grid", "no mapping"),
+    "no mapping": ("- grid", "not a mapping"),
     "bayes": ({"method": "bayes"}, "`wandb agent` runs bayes"),
     "early_terminate": ({"early_terminate": {"type": "hyperband", "min_iter": 3}}, "early_terminate"),
     "no metric": ({"metric": None}, "metric must have a name"),

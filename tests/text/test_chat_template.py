@@ -19,7 +19,7 @@ from datamodules.batching import collate
 from mhc.errors import UserError
 from mhc.text.chat_template import template_fingerprint
 from mhc.text.encoding import encode, encode_batch, prompt_ids
-from tests.text.test_encoding import CHATML_TOKENS, LLAMA3_TOKENS, TOKENIZERS, make, make_sentencepiece
+from tests.helpers.templates import CHATML_TOKENS, LLAMA3_TOKENS, TOKENIZERS, make, make_sentencepiece
 
 FOLDER = Path(__file__).parents[1] / "templates"
 DEEPSEEK_TOKENS = [
@@ -369,5 +369,5 @@ def test_where_calls_end_only_tags_can_say(name, called):
 
 
 def test_tools_that_a_template_drops_are_named():
-    with pytest.raises(UserError, match="drops what system or tool turns say, or tools"):
+    with pytest.raises(UserError, match="drops system or tool turns, or their tools and calls"):
         prompt_ids(byte_level("chatml"), ASKED)

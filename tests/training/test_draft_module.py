@@ -11,7 +11,7 @@ from mhc.backbone.model import Backbone
 from mhc.drafters import Cascade, Diffusion, Eagle3, Medusa
 from mhc.errors import UserError
 from mhc.training.draft_module import DraftModule
-from tests.conftest import tiny_backbone
+from tests.helpers.backbones import tiny_backbone
 
 # Losses of steps 0 and 24 of `train` below: a refactor that moves them is no refactor.
 GOLDEN = {
@@ -29,7 +29,7 @@ def module(monkeypatch):
     def build(family, **arguments) -> DraftModule:
         monkeypatch.setattr(Backbone, "load", classmethod(lambda cls, name, **_: tiny_backbone("llama")))
         torch.manual_seed(0)
-        return DraftModule(lambda backbone: family(backbone, heads=3), "tiny", learning_rate=0.01, **arguments)
+        return DraftModule(lambda backbone: family(backbone, 3), "tiny", learning_rate=0.01, **arguments)
 
     return build
 
@@ -144,7 +144,7 @@ def test_heads_learn_the_backbones_distribution(module, family, objective):
     built.drafter.eval()
     _, after = built.losses(**a_batch())
     for head in range(3):
-        assert 0 <= before[f"head{head}_acceptance"][0] < after[f"head{head}_acceptance"][0] <= 1
+        assert 0 <= before[f"head{head}_overlap"][0] < after[f"head{head}_overlap"][0] <= 1
 
 
 def test_unknown_settings_are_named(module):
@@ -162,8 +162,8 @@ def test_unknown_settings_are_named(module):
         (Diffusion, {"schedule": "cosine"}, "kappa"),
         (Diffusion, {"weighting": "half"}, "scheduler"),
         (Diffusion, {"passes": 9}, "passes"),
-        (Eagle3, {"layers": [0, 1]}, "three"),
-        (Eagle3, {"layers": [0, 1, 7]}, "three"),
+        (Eagle3, {"taps": [0, 1]}, "three"),
+        (Eagle3, {"taps": [0, 1, 7]}, "three"),
         (Eagle3, {"draft_vocabulary": 1000}, "draft_vocabulary"),
         (Eagle3, {"context": 1}, "context"),
     ],

@@ -5,7 +5,7 @@ import torch
 from torch.nn.functional import cross_entropy, kl_div
 
 import mhc.training.losses
-from mhc.estimate.fake_step import Held
+from mhc.estimate.fake_step import AllocationTracker
 from mhc.training.draft_module import find_anchors
 from mhc.training.losses import Teacher, chunked_loss
 
@@ -77,10 +77,10 @@ def test_the_loss_in_bf16_is_fp32s(objective, trained):
 def test_logits_of_all_positions_never_exist_at_once(trained):
     """8,192 anchors over 2,000 tokens: their logits are 62.5 MiB; 4 chunks' worth and the gradients are held."""
     hidden, weight, labels, _ = a_head(trained, count=8192, width=16)
-    with Held([hidden, weight, labels]) as held:
+    with AllocationTracker([hidden, weight, labels]) as held:
         chunked_loss(hidden, (weight,), labels).loss.backward()
     chunk = mhc.training.losses.CHUNK * 2000 * 4
-    assert held.most < 4 * chunk + 4 * (hidden.nbytes + weight.nbytes) < 0.35 * 8192 * 2000 * 4
+    assert held.peak < 4 * chunk + 4 * (hidden.nbytes + weight.nbytes) < 0.35 * 8192 * 2000 * 4
 
 
 def test_nothing_supervised_is_no_loss():

@@ -7,7 +7,7 @@ import run
 from mhc.backbone.model import Backbone
 from mhc.errors import UserError
 from mhc.training.trainer_settings import Precision, precision_of, require_precision
-from tests.commands.test_command_line import CASCADE, COMMON, ROOT, conversations, small  # noqa: F401 (a fixture)
+from tests.helpers.runs import CASCADE, COMMON, ROOT, small
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 GPU = ["--config", str(ROOT / "configs/trainer/gpu.yaml")]
@@ -59,7 +59,7 @@ def test_a_backbone_goes_with_what_reads_it():
 )
 @pytest.mark.parametrize("more", [[], ["--dry_run"]], ids=["fit", "dry run"])
 def test_what_cannot_be_is_one_line_before_anything_is_loaded(
-    conversations,  # noqa: F811
+    conversations,
     tmp_path,
     capsys,
     monkeypatch,
@@ -85,7 +85,7 @@ def test_what_cannot_be_is_one_line_before_anything_is_loaded(
         (["--trainer.val_check_interval", "1000"], "val_check_interval"),
     ],
 )
-def test_what_lightning_refuses_is_one_line(conversations, tmp_path, capsys, monkeypatch, flags, named):  # noqa: F811
+def test_what_lightning_refuses_is_one_line(conversations, tmp_path, capsys, monkeypatch, flags, named):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert run.main(["fit", *COMMON, *CASCADE, *small(tmp_path / "run", conversations), *flags]) == 2
     told = capsys.readouterr().err
@@ -93,13 +93,13 @@ def test_what_lightning_refuses_is_one_line(conversations, tmp_path, capsys, mon
     assert not list(tmp_path.rglob("*.ckpt"))
 
 
-def test_lightnings_strategies_of_one_whole_backbone_are_taken(conversations, tmp_path, capsys):  # noqa: F811
+def test_lightnings_strategies_of_one_whole_backbone_are_taken(conversations, tmp_path, capsys):
     chosen = ["fit", *COMMON, *CASCADE, *small(tmp_path / "run", conversations), "--dry_run"]
     assert run.main([*chosen, CLASS, "lightning.pytorch.strategies.DDPStrategy", "--trainer.devices", "2"]) == 0
     assert "on each of 2 cpu (ddp)" in capsys.readouterr().out
 
 
-def test_untrained_weights_are_told(conversations, tmp_path, capsys):  # noqa: F811
+def test_untrained_weights_are_told(conversations, tmp_path, capsys):
     assert run.main(["validate", *COMMON, *CASCADE, *small(tmp_path / "run", conversations)]) == 0
     told = capsys.readouterr().err
     assert told.startswith("warning: ") and told.count("\n") == 1 and "untrained" in told

@@ -13,13 +13,13 @@ from mhc.drafters import Cascade
 from mhc.drafters.base import inherit
 from mhc.engine import Engine
 from mhc.errors import UserError
-from mhc.sampling import GREEDY, Draw, Sampler, Sampling, gumbel
-from mhc.trees.shapes import DynamicTree, FixedTree, Tree, cost_of, shape_of
-from tests.test_engine import randomised
+from mhc.sampling import GREEDY, RoundNoise, Sampler, Sampling, gumbel
+from mhc.trees.shapes import DynamicTree, FixedTree, Tree, cost_of, parse_tree
+from tests.helpers.drafters import randomised
 
 
-def dice(rows: list[Sampling], vocabulary: int, depth: int, start: int = 0) -> Draw:
-    return Sampler.of(rows, vocabulary, torch.device("cpu")).round(start, depth)
+def dice(rows: list[Sampling], vocabulary: int, depth: int, start: int = 0) -> RoundNoise:
+    return Sampler.of(rows, vocabulary, torch.device("cpu")).for_round(start, depth)
 
 
 def test_worked_example():
@@ -35,7 +35,7 @@ def test_worked_example():
 class Counting:
     """A drafter whose k-th likeliest child of token t at depth d is 10 * t + k, so paths can be read off."""
 
-    def step(self, state, tokens, parents):
+    def draft_level(self, state, tokens, parents):
         scores = torch.zeros(*tokens.shape, 10_000)
         for rank in range(3):
             scores.scatter_(2, (10 * tokens + rank)[..., None], 3.0 - rank)
@@ -68,7 +68,7 @@ def test_chain_of_none_is_the_root_alone():
     assert FixedTree.chain(3).choices == [(0,), (0, 0), (0, 0, 0)]
 
 
-@pytest.mark.parametrize("choices, complaint", [([[0, 0]], "parent"), ([[-1]], "no path"), ([[]], "no path")])
+@pytest.mark.parametrize("choices, complaint", [([[0, 0]], "parent"), ([[-1]], "not a path"), ([[]], "not a path")])
 def test_impossible_trees_are_refused(choices, complaint):
     with pytest.raises(UserError, match=complaint):
         FixedTree(choices)
@@ -85,13 +85,13 @@ class Tabled:
         self.table = table  # (depths, V, V, V)
         self.steps = 0
 
-    def step(self, state, tokens, parents):
+    def draft_level(self, state, tokens, parents):
         self.steps += 1
         deep, total = state
         total = (inherit(total, parents)[..., 0] + tokens) % len(self.table[0])
         return self.table[deep, total, tokens], (deep + 1, total[..., None])
 
-    def begin(self, rows: int):
+    def start_tree(self, rows: int):
         return 0, torch.zeros(rows, 1, 1, dtype=torch.long)
 
     def logits(self, path: tuple[int, ...]) -> list[float]:
@@ -104,8 +104,8 @@ def tabled(vocabulary: int, depth: int, scale: float = 2.0, seed: int = 0) -> Ta
 
 
 def grow(shape: DynamicTree, drafter, roots: list[int], rows: list[Sampling] | None = None, start: int = 0) -> Tree:
-    draw = dice(rows or [GREEDY] * len(roots), drafter.table.shape[-1], shape.levels_deep, start)
-    return shape.grow(drafter, drafter.begin(len(roots)), torch.tensor(roots), draw)
+    draw = dice(rows or [GREEDY] * len(roots), drafter.table.shape[-1], shape.max_depth, start)
+    return shape.grow(drafter, drafter.start_tree(len(roots)), torch.tensor(roots), draw)
 
 
 def grown_slowly(
@@ -265,8 +265,8 @@ def test_confidence_stops_growth():
 def test_greedy_scores_are_the_logits():
     logits = torch.randn(1, 3, 7)
     draw = dice([GREEDY], 7, 2)
-    assert draw.scores(logits, 1) is logits and draw.scores(logits, torch.tensor([[0, 1, 1]])) is logits
-    assert draw.proposals(logits, 1) is logits
+    assert draw.target_scores(logits, 1) is logits and draw.target_scores(logits, torch.tensor([[0, 1, 1]])) is logits
+    assert draw.draft_scores(logits, 1) is logits
 
 
 def test_a_budget_below_the_depth_fits_into_the_cache(backbones):
@@ -304,9 +304,9 @@ def test_impossible_dynamic_trees_are_refused(arguments, complaint):
 
 
 def test_the_published_tree_is_known_by_name():
-    shape = shape_of("mc_sim_7b_63")
+    shape = parse_tree("mc_sim_7b_63")
     assert isinstance(shape, FixedTree)
-    assert (len(shape.choices), shape.nodes, shape.levels_deep) == (63, 64, 4)
+    assert (len(shape.choices), shape.nodes, shape.max_depth) == (63, 64, 4)
     assert {(0,), (9,), (0, 0, 0, 0), (0, 7, 0)} <= set(shape.choices)
 
 
@@ -319,21 +319,21 @@ def test_a_shape_is_what_it_describes(wanted, tmp_path):
     """From a mapping, as text, from a file, and from what it says of itself, which is plain JSON."""
     path = tmp_path / "mine.json"
     path.write_text(json.dumps({"source": "where it comes from is not read"} | wanted))
-    shape = shape_of(wanted)
+    shape = parse_tree(wanted)
     assert isinstance(shape, FixedTree if "choices" in wanted else DynamicTree)
-    assert shape_of(shape) is shape
-    for same in (shape, shape_of(json.dumps(wanted)), shape_of("  " + json.dumps(wanted)), shape_of(str(path))):
+    assert parse_tree(shape) is shape
+    for same in (shape, parse_tree(json.dumps(wanted)), parse_tree("  " + json.dumps(wanted)), parse_tree(str(path))):
         assert same.describe() == wanted
         assert json.loads(json.dumps(same.describe())) == wanted
-        assert shape_of(same.describe()).describe() == wanted
-        assert (same.nodes, same.levels_deep) == ((4, 2) if "choices" in wanted else (6, 3))
+        assert parse_tree(same.describe()).describe() == wanted
+        assert (same.nodes, same.max_depth) == ((4, 2) if "choices" in wanted else (6, 3))
 
 
 def test_choices_are_a_shape_as_list_text_and_file(tmp_path):
     path = tmp_path / "choices.json"
     path.write_text("[[0], [0, 0], [0, 1]]")
     for wanted in ([[0], [0, 0], [0, 1]], [(0, 1), (0,), (0, 0)], "[[0],[0,0],[0,1]]", str(path)):
-        assert shape_of(wanted).choices == [(0,), (0, 0), (0, 1)]
+        assert parse_tree(wanted).choices == [(0,), (0, 0), (0, 1)]
 
 
 @pytest.mark.parametrize(
@@ -352,16 +352,16 @@ def test_choices_are_a_shape_as_list_text_and_file(tmp_path):
         (DYNAMIC | {"width": "two"}, "neither choices nor width, depth and budget"),
         (DYNAMIC | {"budget": 100}, "budget of 100"),
         ([[0, 0]], "its parent"),
-        ('[["a"]]', "no path of ranks"),
+        ('[["a"]]', "not a path of ranks"),
     ],
 )
 def test_shapes_that_cannot_be_are_named(wanted, complaint):
     with pytest.raises(UserError, match=complaint):
-        shape_of(wanted)
+        parse_tree(wanted)
 
 
 def test_a_file_that_is_no_json_is_named(tmp_path):
     path = tmp_path / "broken.json"
     path.write_text("width: 2")
     with pytest.raises(UserError, match=r"broken\.json' is not JSON"):
-        shape_of(str(path))
+        parse_tree(str(path))

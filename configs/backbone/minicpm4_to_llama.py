@@ -1,6 +1,6 @@
 """MiniCPM4's published files as a stock Llama directory.
 
-    python -m mhc.lm.minicpm DIR OUT
+    python configs/backbone/minicpm4_to_llama.py DIR OUT
 
 Transformers has no class for MiniCPM4, and the code that comes with its files is not run here. Its layers are Llama's
 with three constants of the config, each of which is a factor of weights (MiniCPM, arXiv 2404.06395, section 4;
@@ -37,7 +37,7 @@ def factor(name: str, config: dict) -> float:
 
 
 def convert(source: Path, target: Path) -> None:
-    """Write the Llama that computes what the MiniCPM4 in `source` does. Raises UserError where it is none."""
+    """Write the Llama that computes what the MiniCPM4 in `source` does. Raises UserError where that is another model."""
     try:
         config = json.loads((source / "config.json").read_text())
     except (OSError, ValueError) as error:
@@ -47,20 +47,20 @@ def convert(source: Path, target: Path) -> None:
     shards = sorted(source.glob("*.safetensors"))
     if config.get("model_type") not in ("minicpm", "minicpm4") or not shards:
         raise UserError(
-            f"'{source}' is no MiniCPM4: its config.json says {config.get('model_type')}, {len(shards)} shards"
+            f"'{source}' is not MiniCPM4 (model_type {config.get('model_type')}, {len(shards)} shards): give the folder of its files"
         )
     target.mkdir(parents=True, exist_ok=True)
-    places = {}
+    weight_map: dict[str, str] = {}
     for shard in shards:
         tensors = load_file(shard)
-        kept = {}
+        folded = {}
         for name, tensor in tensors.items():
-            kept[name] = (tensor.float() * factor(name, config)).to(tensor.dtype)
+            folded[name] = (tensor.float() * factor(name, config)).to(tensor.dtype)
             if name == "model.embed_tokens.weight" and config.get("tie_word_embeddings"):
-                kept["lm_head.weight"] = tensor  # no longer the same matrix
-        save_file(kept, target / shard.name, metadata={"format": "pt"})
-        places |= dict.fromkeys(kept, shard.name)
-    write_json(target / "model.safetensors.index.json", {"metadata": {}, "weight_map": places})
+                folded["lm_head.weight"] = tensor  # no longer the same matrix
+        save_file(folded, target / shard.name, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(folded, shard.name)
+    write_json(target / "model.safetensors.index.json", {"metadata": {}, "weight_map": weight_map})
     for file in source.iterdir():
         if (
             file.suffix in (".json", ".model", ".jinja", ".txt")
@@ -70,7 +70,7 @@ def convert(source: Path, target: Path) -> None:
             shutil.copy(file, target / file.name)
     stock = {name: value for name, value in config.items() if name not in OWN}
     about = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "tie_word_embeddings": False}
-    write_json(target / "config.json", stock | about)  # last: with it the folder is whole
+    write_json(target / "config.json", stock | about)  # last: with it the folder is complete
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
-"""`run.py lm` from end to end on a tiny model and corpus: every stage leaves its result, the report tells of each, and a second
-call does nothing again."""
+"""`run.py lm` from end to end on a tiny model and corpus: every stage writes its result, the report has each, and a second call
+repeats nothing."""
 
 import json
 
@@ -28,7 +28,7 @@ def arguments(tmp_path):
 
 
 @pytest.mark.timeout(600)
-def test_the_road_and_a_second_call(arguments, tmp_path, capfd, monkeypatch):
+def test_all_stages_and_a_second_call(arguments, tmp_path, capfd, monkeypatch):
     monkeypatch.setattr("mhc.commands.lm.shutil.which", lambda name: None)  # compiling takes longer than all the rest
     monkeypatch.setattr("mhc.commands.lm.LONGEST", 8)  # what knows nothing never stops by itself
     assert cli.main(arguments) == 0, capfd.readouterr().out[-3000:]
@@ -39,7 +39,7 @@ def test_the_road_and_a_second_call(arguments, tmp_path, capfd, monkeypatch):
     assert 0 <= report["sft"]["well_formed_share"] <= 1 and report["dpo"]["pairs"] > 0
     assert report["heads"]["identical"] == report["heads"]["prompts"]
     assert len(report["answers"]) > 2 and {"prompt", "pretrain", "sft", "dpo"} == set(report["answers"][0])
-    assert (out / "road.png").stat().st_size > 10_000 and "| dpo |" in (out / "report.md").read_text()
+    assert (out / "losses.png").stat().st_size > 10_000 and "| dpo |" in (out / "report.md").read_text()
     assert "standard errors" in told and "tokens per step" in told
     stamps = {path: path.stat().st_mtime_ns for path in out.glob("*/training.json")}
     assert len(stamps) == 4
