@@ -82,9 +82,7 @@ def choose(page, group: str, name: str) -> None:
 
 
 def kept(page) -> list[dict]:
-    found = page.evaluate(
-        "Object.keys(localStorage).filter(k => k.startsWith('mhc.chat.')).map(k => localStorage[k])"
-    )
+    found = page.evaluate("Object.keys(localStorage).filter(k => k.startsWith('mhc.chat.')).map(k => localStorage[k])")
     return [json.loads(chat) for chat in found]
 
 
