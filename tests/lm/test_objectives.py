@@ -147,7 +147,7 @@ def test_preference_is_trl_s(build, tmp_path):
         for ours, policy in zip(module.model.parameters(), theirs.model.parameters()):
             ours += 0.1 * torch.randn_like(ours)
             policy.copy_(ours)
-        found = module.objective(module, ids, mask, reference)["loss"][0]
+        found = module.objective(module, ids, mask, reference=reference)["loss"][0]
         expected = theirs.compute_loss(theirs.model.train(False), batch)
     assert found.item() != pytest.approx(math.log(2), abs=0.01)
     assert found.item() == pytest.approx(expected.item(), abs=1e-5)
