@@ -26,7 +26,9 @@ ROOMS = (
     ),
     *("mhc.text", "mhc.distributed", "mhc.vllm_plugin", "mhc.util", "mhc.errors", "mhc.version"),
 )
-PHRASES = re.compile(r"hangs on|none of ours|is not to be had|whatever is killed", re.IGNORECASE)
+PHRASES = re.compile(  # written so that a search for them does not find this line
+    r"hangs[ ]on|none[ ]of[ ]ours|is[ ]not[ ]to[ ]be[ ]had|whatever[ ]is[ ]killed", re.IGNORECASE
+)
 DIALECT = {"Asked", "Piece", "foretold"}
 
 
@@ -112,7 +114,7 @@ def test_no_test_imports_another_test():
 def sources(*suffixes: str) -> list[Path]:
     folders = ("mhc", "callbacks", "datamodules", "benchmarks", "tests", "docs", "configs", "notebooks")
     paths = [*ROOT.glob("*.*"), *(path for folder in folders for path in (ROOT / folder).rglob("*.*"))]
-    skipped = {ROOT / "CHANGELOG.md", ROOT / "docs" / "log.md", Path(__file__)}
+    skipped = {ROOT / "CHANGELOG.md", ROOT / "docs" / "log.md"}
     return [path for path in paths if path.suffix in suffixes and path not in skipped]
 
 
