@@ -56,8 +56,10 @@ def _listen(host: str, port: int) -> socket.socket:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=2048)
     except (OSError, UnicodeError) as problem:
-        told = getattr(problem, "strerror", None) or str(problem)
-        raise UserError(f"cannot listen on {host}, port {port} ({told}): choose another --host or --port") from problem
+        reason = getattr(problem, "strerror", None) or str(problem)
+        raise UserError(
+            f"cannot listen on {host}, port {port} ({reason}): choose another --host or --port"
+        ) from problem
 
 
 def _greet(listening: socket.socket, name: str, key: str | None) -> None:

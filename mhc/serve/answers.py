@@ -36,26 +36,26 @@ class Choice:
     def stopped_early(self) -> bool:
         return self.stream.stopped is not None
 
-    def push(self, piece: StepOutput) -> Delta:
+    def push(self, output: StepOutput) -> Delta:
         """Take what one round brought."""
-        delta, last = Delta(), len(piece.tokens) - 1
+        delta, last = Delta(), len(output.tokens) - 1
         self.steps += 1
-        for at, token in enumerate(piece.tokens):
+        for place, token in enumerate(output.tokens):
             self.tokens += 1
-            self.guessed += at < last
-            if piece.finish_reason == "stop" and at == last and token in self.end_ids:
+            self.guessed += place < last
+            if output.finish_reason == "stop" and place == last and token in self.end_ids:
                 break  # the end of the turn is no text
-            if piece.logprobs is not None:
-                self._pending.append((token, piece.logprobs[at]))
-            self._show(delta, self.stream.push([token]), at < last)
+            if output.logprobs is not None:
+                self._pending.append((token, output.logprobs[place]))
+            self._show(delta, self.stream.push([token]), place < last)
             if self.stopped_early:
                 break
         if self.stopped_early:
             self.finish_reason = "stop"
-        elif piece.finish_reason is not None:
+        elif output.finish_reason is not None:
             self._show(delta, self.stream.finish(), False)
             delta.tokens += self._pending
-            self.finish_reason = "stop" if self.stopped_early else piece.finish_reason
+            self.finish_reason = "stop" if self.stopped_early else output.finish_reason
         delta.finish_reason = self.finish_reason
         now = time.monotonic()
         self.first_at = self.first_at or now
@@ -70,7 +70,7 @@ class Choice:
             self._pending = []
 
     def details(self, pieces: list[tuple[str, bool]]) -> dict[str, Any]:
-        """What this project tells beside OpenAI's fields: pieces of the text and whether they were guessed; what decoding
+        """What this project returns beside OpenAI's fields: pieces of the text and whether they were guessed; what decoding
         has taken so far."""
         counts = {"steps": self.steps, "completion_tokens": self.tokens, "seconds": round(self.seconds, 4)}
         return {"tokens": [list(piece) for piece in pieces], **counts}
@@ -84,7 +84,7 @@ def usage(prompts: list[list[int]], choices: list[Choice]) -> dict[str, Any]:
 
 
 def chat_logprobs(tokenizer, tokens: list[tuple[int, TokenLogprob]], top: int) -> dict[str, Any]:
-    """As a chat completion tells them."""
+    """In the form of a chat completion."""
 
     def entry(token: int, logprob: float) -> dict[str, Any]:
         raw = token_bytes(tokenizer, token)
@@ -92,24 +92,24 @@ def chat_logprobs(tokenizer, tokens: list[tuple[int, TokenLogprob]], top: int) -
 
     content = []
     for token, (logprob, likeliest) in tokens:
-        content.append(entry(token, logprob) | {"top_logprobs": [entry(*one) for one in likeliest[:top]]})
+        content.append(entry(token, logprob) | {"top_logprobs": [entry(*other) for other in likeliest[:top]]})
     return {"content": content, "refusal": None}
 
 
 def text_logprobs(tokenizer, tokens: list[tuple[int, TokenLogprob]], top: int, start: int) -> dict[str, Any]:
-    """As a text completion tells them; start: characters of the text before."""
-    told: dict[str, Any] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
+    """In the form of a text completion; start: characters of the text before."""
+    logprobs: dict[str, Any] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
 
     def text(token: int) -> str:
         return token_bytes(tokenizer, token).decode("utf-8", "replace")
 
     for token, (logprob, likeliest) in tokens:
-        told["tokens"].append(text(token))
-        told["token_logprobs"].append(logprob)
-        told["top_logprobs"].append({text(other): value for other, value in likeliest[:top]})
-        told["text_offset"].append(start)
-        start += len(told["tokens"][-1])
-    return told
+        logprobs["tokens"].append(text(token))
+        logprobs["token_logprobs"].append(logprob)
+        logprobs["top_logprobs"].append({text(other): value for other, value in likeliest[:top]})
+        logprobs["text_offset"].append(start)
+        start += len(logprobs["tokens"][-1])
+    return logprobs
 
 
 def token_bytes(tokenizer: PreTrainedTokenizerBase, token: int) -> bytes:

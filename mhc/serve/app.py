@@ -78,8 +78,8 @@ class ApiServer:
         """The model as /v1/models lists it; `heads` and `context` are ours."""
         drafter = self.engine.drafter
         heads = None if drafter is None else {"family": type(drafter).__name__, "heads": drafter.draft_length}
-        told = {"id": self.name, "object": "model", "created": 0, "owned_by": "mhc"}
-        return told | {"heads": heads, "context": self.worker.context}
+        model = {"id": self.name, "object": "model", "created": 0, "owned_by": "mhc"}
+        return model | {"heads": heads, "context": self.worker.context}
 
     def require_model(self, name: str | None) -> None:
         if name not in (None, self.name):
@@ -98,23 +98,23 @@ class ApiServer:
             if max(prompt) >= self.engine.backbone.vocabulary_size:
                 raise Refused(400, f"token ids end at {self.engine.backbone.vocabulary_size - 1}", param)
             if len(prompt) >= self.worker.context:
-                told = f"the prompt has {len(prompt)} tokens, the context {self.worker.context}: shorten it"
-                raise Refused(400, told, param, "context_length_exceeded")
+                message = f"the prompt has {len(prompt)} tokens, the context {self.worker.context}: shorten it"
+                raise Refused(400, message, param, "context_length_exceeded")
         return prompts
 
     def ask(self, body: Drawing, prompts: list[list[int]], logprobs: bool) -> RequestHandle:
         """Queue what the request wants: each prompt `n` times."""
         most = body.most_tokens or self.worker.context  # the session keeps to the room that there is
-        asked = [
+        requests = [
             DecodeRequest(prompt, most, each, bool(body.plain), logprobs)
             for prompt in prompts
             for each in body.samplings()
         ]
-        if len(asked) > self.worker.most:
+        if len(requests) > self.worker.most:
             raise Refused(
-                400, f"{len(asked)} answers in one request, and this server has {self.worker.most} places", "n"
+                400, f"{len(requests)} answers in one request, and this server has {self.worker.most} places", "n"
             )
-        return self.worker.run(asked)
+        return self.worker.run(requests)
 
     async def respond(self, request: Request, body: Drawing, prompts: list[list[int]], writer: Writer) -> Response:
         """Answer whole or in chunks, as the request wants it."""
@@ -137,16 +137,16 @@ class ApiServer:
         """What is new, choice by choice; (0, None) where nothing came for a while."""
         try:
             while run.open:
-                got = await run.next(NOTICE)
-                if got is None:
+                item = await run.next(NOTICE)
+                if item is None:
                     if await request.is_disconnected():
                         raise ClientDisconnected
                     yield 0, None
                     continue
-                index, piece = got
+                index, output = item
                 if choices[index].finish_reason is not None:
                     continue  # it was on its way when the stop string was found
-                delta = choices[index].push(piece)
+                delta = choices[index].push(output)
                 if choices[index].stopped_early:
                     run.stop(index)
                 yield index, delta
@@ -182,7 +182,7 @@ class ApiServer:
                 yield _event(writer.usage_chunk(prompts, choices))
             yield b"data: [DONE]\n\n"
         except TimeoutError:
-            yield _event(described(408, self.told_timeout))
+            yield _event(described(408, self.timeout_message))
         except EngineStopped as problem:
             yield _event(described(503, str(problem)))
         except ClientDisconnected:
@@ -191,15 +191,15 @@ class ApiServer:
             run.close()
 
     @property
-    def told_timeout(self) -> str:
+    def timeout_message(self) -> str:
         return f"no whole answer within {self.limits.timeout:g} s"
 
     @torch.inference_mode()
     def embed(self, inputs: list[list[int]]) -> list[list[float]]:
         """Of each input the mean of its last hidden states, of length 1."""
-        ids = pad_sequence([torch.tensor(one) for one in inputs], batch_first=True)
+        ids = pad_sequence([torch.tensor(tokens) for tokens in inputs], batch_first=True)
         hidden = self.engine.backbone.features(ids.to(self.engine.backbone.device)).hidden
-        means = [row[: len(one)].float().mean(dim=0) for row, one in zip(hidden, inputs)]
+        means = [row[: len(tokens)].float().mean(dim=0) for row, tokens in zip(hidden, inputs)]
         return torch.nn.functional.normalize(torch.stack(means), dim=-1).tolist()
 
 
@@ -252,10 +252,10 @@ def build(engine: Engine, name: str, limits: Limits) -> FastAPI:
                 raise ClientDisconnected
         if body.encoding_format == "base64":
             vectors = {n: base64.b64encode(struct.pack(f"<{len(v)}f", *v)).decode() for n, v in vectors.items()}
-        found = [{"object": "embedding", "index": n, "embedding": vectors[n]} for n in range(len(inputs))]
+        data = [{"object": "embedding", "index": n, "embedding": vectors[n]} for n in range(len(inputs))]
         read = sum(map(len, inputs))
         return Json(
-            {"object": "list", "data": found, "model": name, "usage": {"prompt_tokens": read, "total_tokens": read}}
+            {"object": "list", "data": data, "model": name, "usage": {"prompt_tokens": read, "total_tokens": read}}
         )
 
     @app.get("/v1/models", responses=RESPONSES["models"])
@@ -312,13 +312,14 @@ def _explain(app: FastAPI, server: ApiServer) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, problem: RequestValidationError) -> Response:
-        found = problem.errors()  # one for each shape that a value may have: what is wrong in the right shape says most
-        first = next((each for each in found if not each["type"].endswith("_type")), found[0])
+        # One for each shape that a value may have: what is wrong in the right shape says most.
+        errors = problem.errors()
+        first = next((each for each in errors if not each["type"].endswith("_type")), errors[0])
         where = ".".join(str(part) for part in first["loc"][1:] if isinstance(part, int) or part.isidentifier())
         if first["type"] == "json_invalid":
             return error(400, "the body is no JSON")
-        told = first["msg"].removeprefix("Value error, ")
-        return error(400, f"{where}: {told}" if where else told, where or None)
+        message = first["msg"].removeprefix("Value error, ")
+        return error(400, f"{where}: {message}" if where else message, where or None)
 
     @app.exception_handler(HTTPException)
     async def unknown(request: Request, problem: HTTPException) -> Response:
@@ -331,12 +332,12 @@ def _explain(app: FastAPI, server: ApiServer) -> None:
 
     @app.exception_handler(TimeoutError)
     async def late(request: Request, problem: TimeoutError) -> Response:
-        return error(408, server.told_timeout)
+        return error(408, server.timeout_message)
 
     @app.exception_handler(QueueFull)
     async def busy(request: Request, problem: QueueFull) -> Response:
-        told = f"all {server.worker.most} places are taken: try again"
-        return error(429, told, code="queue_full", headers={"Retry-After": str(problem.retry_after)})
+        message = f"all {server.worker.most} places are taken: try again"
+        return error(429, message, code="queue_full", headers={"Retry-After": str(problem.retry_after)})
 
     @app.exception_handler(EngineStopped)
     async def gone(request: Request, problem: EngineStopped) -> Response:

@@ -43,22 +43,22 @@ class Guards:
             given = headers.get(b"authorization", b"")
             wanted = b"Bearer " + os.fsencode(self.key)  # as the environment had it
             if not secrets.compare_digest(given, wanted):
-                told = "this server wants its API key as 'Authorization: Bearer KEY'"
-                return error(401, told, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
+                message = "this server wants its API key as 'Authorization: Bearer KEY'"
+                return error(401, message, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
         length = headers.get(b"content-length", b"0")
         if not length.isdigit() or int(length) > self.most_bytes:
             return self._too_large()
         return None
 
     def _too_large(self) -> Response:
-        return error(413, self._told_size, code="body_too_large", headers={"Connection": "close"})
+        return error(413, self._size_message, code="body_too_large", headers={"Connection": "close"})
 
     @property
-    def _told_size(self) -> str:
+    def _size_message(self) -> str:
         return f"the body is larger than {self.most_bytes} bytes"
 
     def _counted(self, receive: Receive) -> Receive:
-        """A body that does not tell its length is counted as it comes."""
+        """A body that does not state its length is counted as it comes."""
         seen = 0
 
         async def counting() -> Message:
@@ -66,7 +66,7 @@ class Guards:
             message = await receive()
             seen += len(message.get("body", b""))
             if seen > self.most_bytes:
-                raise HTTPException(413, self._told_size)
+                raise HTTPException(413, self._size_message)
             return message
 
         return counting

@@ -23,8 +23,8 @@ _HEAD = {"id": _TEXT, "created": _COUNT, "model": _TEXT, "usage": _USAGE}
 _LOGPROBS = _maybe({"type": "object"})
 
 
-def _choices(**said: Any) -> dict[str, Any]:
-    choice = _object({"index": _COUNT, **said, "logprobs": _LOGPROBS, "finish_reason": _REASON})
+def _choices(**content: Any) -> dict[str, Any]:
+    choice = _object({"index": _COUNT, **content, "logprobs": _LOGPROBS, "finish_reason": _REASON})
     return {"type": "array", "minItems": 1, "items": choice}
 
 

@@ -49,17 +49,17 @@ class RequestHandle:
         the end of the request's time, EngineStopped where nothing will come any more."""
         left = self.started + self.worker.timeout - time.monotonic()
         try:
-            got = await asyncio.wait_for(self.outputs.get(), max(0.0, min(patience, left)))
+            item = await asyncio.wait_for(self.outputs.get(), max(0.0, min(patience, left)))
         except TimeoutError:
             if left <= patience:
                 raise
             return None
-        if isinstance(got, EngineStopped):
-            raise got
-        index, output = got
+        if isinstance(item, EngineStopped):
+            raise item
+        index, output = item
         if output.finish_reason is not None:
             self.open.discard(index)
-        return got
+        return item
 
     def stop(self, index: int) -> None:
         """This answer is long enough."""
@@ -204,7 +204,7 @@ class Worker:
             while command is not None:
                 command()
                 if command == self._do_one_call:
-                    return True  # answers go on between two of them
+                    return True  # a round of the answers comes between two calls
                 command = self._commands.get_nowait()
             return False
         except queue.Empty:
@@ -215,7 +215,7 @@ class Worker:
         if done.set_running_or_notify_cancel():
             try:
                 done.set_result(work())
-            except Exception as problem:  # told where it is awaited
+            except Exception as problem:  # raised where it is awaited
                 done.set_exception(problem)
 
     def _decode(self) -> None:

@@ -10,22 +10,22 @@ from mhc.serve.answers import Choice, Delta, chat_logprobs, text_logprobs, usage
 
 
 class Writer(ABC):
-    """For one request. top: how many likeliest tokens are told, or None where log-probabilities are not wanted."""
+    """For one request. top: how many likeliest tokens are returned, or None where log-probabilities are not wanted."""
 
     prefix: str
     kinds: tuple[str, str]  # of a whole answer, of a chunk
 
     def __init__(self, tokenizer: Any, model: str, fingerprint: str, top: int | None, details: bool):
         self.tokenizer, self.top, self.details = tokenizer, top, details
-        told = {"model": model, "system_fingerprint": fingerprint}
-        self.head = {"id": f"{self.prefix}-{uuid.uuid4().hex}", "created": int(time.time())} | told
+        served = {"model": model, "system_fingerprint": fingerprint}
+        self.head = {"id": f"{self.prefix}-{uuid.uuid4().hex}", "created": int(time.time())} | served
 
     @abstractmethod
     def opening(self, index: int) -> dict[str, Any] | None:
         """The first chunk of a choice, if there is one before any text."""
 
     @abstractmethod
-    def said(self, text: str) -> dict[str, Any]:
+    def text_delta(self, text: str) -> dict[str, Any]:
         """New text in a chunk."""
 
     @abstractmethod
@@ -41,9 +41,9 @@ class Writer(ABC):
         return None if self.top is None else self.write_logprobs(tokens, self.top, start)
 
     def chunk(
-        self, index: int, said: dict[str, Any], finish_reason: str | None = None, logprobs: Any = None
+        self, index: int, content: dict[str, Any], finish_reason: str | None = None, logprobs: Any = None
     ) -> dict[str, Any]:
-        choice = {"index": index, **said, "logprobs": logprobs, "finish_reason": finish_reason}
+        choice = {"index": index, **content, "logprobs": logprobs, "finish_reason": finish_reason}
         return {"object": self.kinds[1], **self.head, "choices": [choice]}
 
     def chunks(self, index: int, choice: Choice, delta: Delta) -> list[dict[str, Any]]:
@@ -51,9 +51,9 @@ class Writer(ABC):
         chunks = []
         if delta.text or delta.tokens:
             start = len(choice.stream.text) - len(delta.text)
-            chunks.append(self.chunk(index, self.said(delta.text), None, self.logprobs(delta.tokens, start)))
+            chunks.append(self.chunk(index, self.text_delta(delta.text), None, self.logprobs(delta.tokens, start)))
         if delta.finish_reason is not None:
-            chunks.append(self.chunk(index, self.said(""), delta.finish_reason))
+            chunks.append(self.chunk(index, self.text_delta(""), delta.finish_reason))
         if self.details and chunks:
             chunks[0]["mhc"] = choice.details(delta.pieces)
         return chunks
@@ -63,12 +63,12 @@ class Writer(ABC):
 
     def answer(self, prompts: list[list[int]], choices: list[Choice], deltas: Sequence[list[Delta]]) -> dict[str, Any]:
         """Everything at once."""
-        told = []
+        completed = []
         for index, (choice, each) in enumerate(zip(choices, deltas)):
             tokens = [token for delta in each for token in delta.tokens]
             ended = {"logprobs": self.logprobs(tokens, 0), "finish_reason": choice.finish_reason}
-            told.append({"index": index, **self.whole(choice.stream.text), **ended})
-        whole = {"object": self.kinds[0], **self.head, "choices": told, "usage": usage(prompts, choices)}
+            completed.append({"index": index, **self.whole(choice.stream.text), **ended})
+        whole = {"object": self.kinds[0], **self.head, "choices": completed, "usage": usage(prompts, choices)}
         if self.details:
             pieces = [[piece for delta in each for piece in delta.pieces] for each in deltas]
             whole["mhc"] = [choice.details(its) for choice, its in zip(choices, pieces)]
@@ -81,7 +81,7 @@ class ChatWriter(Writer):
     def opening(self, index: int) -> dict[str, Any] | None:
         return self.chunk(index, {"delta": {"role": "assistant", "content": ""}})
 
-    def said(self, text: str) -> dict[str, Any]:
+    def text_delta(self, text: str) -> dict[str, Any]:
         return {"delta": {"content": text} if text else {}}
 
     def whole(self, text: str) -> dict[str, Any]:
@@ -97,7 +97,7 @@ class TextWriter(Writer):
     def opening(self, index: int) -> dict[str, Any] | None:
         return None
 
-    def said(self, text: str) -> dict[str, Any]:
+    def text_delta(self, text: str) -> dict[str, Any]:
         return {"text": text}
 
     def whole(self, text: str) -> dict[str, Any]:
