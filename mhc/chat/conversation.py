@@ -1,4 +1,4 @@
-"""A conversation that is going on: what was said, how answers are drawn, and the file it is kept in."""
+"""A conversation: its questions and answers, how answers are drawn, and the file it is kept in."""
 
 import json
 import os
@@ -41,12 +41,12 @@ class Conversation:
     def messages(self, question: str, first: int = 0) -> Messages:
         """The conversation with a new question, from exchange `first` on. Questions without an answer are left out: no
         template foresees them."""
-        said: Messages = [{"role": "system", "content": self.system}] if self.system else []
+        messages: Messages = [{"role": "system", "content": self.system}] if self.system else []
         for exchange in self.exchanges[first:]:
             if exchange.answer:
-                said.append({"role": "user", "content": exchange.question})
-                said.append({"role": "assistant", "content": exchange.answer})
-        return [*said, {"role": "user", "content": question}]
+                messages.append({"role": "user", "content": exchange.question})
+                messages.append({"role": "assistant", "content": exchange.answer})
+        return [*messages, {"role": "user", "content": question}]
 
     def prompt(
         self, tokenizer: PreTrainedTokenizerBase, question: str, context: int, room: int
@@ -88,13 +88,13 @@ class Conversation:
         file = os.path.isfile(path)
         if os.path.exists(path) and not (overwrite and file):
             raise UserError(f"'{path}' exists{'' if file else ' and is no file'}: choose another name")
-        said: Messages = [{"role": "system", "content": self.system}] if self.system else []
+        messages: Messages = [{"role": "system", "content": self.system}] if self.system else []
         for exchange in self.exchanges:
-            said.append({"role": "user", "content": exchange.question})
-            said.append({"role": "assistant", "content": exchange.answer, "finish_reason": exchange.finish_reason})
+            messages.append({"role": "user", "content": exchange.question})
+            messages.append({"role": "assistant", "content": exchange.answer, "finish_reason": exchange.finish_reason})
         sampling = {name: getattr(self.sampling, name) for name in SAMPLING}
         try:
-            write_json(path, {"format": FORMAT, "version": VERSION, "sampling": sampling, "messages": said})
+            write_json(path, {"format": FORMAT, "version": VERSION, "sampling": sampling, "messages": messages})
         except (OSError, ValueError) as problem:
             raise UserError(f"cannot write '{path}' ({_reason(problem)}): choose another name") from problem
 
@@ -106,16 +106,16 @@ class Conversation:
         except (OSError, ValueError) as problem:
             raise UserError(f"cannot read '{path}' ({_reason(problem)}): give a file that !!save wrote") from problem
         try:
-            found = json.loads(data.decode())
+            saved = json.loads(data.decode())
         except (ValueError, RecursionError) as problem:
             raise UserError(f"'{path}' is damaged or no conversation: give a file that !!save wrote") from problem
-        if not isinstance(found, dict) or found.get("format") != FORMAT:
+        if not isinstance(saved, dict) or saved.get("format") != FORMAT:
             raise UserError(f"'{path}' is no conversation: give a file that !!save wrote")
-        if found.get("version") != VERSION:
-            raise UserError(f"'{path}' is of version {found.get('version')!r}, this program reads {VERSION}: update it")
+        if saved.get("version") != VERSION:
+            raise UserError(f"'{path}' is of version {saved.get('version')!r}, this program reads {VERSION}: update it")
         try:
-            system, exchanges = _read(found["messages"])
-            return cls(system, _sampling(found["sampling"]), exchanges)
+            system, exchanges = _read(saved["messages"])
+            return cls(system, _sampling(saved["sampling"]), exchanges)
         except (KeyError, TypeError, ValueError, UserError) as problem:
             raise UserError(f"'{path}' is damaged ({problem}): give a file that !!save wrote") from problem
 
@@ -124,14 +124,14 @@ def _read(messages: Any) -> tuple[str, list[Exchange]]:
     """The system prompt and the exchanges of a file's messages; ValueError where they are not what `save` writes."""
     roles = [message["role"] for message in messages]
     system = roles[:1] == ["system"]
-    said = messages[system:]
-    if roles[system:] != ["user", "assistant"] * (len(said) // 2):
+    turns = messages[system:]
+    if roles[system:] != ["user", "assistant"] * (len(turns) // 2):
         raise ValueError("questions and answers do not take turns")
     for message in messages:
         if not isinstance(message["content"], str) or message["content"] != clean_text(message["content"]):
             raise ValueError("what was said is no text")
     exchanges = []
-    for question, answer in zip(said[::2], said[1::2]):
+    for question, answer in zip(turns[::2], turns[1::2]):
         if answer["finish_reason"] not in FINISHED:
             raise ValueError(f"an answer's finish_reason is none of {', '.join(FINISHED)}")
         exchanges.append(Exchange(question["content"], answer["content"], answer["finish_reason"]))

@@ -31,7 +31,7 @@ _WEIGHTS = {"Keyword": Style(bold=True), "Comment": Style(italic=True, dim=True)
 _CODE_THEME = ANSISyntaxTheme({(kind,): style for kind, style in _WEIGHTS.items()})
 _PARSER = MarkdownIt("commonmark", {"html": False}).enable(["strikethrough", "table"])  # HTML is shown, not lost
 _MARKS = frozenset("*_#`~>|-+=[]()!\\:.&;")  # what is left out where Markdown is rendered
-_AHEAD, _SURE = 400, 4  # how far to look for where rendered text goes on, and for how many characters of it
+_AHEAD, _SURE = 400, 4  # how far to look for where rendered text continues, and for how many characters of it
 
 
 def harmless(text: str) -> str:
@@ -76,7 +76,7 @@ class LiveAnswer:
 
     def _draw(self) -> None:
         started = time.monotonic()
-        if self.console.size != self._size:  # the terminal has broken its lines anew: leave them, and go on below
+        if self.console.size != self._size:  # the terminal has broken its lines anew: leave them, and continue below
             self._size, self._shown, self._settled = self.console.size, [], True
         whole = self._source[: self._source.rfind("\n") + 1]  # a part of a line can look like what it is not
         if cut := _blocks(whole)[-1]:
@@ -98,7 +98,7 @@ class LiveAnswer:
 
     def _show(self, lines: list[str]) -> None:
         """Have these lines on the screen in place of those shown: from the first that differs, if it can be reached."""
-        same = next((at for at, (old, new) in enumerate(zip(self._shown, lines)) if old != new), None)
+        same = next((row for row, (old, new) in enumerate(zip(self._shown, lines)) if old != new), None)
         first = min(len(self._shown), len(lines)) if same is None else same
         if first == len(lines) < len(self._shown):
             first -= 1  # so that the cursor ends on the last line that stays
@@ -170,11 +170,11 @@ class _Markdown(Markdown):
 def _coloured(lines: list[list[Segment]], source: str, guessed: list[bool]) -> list[list[Segment]]:
     """The rendered lines with what was guessed in colour. Rendering drops marks and adds bullets and borders, so each
     rendered character is looked for in the source, behind the one before it."""
-    kept = [at for at, character in enumerate(source) if not character.isspace()]
-    said = "".join(source[at] for at in kept)
-    there = "".join(part.text for line in lines for part in line if not part.control)
-    there = "".join(there.split())
-    at, read = 0, 0
+    places = [place for place, character in enumerate(source) if not character.isspace()]
+    letters = "".join(source[place] for place in places)
+    drawn = "".join(part.text for line in lines for part in line if not part.control)
+    drawn = "".join(drawn.split())
+    start, read = 0, 0
     coloured = []
     for line in lines:
         parts: list[Segment] = []
@@ -182,21 +182,21 @@ def _coloured(lines: list[list[Segment]], source: str, guessed: list[bool]) -> l
             for character in "" if control else text:
                 own = False
                 if not character.isspace():
-                    found = _find(said, there[read : read + _SURE], at)
+                    index = _find(letters, drawn[read : read + _SURE], start)
                     read += 1
-                    if found is not None:
-                        own, at = guessed[kept[found]], found + 1
+                    if index is not None:
+                        own, start = guessed[places[index]], index + 1
                 parts.append(Segment(character, (style or Style()) + GUESSED if own else style))
         coloured.append(list(Segment.simplify(parts)))
     return coloured
 
 
-def _find(said: str, there: str, at: int) -> int | None:
-    """Where in `said`, from `at` on, the rendered text goes on with `there`; None where its first character was added."""
-    past = at
-    while past < len(said) and said[past] != there[0] and said[past] in _MARKS:
+def _find(letters: str, drawn: str, start: int) -> int | None:
+    """Where `drawn` begins in `letters`, from `start` on; None where its first character was added by the rendering."""
+    past = start
+    while past < len(letters) and letters[past] != drawn[0] and letters[past] in _MARKS:
         past += 1
-    if past < len(said) and said[past] == there[0]:
+    if past < len(letters) and letters[past] == drawn[0]:
         return past
-    found = said.find(there, at, at + _AHEAD)
-    return None if found < 0 else found
+    index = letters.find(drawn, start, start + _AHEAD)
+    return None if index < 0 else index

@@ -20,7 +20,7 @@ COMMANDS = {
     "!!remove": "forget the last question and its answer",
     "!!regen": "answer the last question again; where answers are drawn, with the next seed",
     "!!save FILE": "keep the conversation in a file",
-    "!!load FILE": "go on with the conversation in a file",
+    "!!load FILE": "resume the conversation in a file",
     "!!plain": "switch the heads off, and on again",
     "!!help": "show this",
 }
@@ -124,13 +124,13 @@ class Chat:
         """Answer the last question anew. Until that is done the old answer stands."""
         conversation = self.conversation
         sampling, exchanges = conversation.sampling, [*conversation.exchanges]
-        question, kept = conversation.again().question, False
+        question, answered = conversation.again().question, False
         if not sampling.temperature:
             self.screen.note("temperature 0: the same question gets the same answer")
         try:
-            kept = self.answer(question)
+            answered = self.answer(question)
         finally:
-            if not kept:
+            if not answered:
                 conversation.sampling, conversation.exchanges = sampling, exchanges
 
     def toggle(self) -> None:
@@ -147,7 +147,7 @@ class Chat:
         self.screen.note(f"saved: {_exchanges(len(self.conversation.exchanges))} in {path}")
 
     def load(self, path: Path) -> None:
-        """Go on with another conversation."""
+        """Resume another conversation."""
         self.conversation, self.shortened = type(self.conversation).load(path), False
         sampling = self.conversation.sampling
         drawn = f"temperature {sampling.temperature:g}, seed {sampling.seed}" if sampling.temperature else "greedy"
@@ -166,16 +166,16 @@ class Chat:
         if left_out and not self.shortened:
             self.shortened = True
             self.screen.note(f"the model's context ({context} tokens) is full: it no longer sees what was said first")
-        kept = False
+        answered = False
         with self.screen.answering() as stop:
-            told = self._speak(ids, stop)
-            if told.finish_reason == INTERRUPTED and not told.text:
+            generation = self._speak(ids, stop)
+            if generation.finish_reason == INTERRUPTED and not generation.text:
                 self.screen.note("[stopped before it said anything: not kept]")
             else:
-                self.conversation.exchanges.append(Exchange(question, told.text, told.finish_reason))
-                kept = True
-                self.screen.note(f"[{self._figures(ids, told, stop)}]")
-        return kept
+                self.conversation.exchanges.append(Exchange(question, generation.text, generation.finish_reason))
+                answered = True
+                self.screen.note(f"[{self._figures(ids, generation, stop)}]")
+        return answered
 
     def _speak(self, ids: list[int], stop) -> "Generation":
         """Decode an answer and show it as it comes. Its seconds are those of decoding, not of drawing."""
@@ -183,43 +183,43 @@ class Chat:
         from mhc.decoding.request import DecodeRequest, Generation
         from mhc.text.detokenizer import TextStream
 
-        told, text, shown = Generation(), TextStream(self.engine.backbone.tokenizer), self.screen.answer()
+        generation, text, shown = Generation(), TextStream(self.engine.backbone.tokenizer), self.screen.answer()
         request = DecodeRequest(ids, self.max_new_tokens, self.conversation.sampling, self.plain)
         outputs = self.engine.stream([request])
         try:
             while True:
                 started = time.perf_counter()
                 output = next(outputs)
-                told.seconds += time.perf_counter() - started
-                told.append(output)
+                generation.seconds += time.perf_counter() - started
+                generation.append(output)
                 shown.push(text.push(output.draft_tokens), guessed=True)
                 shown.push(text.push([output.bonus_token]), guessed=False)
-                ended = output.finish_reason or ("length" if told.steps == self.max_steps else None)
-                told.finish_reason = ended or INTERRUPTED
+                ended = output.finish_reason or ("length" if generation.steps == self.max_steps else None)
+                generation.finish_reason = ended or INTERRUPTED
                 if ended or stop.is_set():
                     break
         except KeyboardInterrupt:  # a second Ctrl-C, while a step took its time; through a pipe the first
             if not stop.is_set():
                 raise
-            told.finish_reason = INTERRUPTED
+            generation.finish_reason = INTERRUPTED
         shown.push(text.finish(), guessed=False)
         shown.finish()
-        told.text = text.text
-        return told
+        generation.text = text.text
+        return generation
 
-    def _figures(self, ids: list[int], told: "Generation", stop) -> str:
+    def _figures(self, ids: list[int], generation: "Generation", stop) -> str:
         """What an answer took, and how that compares with plain decoding."""
-        rate = f"{len(told.token_ids) / told.seconds:.0f} tokens/s"
-        reason = {"stop": "", "length": ", cut at the limit"}.get(told.finish_reason, ", stopped")
+        rate = f"{len(generation.token_ids) / generation.seconds:.0f} tokens/s"
+        reason = {"stop": "", "length": ", cut at the limit"}.get(generation.finish_reason, ", stopped")
         if self.plain or not self.engine.speculates:
-            return f"{len(told.token_ids)} tokens, plain, {rate}{reason}"
-        figures = f"{told.tokens_per_step:.2f} tokens per step, {rate}"
-        times = [] if stop.is_set() or told.steps < SHORTEST else self._plain_times(ids, told.seconds, stop)
+            return f"{len(generation.token_ids)} tokens, plain, {rate}{reason}"
+        figures = f"{generation.tokens_per_step:.2f} tokens per step, {rate}"
+        times = [] if stop.is_set() or generation.steps < SHORTEST else self._plain_times(ids, generation.seconds, stop)
         if len(times) > FEWEST:
             step = median(times[1:])
-            speedup = (times[0] + step * (len(told.token_ids) - 1)) / told.seconds
+            speedup = (times[0] + step * (len(generation.token_ids) - 1)) / generation.seconds
             figures += f", {speedup:.2f}x plain ({1000 * step:.1f} ms a token, just timed on {len(times) - 1})"
-        return f"{len(told.token_ids)} tokens, {figures}{reason}"
+        return f"{len(generation.token_ids)} tokens, {figures}{reason}"
 
     def _plain_times(self, ids: list[int], seconds: float, stop) -> list[float]:
         """Seconds of the prefill and of the first steps when the same prompt is answered plainly, behind an answer that took

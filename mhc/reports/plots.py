@@ -48,8 +48,8 @@ def draw_tree(axis: Any, parents: Sequence[int], labels: Sequence[str], strong: 
     for node in range(len(parents)):
         colour = GREEN if strong[node] else GREY
         if node:
-            at = parents[node]
-            axis.plot([down[at], down[node]], [-across[at], -across[node]], color=colour, linewidth=1, zorder=1)
+            parent = parents[node]
+            axis.plot([down[parent], down[node]], [-across[parent], -across[node]], color=colour, linewidth=1, zorder=1)
         axis.text(
             down[node],
             -across[node],
@@ -68,7 +68,7 @@ def draw_tree(axis: Any, parents: Sequence[int], labels: Sequence[str], strong: 
 
 def _postorder(node: int, children: dict[int, list[int]]) -> list[int]:
     """All nodes below `node` and itself, children before their parent."""
-    return [found for child in children.get(node, []) for found in _postorder(child, children)] + [node]
+    return [below for child in children.get(node, []) for below in _postorder(child, children)] + [node]
 
 
 def draw_tuning(path: Path, example: dict[str, Any], points: Sequence[dict[str, Any]]) -> None:
@@ -80,14 +80,14 @@ def draw_tuning(path: Path, example: dict[str, Any], points: Sequence[dict[str, 
     draw_tree(left, **example)
     right.axhline(1, color="black", linewidth=0.8, linestyle=":")
     for kind, colour in (("fixed", GREY), ("dynamic", BLUE)):
-        here = sorted((point for point in points if point["kind"] == kind), key=lambda point: point["nodes"])
-        if not here:
+        of_kind = sorted((point for point in points if point["kind"] == kind), key=lambda point: point["nodes"])
+        if not of_kind:
             continue
-        nodes, measured = [point["nodes"] for point in here], [point["measured"] for point in here]
-        right.plot(nodes, [point["predicted"] for point in here], "--", color=colour, label=f"{kind}: replayed")
+        nodes, measured = [point["nodes"] for point in of_kind], [point["measured"] for point in of_kind]
+        right.plot(nodes, [point["predicted"] for point in of_kind], "--", color=colour, label=f"{kind}: replayed")
         spread = [
-            [point["measured"] - point["low"] for point in here],
-            [point["high"] - point["measured"] for point in here],
+            [point["measured"] - point["low"] for point in of_kind],
+            [point["high"] - point["measured"] for point in of_kind],
         ]
         right.errorbar(
             nodes,
@@ -112,32 +112,32 @@ def draw_tuning(path: Path, example: dict[str, Any], points: Sequence[dict[str, 
 
 
 def draw_comparison(path: Path, comparison: dict[str, Any]) -> None:
-    """What `mhc.evaluation.comparison` found: accuracy by head, tokens per step against the time of a round, speedups; a PNG."""
+    """What `mhc.evaluation.comparison` measured: accuracy by head, tokens per step against the time of a round, speedups; a PNG."""
     families = comparison["families"]
     colours = dict(zip(families, FAMILY_COLOURS))
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(14, 4.4), layout="constrained")
-    for name, found in families.items():
+    for name, family in families.items():
         left.plot(
-            [head["top1"] for head in found["head_accuracy"]], "o-", color=colours[name], label=name, markersize=4
+            [head["top1"] for head in family["head_accuracy"]], "o-", color=colours[name], label=name, markersize=4
         )
     left.set(xlabel="head k (guesses token t+2+k)", ylabel="top-1 on held-out answers", ylim=(0, 1))
     left.set_title("how often each head is right", fontsize=11)
-    left.set_xticks(range(max(len(found["head_accuracy"]) for found in families.values())))
+    left.set_xticks(range(max(len(family["head_accuracy"]) for family in families.values())))
     left.legend(frameon=False)
     plain = min(
-        found["chain_ms"]["plain_ms"] for found in families.values()
+        family["chain_ms"]["plain_ms"] for family in families.values()
     )  # the step that reads least for its drafter
-    for name, found in families.items():
+    for name, family in families.items():
         for kind, mark in (("chain", "o"), ("tuned", "D")):
-            if f"{kind}_ms" in found:
-                parts = found[f"{kind}_ms"]
+            if f"{kind}_ms" in family:
+                parts = family[f"{kind}_ms"]
                 middle.scatter(
                     parts["round_ms"] / plain,
-                    found[f"{kind}/T=0"]["tokens_per_step"],
+                    family[f"{kind}/T=0"]["tokens_per_step"],
                     color=colours[name],
                     marker=mark,
                 )
-    most = max(found[f"{kind}/T=0"]["tokens_per_step"] for found in families.values() for kind in ("chain", "tuned"))
+    most = max(family[f"{kind}/T=0"]["tokens_per_step"] for family in families.values() for kind in ("chain", "tuned"))
     right_end, top = middle.get_xlim()[1], 1.15 * most
     for speed in (1.0, 1.5, 2.0):  # tokens per step over plain steps is speed
         end = min(right_end, top / speed)
@@ -147,13 +147,13 @@ def draw_comparison(path: Path, comparison: dict[str, Any]) -> None:
     middle.set_title("what a round brings and costs (o chain, \u25c6 tuned tree)", fontsize=11)
     bars = [f"{kind}/{label}" for label in ("T=0", "T=1") for kind in ("chain", "tuned")]
     wide = 0.8 / len(families)
-    for number, (name, found) in enumerate(families.items()):
-        values = [found[bar]["speedup"] for bar in bars]
+    for number, (name, family) in enumerate(families.items()):
+        values = [family[bar]["speedup"] for bar in bars]
         spread = [
-            [found[bar]["speedup"] - found[bar]["speedup_q1"] for bar in bars],
-            [found[bar]["speedup_q3"] - found[bar]["speedup"] for bar in bars],
+            [family[bar]["speedup"] - family[bar]["speedup_q1"] for bar in bars],
+            [family[bar]["speedup_q3"] - family[bar]["speedup"] for bar in bars],
         ]
-        places = [at + (number - (len(families) - 1) / 2) * wide for at in range(len(bars))]
+        places = [group + (number - (len(families) - 1) / 2) * wide for group in range(len(bars))]
         right.bar(places, values, wide, yerr=spread, color=colours[name], capsize=2, error_kw={"linewidth": 0.8})
     right.axhline(1, color="black", linewidth=0.8, linestyle=":")
     right.set_xticks(range(len(bars)), labels=[bar.replace("/", "\n") for bar in bars])
@@ -165,14 +165,14 @@ def draw_comparison(path: Path, comparison: dict[str, Any]) -> None:
 
 
 def draw_speed(path: Path, table: dict[str, Any]) -> None:
-    """What `mhc.evaluation.speedup.speed_table` found: speedup and tokens per step by category with their intervals; PNG, SVG or PDF."""
+    """What `mhc.evaluation.speedup.speed_table` measured: speedup and tokens per step by category with their intervals; PNG, SVG or PDF."""
     rows = [("overall", table["overall"]), *reversed(table["categories"].items())]
     figure, axes = plt.subplots(1, 2, figsize=(9, 1.3 + 0.32 * len(rows)), layout="constrained", sharey=True)
     for axis, name, title in zip(
         axes, ("speedup", "tokens_per_step"), ("speedup over plain decoding", "tokens per step, bonus token counted")
     ):
-        values = [one[name] for _, one in rows]
-        intervals = [one[f"{name}_interval"] or [one[name]] * 2 for _, one in rows]
+        values = [figures[name] for _, figures in rows]
+        intervals = [figures[f"{name}_interval"] or [figures[name]] * 2 for _, figures in rows]
         spread = [
             [max(0, value - low) for value, (low, _) in zip(values, intervals)],
             [max(0, high - value) for value, (_, high) in zip(values, intervals)],
@@ -181,11 +181,11 @@ def draw_speed(path: Path, table: dict[str, Any]) -> None:
         axis.barh(range(len(rows)), values, xerr=spread, color=colours, height=0.7, capsize=2, alpha=0.85)
         axis.axvline(1, color="black", linewidth=0.8, linestyle=":")
         axis.set_xlim(0, 1.18 * max(high for _, high in intervals))
-        for at, (value, (_, high)) in enumerate(zip(values, intervals)):
-            axis.text(max(value, high), at, f" {value:.2f}", fontsize=8, va="center")
+        for row, (value, (_, high)) in enumerate(zip(values, intervals)):
+            axis.text(max(value, high), row, f" {value:.2f}", fontsize=8, va="center")
         axis.set_title(title, fontsize=10)
         axis.grid(alpha=0.3, axis="x")
-    labels = [f"{name} ({one['questions']})" for name, one in rows]
+    labels = [f"{name} ({figures['questions']})" for name, figures in rows]
     axes[0].set_yticks(range(len(rows)), labels=labels, parse_math=False)
     note = f"(questions); {table['confidence']:.0%} bootstrap intervals over questions"
     figure.supxlabel(note, fontsize=8)

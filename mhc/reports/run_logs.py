@@ -21,7 +21,7 @@ def whole_rows(path: Path) -> list[dict[str, str]]:
 
 def read_logs(folder: Path) -> tuple[Curves, dict[str, Any]]:
     """The curves of a run, and the configuration it had last. A run that was resumed has one metrics.csv or several: where
-    steps were made again, what was logged later holds, and nothing is kept from beyond where it went on."""
+    steps were made again, what was logged later holds, and nothing is kept from beyond the step at which it resumed."""
 
     def order(path: Path) -> list[Any]:
         return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", str(path))]
@@ -29,12 +29,12 @@ def read_logs(folder: Path) -> tuple[Curves, dict[str, Any]]:
     rows: dict[int, dict[str, float]] = {}
     config: dict[str, Any] = {}
     for path in sorted(folder.glob("*/*/metrics.csv"), key=order):
-        found = whole_rows(path)
-        if not any(row.get("train/loss") or int(row["step"]) > 0 for row in found):
+        logged = whole_rows(path)
+        if not any(row.get("train/loss") or int(row["step"]) > 0 for row in logged):
             continue  # of `validate` or `test`, which begin no step
-        first = min(int(row["step"]) for row in found)
+        first = min(int(row["step"]) for row in logged)
         rows = {step: row for step, row in rows.items() if step < first}
-        for row in found:
+        for row in logged:
             numbers = {name: float(value) for name, value in row.items() if name != "step"}
             rows.setdefault(int(row["step"]), {}).update(numbers)
         if (path.parent / "config.yaml").exists():
