@@ -74,11 +74,11 @@ def _our_names(tensors: dict[str, Tensor], where: str) -> dict[str, Tensor]:
         elif block is not None and block[3] == "weight" and int(block[1]) not in lm_heads:
             lm_heads[int(block[1])] = tensor
         else:
-            raise UserError(f"{where} has {name}, which is no tensor of Medusa heads")
+            raise UserError(f"{where} has {name}, which is not a tensor of Medusa heads")
     return renamed | {f"unembeddings.own.{head}": lm_heads[head] for head in sorted(lm_heads)}
 
 
 def _count(tensors: dict[str, Tensor], pattern: str) -> int:
     """One more than the largest number in this place of the names."""
-    found = [int(match[1]) for name in tensors if (match := re.match(pattern, name))]
-    return max(found, default=-1) + 1
+    numbers = [int(match[1]) for name in tensors if (match := re.match(pattern, name))]
+    return max(numbers, default=-1) + 1

@@ -9,7 +9,7 @@ at position t predicts token t+1.
 
 import re
 from abc import ABC, abstractmethod
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from lightning import Trainer
@@ -49,6 +49,16 @@ class Learner(Protocol):
     def hidden(self, ids: Tensor, segments: Tensor | None = None) -> Tensor: ...
 
 
+class Rows(NamedTuple):
+    """What a step learns from: ids and mask (B,T); segments (B,T), the conversations of packed rows (see Packing); reference
+    as Preference has it."""
+
+    ids: Tensor
+    mask: Tensor
+    segments: Tensor | None
+    reference: Tensor | None
+
+
 class Objective(ABC):
     """What is learned, with the names of its `figures`."""
 
@@ -57,7 +67,6 @@ class Objective(ABC):
     def begin(self, module: Learner) -> None:  # noqa: B027  (most need nothing)
         """Called once, when the trainer and its data are ready and the model is as it was at the start."""
 
-    @abstractmethod
     def __call__(
         self,
         module: Learner,
@@ -66,8 +75,12 @@ class Objective(ABC):
         segments: Tensor | None = None,
         reference: Tensor | None = None,
     ) -> Figures:
-        """The figures of rows ids (B,T). segments (B,T): the conversations of packed rows, see Packing. reference: as
-        Preference has it."""
+        """The figures of these rows, see Rows."""
+        return self.learn(module, Rows(ids, mask, segments, reference))
+
+    @abstractmethod
+    def learn(self, module: Learner, rows: Rows) -> Figures:
+        """Each figure's mean over the targets of these rows, and how many they are."""
 
 
 class NextToken(Objective):
@@ -76,14 +89,8 @@ class NextToken(Objective):
 
     figures = ("loss", "top1")
 
-    def __call__(
-        self,
-        module: Learner,
-        ids: Tensor,
-        mask: Tensor,
-        segments: Tensor | None = None,
-        reference: Tensor | None = None,
-    ) -> Figures:
+    def learn(self, module: Learner, rows: Rows) -> Figures:
+        ids, mask, segments, _ = rows
         valid = predicted(mask, segments)
         hidden = module.hidden(ids, segments)[:, :-1][valid]  # (N,D)
         loss, rank, _ = chunked_loss(hidden, (module.unembedding,), ids[:, 1:][valid])
@@ -114,14 +121,8 @@ class Distillation(Objective):
                 raise UserError(f"teacher '{self.name}' has other tokens than the student: give both one tokenizer")
             self.teacher = teacher.to(module.trainer.strategy.root_device)
 
-    def __call__(
-        self,
-        module: Learner,
-        ids: Tensor,
-        mask: Tensor,
-        segments: Tensor | None = None,
-        reference: Tensor | None = None,
-    ) -> Figures:
+    def learn(self, module: Learner, rows: Rows) -> Figures:
+        ids, mask, segments, _ = rows
         teacher, valid = self.teacher, predicted(mask, segments)
         assert teacher is not None
         taught = teacher.features(ids, packing=None if segments is None else Packing(segments)).hidden[:, :-1][valid]
@@ -148,16 +149,10 @@ class Reasoning(Objective):
         self.tag_weight = tag_weight
         self._pieces: list[str] = []
 
-    def __call__(
-        self,
-        module: Learner,
-        ids: Tensor,
-        mask: Tensor,
-        segments: Tensor | None = None,
-        reference: Tensor | None = None,
-    ) -> Figures:
+    def learn(self, module: Learner, rows: Rows) -> Figures:
         if not self._pieces:
             self._pieces = module.tokenizer.batch_decode([[token] for token in range(len(module.tokenizer))])
+        ids, mask, segments, _ = rows
         valid = predicted(mask, segments)
         tags = tag_tokens(ids, self._pieces)[:, 1:][valid]  # (N,)
         hidden, labels = module.hidden(ids, segments)[:, :-1][valid], ids[:, 1:][valid]
@@ -207,14 +202,8 @@ class Preference(Objective):
         sums = each.new_zeros(len(ids)).index_add(0, valid.nonzero()[:, 0], each)
         return sums / valid.sum(dim=1).clamp(min=1) if self.length_averaged else sums
 
-    def __call__(
-        self,
-        module: Learner,
-        ids: Tensor,
-        mask: Tensor,
-        segments: Tensor | None = None,
-        reference: Tensor | None = None,
-    ) -> Figures:
+    def learn(self, module: Learner, rows: Rows) -> Figures:
+        ids, mask, _, reference = rows
         assert reference is not None
         reward = self.beta * (self.answers(module, ids, mask) - reference)
         chosen, rejected = reward[0::2], reward[1::2]  # (P,)

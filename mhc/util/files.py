@@ -9,8 +9,8 @@ from mhc.errors import UserError
 
 
 def write_atomically(path: Path, write, keep: Path | None = None) -> None:
-    """Call write(temporary path) beside `path`, then rename: a reader sees the old file or the new, even if the process is killed or the
-    disk fills up. keep: where the old file goes, if there is one; it is always there under one of the two names."""
+    """Call write(temporary path) beside `path`, then rename: a reader sees the old file or the new, even if the process is
+    killed or the disk fills up. keep: where the old file goes, if there is one; it is always there under one of the two names."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".writing")
     temporary.unlink(missing_ok=True)  # what was half written, or a link to elsewhere

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from mhc.errors import UserError
-from mhc.util.files import write_json
+from mhc.util.files import read_json, write_json
 
 
 def require_same_settings(out: Path, earlier: dict[str, Any], settings: dict[str, Any]) -> None:
@@ -22,7 +22,7 @@ def open_settings(path: Path, out: Path, settings: dict[str, Any]) -> None:
     """Write the settings of a new folder `out` to the file `path` in it. Raises UserError where `out` was begun with
     others."""
     if path.exists():
-        require_same_settings(out, json.loads(path.read_text()), settings)
+        require_same_settings(out, read_json(path), settings)
     else:
         write_json(path, settings)
 

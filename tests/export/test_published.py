@@ -116,7 +116,7 @@ def test_a_torch_file_of_something_else_is_refused(backbones, tmp_path):
     [
         ("0.0.linear.bias", None, r"lacks stacks.0.0.linear.bias"),
         ("1.1.weight", None, r"lacks unembeddings.own.1"),
-        (None, "optimizer.step", "has optimizer.step, which is no tensor of Medusa heads"),
+        (None, "optimizer.step", "has optimizer.step, which is not a tensor of Medusa heads"),
         (None, "0.5.bias", "has 0.5.bias"),
         (None, "1.7.weight", "has 1.(1|7).weight"),
     ],
