@@ -189,7 +189,7 @@ def contexts(backbone, repeats: int = 40) -> list[dict]:
     decoder.begin([DecodeRequest([1] * max(CONTEXTS), 1)])
     cache = decoder.batch.cache
     text = backbone.model.config.get_text_config(decoder=True)
-    heads, width = text.num_attention_heads, cache.buffer.shape[-1]
+    heads, width = text.num_attention_heads, cache.layers[0].keys.shape[-1]
     query, attention = torch.randn(1, heads, 1, width), backbone.model.base_model.layers[0].self_attn
     milliseconds = {}
     for _ in range(repeats):
@@ -198,10 +198,9 @@ def contexts(backbone, repeats: int = 40) -> list[dict]:
             milliseconds.setdefault((length, "step_ms"), []).append(1000 * timed(decoder.decode_round)[0])
 
             def attend(length=length) -> None:
-                for layer in cache.buffer:
-                    tree_attention(
-                        attention, query, layer[0, :, :, :length], layer[1, :, :, :length], None, scaling=0.1
-                    )
+                for layer in cache.layers:
+                    keys, values = layer.keys[:, :, :length], layer.values[:, :, :length]
+                    tree_attention(attention, query, keys, values, None, scaling=0.1)
 
             milliseconds.setdefault((length, "attention_ms"), []).append(1000 * timed(attend)[0])
     backbone.context = limit

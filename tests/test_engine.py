@@ -270,7 +270,8 @@ def test_cache_after_commit_is_a_plain_prefill(backbones, monkeypatch, name):
     ids = torch.tensor([(PROMPTS[1] + answer.token_ids)[:length]])
     with torch.inference_mode():
         backbone.decode(ids, torch.arange(length)[None], whole, None)
-    torch.testing.assert_close(cache.buffer[..., :length, :], whole.buffer[..., :length, :], atol=1e-5, rtol=1e-5)
+    for buffer, expected in zip(cache.buffers, whole.buffers, strict=True):
+        torch.testing.assert_close(buffer[..., :length, :], expected[..., :length, :], atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt_neox", "gemma3_text"])
@@ -283,11 +284,12 @@ def test_memory_is_what_the_formula_says(backbones, name):
     engine = Engine(backbone, Cascade(backbone, heads=4), TREES["tree"])
     decoder = engine.speculative_decoder(3, max(map(len, PROMPTS)) + NEW)
     cache, capacity = decoder.batch.cache, max(map(len, PROMPTS)) + NEW + engine.tree.nodes
-    assert cache.buffer.nbytes == 2 * config.num_hidden_layers * 3 * heads * capacity * width * 4
-    place = cache.buffer.data_ptr()
+    (buffer,) = cache.buffers
+    assert buffer.nbytes == 2 * config.num_hidden_layers * 3 * heads * capacity * width * 4
+    place = buffer.data_ptr()
     decoder.begin([DecodeRequest(PROMPTS[0], NEW)])
     decoder.run(decoder.speculative_step)
-    assert cache.buffer.data_ptr() == place
+    assert buffer.data_ptr() == place
     assert all(layer.keys.untyped_storage().data_ptr() == place for layer in cache.layers)
 
 

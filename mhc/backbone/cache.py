@@ -9,11 +9,14 @@ single write over all layers. Rows may have different lengths. Nothing is ever r
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from mhc.errors import UserError
+
+Shape = tuple[int, int]  # H, E
 
 
 class TreeLayer(CacheLayerMixin):
@@ -50,35 +53,43 @@ class TreeLayer(CacheLayerMixin):
 class TreeCache(Cache):
     """Buffers for `rows` sequences of at most `capacity` slots each.
 
+    shapes: of each layer that keeps keys and values of its own, their heads and head width, ((H,E),(H,E)).
     `lengths` (list of int, one a row) counts committed positions. `set_active` selects the rows that
     the next forward serves (prefill works on the newest rows; `move` overwrites a finished one).
     bucket: attention then reads a multiple of `bucket` slots and lengths are read from the device, so that
     one compiled program or CUDA graph serves many lengths; without, it reads exactly the slots in use.
-    Memory: 2 * L * rows * H * capacity * E * bytes per element.
+    `buffers`: keys and values of one shape lie together, (K,rows,H,capacity,E), so that all move at once.
     """
 
     def __init__(
-        self, config, rows: int, capacity: int, dtype: torch.dtype, device: torch.device, bucket: int | None = None
+        self,
+        shapes: Sequence[tuple[Shape, Shape]],
+        rows: int,
+        capacity: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        bucket: int | None = None,
     ):
-        text = config.get_text_config(decoder=True)
-        heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-        width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
         if bucket is not None:
             capacity = -(-capacity // bucket) * bucket
-        shape = (text.num_hidden_layers, 2, rows, heads, capacity, width)
+        flat = [shape for both in shapes for shape in both]
+        sizes = {shape: (flat.count(shape), rows, shape[0], capacity, shape[1]) for shape in flat}
         try:
-            self.buffer = torch.zeros(shape, dtype=dtype, device=device)
+            buffers = {shape: torch.zeros(size, dtype=dtype, device=device) for shape, size in sizes.items()}
         except RuntimeError as error:  # a CPU or a GPU without that much memory
-            size = math.prod(shape) * dtype.itemsize / 2**30
+            size = sum(map(math.prod, sizes.values())) * dtype.itemsize / 2**30
             raise UserError(
                 f"a cache of {rows} rows of {capacity} positions takes {size:.1f} GiB, more than is free: "
                 "use fewer rows (--batch_size, --rows) or shorter ones (--max_new_tokens, --context)"
             ) from error
-        super().__init__(layers=[TreeLayer(self, layer[0], layer[1]) for layer in self.buffer])
+        self.buffers = list(buffers.values())
+        parts = {shape: iter(buffer) for shape, buffer in buffers.items()}
+        super().__init__(layers=[TreeLayer(self, next(parts[keys]), next(parts[values])) for keys, values in shapes])
         self.lengths = [0] * rows
         self.capacity, self.bucket = capacity, bucket
         self._active: tuple[int, int, list[int]] | None = None  # arguments of the last `set_active`
         self._starts = torch.zeros(rows, dtype=torch.long, device=device)
+        self._heads = {heads: torch.arange(heads, device=device)[None, :, None] for heads, _ in flat}
         self.set_active(0, rows)
 
     def set_active(self, first: int, last: int) -> None:
@@ -99,9 +110,8 @@ class TreeCache(Cache):
         how far it reads, not on every length, and so that all layers share the indices they write to.)"""
         self.visible = self.extent(count)
         if not self.uniform:
-            sizes = len(self.starts), self.buffer.shape[3], count
-            row, heads, step = (torch.arange(size, device=self.buffer.device) for size in sizes)
-            self.slots = row[:, None, None], heads[None, :, None], (self.starts[:, None] + step)[:, None]
+            row, step = (torch.arange(size, device=self.starts.device) for size in (len(self.starts), count))
+            self.slots = row[:, None, None], (self.starts[:, None] + step)[:, None]
 
     def extent(self, count: int) -> int:
         """Slots that attention reads in a forward of `count` new entries a row."""
@@ -121,7 +131,8 @@ class TreeCache(Cache):
         if self.uniform:
             rows[:, :, self.max_length : self.max_length + count] = states
         else:
-            rows.index_put_(self.slots, states)  # not scatter_, which copies the whole buffer once compiled
+            row, slot = self.slots
+            rows.index_put_((row, self._heads[states.shape[1]], slot), states)  # not scatter_, which copies the whole buffer once compiled
         return rows[:, :, : self.visible]
 
     def commit(self, path: torch.Tensor) -> None:
@@ -133,20 +144,21 @@ class TreeCache(Cache):
         depth = path.shape[1]
         if depth == 1:
             return  # the root is in place already
-        rows = self.buffer[:, :, self.first : self.last]
-        shape = (*rows.shape[:4], depth, rows.shape[5])
-        if self.uniform:
-            start = self.max_length
-            if rows.shape[2] == 1:
-                moved = rows.index_select(4, path[0] + start)
+        for buffer in self.buffers:
+            rows = buffer[:, self.first : self.last]
+            shape = (*rows.shape[:3], depth, rows.shape[4])
+            if self.uniform:
+                start = self.max_length
+                if rows.shape[1] == 1:
+                    moved = rows.index_select(3, path[0] + start)
+                else:
+                    moved = rows.gather(3, (path + start)[None, :, None, :, None].expand(shape))
+                rows[..., start : start + depth, :] = moved
             else:
-                moved = rows.gather(4, (path + start)[None, None, :, None, :, None].expand(shape))
-            rows[..., start : start + depth, :] = moved
-        else:
-            source = (path + self.starts[:, None])[None, None, :, None, :, None].expand(shape)
-            steps = torch.arange(depth, device=path.device)
-            target = (self.starts[:, None] + steps)[None, None, :, None, :, None].expand(shape)
-            rows.scatter_(4, target, rows.gather(4, source))
+                source = (path + self.starts[:, None])[None, :, None, :, None].expand(shape)
+                steps = torch.arange(depth, device=path.device)
+                target = (self.starts[:, None] + steps)[None, :, None, :, None].expand(shape)
+                rows.scatter_(3, target, rows.gather(3, source))
 
     def advance(self, counts: list[int]) -> None:
         """Count the first counts[b] entries after row b's committed part as committed."""
@@ -161,5 +173,6 @@ class TreeCache(Cache):
     def move(self, source: int, target: int) -> None:
         """Copy row `source` over row `target` (a finished one), so that active rows stay contiguous."""
         filled = self.lengths[source]
-        self.buffer[:, :, target, :, :filled] = self.buffer[:, :, source, :, :filled]
+        for buffer in self.buffers:
+            buffer[:, target, :, :filled] = buffer[:, source, :, :filled]
         self.lengths[target] = filled

@@ -8,18 +8,29 @@ Index convention, as everywhere in the project: the backbone at position t predi
 import hashlib
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    DynamicCache,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 from transformers.utils.logging import disable_progress_bar
 
-import mhc.backbone.attention  # noqa: F401  (registers the attention named "mhc")
-from mhc.backbone.cache import TreeCache
+from mhc.backbone.attention import tree_mask  # the module also registers the attention named "mhc"
+from mhc.backbone.cache import Shape, TreeCache
+from mhc.backbone.local_layers import LocalLayers, local_window
+from mhc.backbone.logits import AroundLmHead
 from mhc.backbone.packing import Packing
-from mhc.backbone.softcap import capped
+from mhc.backbone.probe import HELD, probe, probe_copy, refusing
 from mhc.backbone.weight_layout import Quantised, lay_out_for_few_rows, quantize_weights, unpack
 from mhc.distributed.sharding import element_count, is_split, whole_weight
 from mhc.errors import UserError
@@ -28,7 +39,7 @@ POCKET = Path(__file__).parents[1] / "lm" / "pocket"
 
 
 class Features(NamedTuple):
-    """What a drafter reads. hidden (B,T,D): last layer after the final norm.
+    """What a drafter reads. hidden (B,T,D): what the lm_head reads, so the last layer after the final norm.
     taps (B,T,n*D): the inputs of n chosen layers side by side, or None."""
 
     hidden: Tensor
@@ -109,14 +120,18 @@ class Backbone(nn.Module):
         self.model = model.eval().requires_grad_(False)
         self.tokenizer, self.name = tokenizer, name or model.config._name_or_path
         config = model.config.get_text_config(decoder=True)
-        self.width, self.layers = config.hidden_size, config.num_hidden_layers
-        self.vocabulary_size = model.get_output_embeddings().out_features
+        self.window, self.layer_types = _windows(config)
+        self.around_lm_head = AroundLmHead(self.model)
+        self.width, self.vocabulary_size = self.around_lm_head.width, self.around_lm_head.vocabulary_size
+        self.layer_width, self.layers = config.hidden_size, config.num_hidden_layers
         # counted now: packed weights are not parameters any more
         self.parameter_count = sum(element_count(parameter) for parameter in model.parameters())
         self.context = getattr(config, "max_position_embeddings", None) or 1 << 30
-        self.window, self.layer_types = _windows(config)
-        self.softcap = getattr(config, "final_logit_softcapping", None)
-        if model.config._attn_implementation == "sdpa":
+        self.fixed_rotation = fixed_rotation(config)  # the context ends where it does, see there
+        self.context = min(self.context, self.fixed_rotation or self.context)
+        window = local_window(config)
+        self.local_layers = None if window is None else LocalLayers(model, window)
+        if model.config._attn_implementation == "sdpa" and model._supports_attention_backend:
             model.set_attn_implementation("mhc")
         self._compiled: tuple = ()  # the fused forward, once it is used; a tuple, so that it is not a second submodule
         self._fingerprint: str | None = None
@@ -152,9 +167,23 @@ class Backbone(nn.Module):
         if sharding is None:
             model.to(device)  # type: ignore[arg-type]  # transformers wraps `to` without its types
         quantised = quantize_weights(model, quantize) if quantize else None
-        backbone = cls(model, tokenizer, name)
-        backbone.quantised = quantised
+        backbone = cls.checked(model, tokenizer, name, quantised) if sharding is None else cls(model, tokenizer, name)
         return backbone.lay_out() if decoding else backbone
+
+    @classmethod
+    def checked(
+        cls, model: PreTrainedModel, tokenizer=None, name: str = "", quantised: Quantised | None = None
+    ) -> "Backbone":
+        """The backbone of a model, once it is known that it decodes and trains as the model computes (mhc.backbone.probe). Raises
+        UserError where it does not."""
+        kind = model.config.model_type
+        with refusing(kind, lambda: "its outer module"):
+            backbone = cls(model, tokenizer, name)
+        backbone.quantised = quantised
+        if kind not in HELD:
+            probe_copy(model.config, cls)
+            probe(backbone)
+        return backbone
 
     def lay_out(self) -> "Backbone":
         """Arrange the weights for decoding on this processor (no gain for training), unless they are split over several
@@ -195,28 +224,69 @@ class Backbone(nn.Module):
         options = _tapping(taps)
         if packing is not None:
             options |= packed_options(self.model, packing)
-        return _features(self.model.base_model(input_ids=ids, use_cache=False, **options), taps)
+        return self._features(self.model.base_model(input_ids=ids, use_cache=False, **options), taps)
+
+    def _features(self, output: Any, taps: tuple[int, ...]) -> Features:
+        """Entry i of a model's hidden states is the input of layer i."""
+        side_by_side = torch.cat([output.hidden_states[layer] for layer in taps], dim=-1) if taps else None
+        return Features(self.around_lm_head.before(output.last_hidden_state), side_by_side)
 
     def embed(self, ids: Tensor) -> Tensor:
         """Input embeddings of any shape of ids: (...) -> (...,D)."""
         return self.model.get_input_embeddings()(ids)
 
-    def unembed(self, hidden: Tensor) -> Tensor:
-        """Logits of last-layer hidden states: (...,D) -> (...,V)."""
-        return self.cap(self.model.get_output_embeddings()(hidden))
+    def unembed(self, hidden: Tensor, correction: Tensor | None = None) -> Tensor:
+        """Logits of last-layer hidden states: (...,D) -> (...,V); correction (...,V) is added to the lm_head's output."""
+        output = self.model.get_output_embeddings()(hidden)
+        return self.around_lm_head.behind(output if correction is None else output + correction)
 
     @property
     def unembedding(self) -> Tensor:
         """The matrix (V,D) behind `unembed`, whole (where it is split over processes, a collective call)."""
         return whole_weight(self.model.get_output_embeddings())
 
-    def cap(self, logits: Tensor) -> Tensor:
-        """Logits with the model's soft cap, where it has one (Gemma 2)."""
-        return capped(logits, self.softcap)
+    @property
+    def finisher(self) -> Callable[[Tensor], Tensor] | None:
+        """`finish`, or None where logits are nothing but products with `unembedding`."""
+        bias = self.model.get_output_embeddings().bias
+        return None if bias is None and not self.around_lm_head.finishes else self.finish
+
+    def finish(self, product: Tensor) -> Tensor:
+        """Logits of a product (...,V) with `unembedding`: the lm_head's bias is added, and what the model does behind it is done."""
+        bias = self.model.get_output_embeddings().bias
+        return self.around_lm_head.behind(product if bias is None else product + bias)
+
+    @cached_property
+    def _cache_shapes(self) -> list[tuple[Shape, Shape]]:
+        """Heads and head width of the keys and values of each layer that keeps some, as one token's forward leaves them."""
+        cache = DynamicCache()
+        with torch.no_grad():
+            self.model.base_model(input_ids=torch.ones(1, 1, dtype=torch.long, device=self.device), past_key_values=cache, use_cache=True)
+        parts = [(layer.keys, layer.values) for layer in cache.layers if layer.keys is not None]
+        return [((k.shape[1], k.shape[3]), (v.shape[1], v.shape[3])) for k, v in parts]
 
     def cache(self, rows: int, capacity: int, bucket: int | None = None) -> TreeCache:
         """Empty buffers for `rows` sequences of `capacity` positions; `bucket` as in TreeCache."""
-        return TreeCache(self.model.config, rows, capacity, self.dtype, self.device, bucket)
+        return TreeCache(self._cache_shapes, rows, capacity, self.dtype, self.device, bucket)
+
+    def tree_inputs(
+        self, cache: TreeCache, rows: int, ancestors: Tensor, depth: Tensor
+    ) -> tuple[Tensor, TreeCache, dict[str, Tensor] | None]:
+        """Positions (B,N), cache and mask of a `decode` of the first B rows over nodes with these ancestors (1|B,N,N) and
+        depths (1|B,N).
+
+        Positions are clamped to the context: nodes beyond it are never emitted, but models with
+        learned positions cannot look them up.
+        """
+        start, nodes = cache.start, ancestors.shape[1]
+        positions = depth + (start if isinstance(start, int) else start[:, None])
+        positions = positions.clamp(max=self.context - 1).expand(rows, -1)
+        if nodes == 1 and cache.uniform and (self.window is None or cache.max_length < self.window):
+            return positions, cache, None  # equal to plain causal attention
+        extent = cache.extent(nodes)
+        windows = {kind: self.window if kind == "sliding_attention" else None for kind in self.layer_types}
+        mask = {kind: tree_mask(ancestors, depth, start, extent, window) for kind, window in windows.items()}
+        return positions, cache, mask
 
     def decode(
         self,
@@ -235,23 +305,20 @@ class Backbone(nn.Module):
         """
         cache.plan_forward(ids.shape[1])
         run = self.compiled() if compiled else self.model.base_model
-        output = run(
-            input_ids=ids,
-            position_ids=positions,
-            past_key_values=cache,
-            attention_mask=self._attention_mask(mask),
-            use_cache=True,
-            **_tapping(taps),
-        )
-        hidden = output.last_hidden_state
+        given = None if mask is None else _as_expected(mask, self.model)
+        with self.local_layers.given(given) if self.local_layers else nullcontext(given) as given:
+            output = run(
+                input_ids=ids,
+                position_ids=positions,
+                past_key_values=cache,
+                attention_mask=given,
+                use_cache=True,
+                **_tapping(taps),
+            )
+        features = self._features(output, taps)
+        hidden = features.hidden
         selected = hidden if at is None else hidden[torch.arange(len(at), device=at.device), at][:, None]
-        return self.unembed(selected), _features(output, taps)
-
-    def _attention_mask(self, mask: dict[str, Tensor] | None):
-        """The mask as the model expects it: one 4-D mask, or one per layer type; additive floats for eager attention."""
-        if mask is None:
-            return None
-        return _as_expected(mask, self.model)
+        return self.unembed(selected), features
 
     def fingerprint(self) -> str:
         """Hash of the architecture and of a few weights, independent of the precision they were loaded in: distinguishes
@@ -283,13 +350,34 @@ def packed_options(model: PreTrainedModel, packing: Packing) -> dict[str, Any]:
     """A model's arguments for packed rows: restarted positions and block-diagonal attention. With the attention of this
     project no (T,T) mask is built."""
     window, layer_types = _windows(model.config.get_text_config(decoder=True))
-    options: dict[str, Any] = {"position_ids": packing.positions}
-    if model.config._attn_implementation == "mhc" and (window is None or packing.longest <= window):
-        unused = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=packing.segments.device)  # or a mask is built
-        options["packing"], mask = packing, dict.fromkeys(layer_types, unused)
-    else:
-        mask = {kind: packing.mask(window if kind == "sliding_attention" else None) for kind in layer_types}
-    return options | {"attention_mask": _as_expected(mask, model)}
+    if (window is None or packing.longest <= window) and _hands_on_packing(model):
+        return _packing_options(packing, layer_types)
+    mask = {kind: packing.mask(window if kind == "sliding_attention" else None) for kind in layer_types}
+    if local_window(model.config) is not None:  # its local layers narrow the mask themselves
+        mask = {"full_attention": packing.mask()}
+    return {"position_ids": packing.positions, "attention_mask": _as_expected(mask, model)}
+
+
+def _packing_options(packing: Packing, layer_types: list[str]) -> dict[str, Any]:
+    unused = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=packing.segments.device)  # or a mask is built
+    mask = unused if len(layer_types) == 1 else dict.fromkeys(layer_types, unused)
+    return {"position_ids": packing.positions, "packing": packing, "attention_mask": mask}
+
+
+def _hands_on_packing(model: PreTrainedModel) -> bool:
+    """Whether the layers hand the argument `packing` on to this project's attention; tried once, on two tokens."""
+    if model.config._attn_implementation != "mhc":
+        return False
+    if not hasattr(model, "hands_on_packing"):
+        packing = Packing(torch.zeros(1, 2, dtype=torch.long, device=model.device))
+        options = _packing_options(packing, _windows(model.config.get_text_config(decoder=True))[1])
+        with torch.no_grad():
+            try:
+                model.base_model(input_ids=torch.zeros_like(packing.segments), use_cache=False, **options)
+            except (RuntimeError, TypeError, ValueError):  # one that ignores it stumbles over the mask
+                packing.used = False
+        model.hands_on_packing = packing.used
+    return model.hands_on_packing
 
 
 def _as_expected(mask: dict[str, Tensor], model: PreTrainedModel) -> Tensor | dict[str, Tensor]:
@@ -304,14 +392,26 @@ def _as_expected(mask: dict[str, Tensor], model: PreTrainedModel) -> Tensor | di
     return mask if len(mask) > 1 else next(iter(mask.values()))
 
 
-def _features(output, taps: tuple[int, ...]) -> Features:
-    """Entry i of a model's hidden states is the input of layer i."""
-    side_by_side = torch.cat([output.hidden_states[layer] for layer in taps], dim=-1) if taps else None
-    return Features(output.last_hidden_state, side_by_side)
+def fixed_rotation(config: Any) -> int | None:
+    """Up to how many positions the rotary factors are the same whatever else a forward reads; None where they always are.
+
+    LongRoPE and dynamic RoPE choose their factors by the largest position of a forward. Beyond this length a row would change
+    with what stands beside it, and a token with the tokens drafted behind it, so no forward here goes further.
+    """
+    settings = getattr(config, "rope_parameters", None) or {}
+    limits = []
+    for rope in settings.values() if all(isinstance(value, dict) for value in settings.values()) else [settings]:
+        kind = rope.get("rope_type") or "default"
+        if kind == "longrope" or "dynamic" in kind:
+            original = rope.get("original_max_position_embeddings") if kind == "longrope" else None
+            limits.append(original or config.max_position_embeddings)
+    return min(limits, default=None)
 
 
 def _windows(config) -> tuple[int | None, list[str]]:
     """The sliding window, if any layer has one, and the distinct layer types of the model."""
+    if (window := local_window(config)) is not None:
+        return window, ["full_attention", "sliding_attention"]
     window = getattr(config, "sliding_window", None)
     types = getattr(config, "layer_types", None)
     if not types:

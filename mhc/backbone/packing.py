@@ -23,6 +23,7 @@ class Packing:
 
     def __init__(self, segments: Tensor):
         self.segments = segments
+        self.used = False  # whether any attention has asked
         rows, length = segments.shape
         flat = segments.cpu() + (torch.arange(rows) * (length + 1))[:, None]  # no two rows share a number
         real = (segments.cpu() != PADDING).flatten()
@@ -56,6 +57,7 @@ class Packing:
     def attend(self, query: Tensor, key: Tensor, value: Tensor, attend) -> Tensor:
         """`attend` (q, k, v of shape (S,H,L,E), causal, -> (S,H,L,E)) for each group, put back into packed rows:
         (B,H,T,E) -> (B,T,H,E). Padding gets zeros."""
+        self.used = True
         rows, heads, length = query.shape[:3]
         flat = [part.transpose(1, 2).flatten(0, 1) for part in (query, key, value)]  # (B*T,H,E)
         mixed = torch.zeros(rows * length, heads, value.shape[-1], dtype=query.dtype, device=query.device)

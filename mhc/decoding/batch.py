@@ -9,7 +9,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mhc.backbone.attention import tree_mask
 from mhc.backbone.cache import TreeCache
 from mhc.backbone.model import Backbone
 from mhc.decoding.request import DecodeRequest, TokenLogprob
@@ -101,25 +100,8 @@ class DecodeBatch:
         return self.sampler.for_round(start if isinstance(start, int) else start[:, None], depth)
 
     def forward_inputs(self, ancestors: Tensor, depth: Tensor) -> tuple[Tensor, TreeCache, dict[str, Tensor] | None]:
-        """Positions (B,N), cache and mask for a forward over nodes of these depths (1|B,N).
-
-        Positions are clamped to the context: nodes beyond it are never emitted, but models with
-        learned positions cannot look them up.
-        """
-        cache, backbone = self.cache, self.backbone
-        start = cache.start
-        rows, nodes = self.active.stop, ancestors.shape[1]
-        positions = depth + (start if isinstance(start, int) else start[:, None])
-        positions = positions.clamp(max=backbone.context - 1).expand(rows, -1)
-        if nodes == 1 and cache.uniform and (backbone.window is None or cache.max_length < backbone.window):
-            return positions, cache, None  # equal to plain causal attention
-        mask = {
-            kind: tree_mask(
-                ancestors, depth, start, cache.extent(nodes), backbone.window if kind == "sliding_attention" else None
-            )
-            for kind in backbone.layer_types
-        }
-        return positions, cache, mask
+        """Positions (B,N), cache and mask for a forward over nodes of these depths (1|B,N)."""
+        return self.backbone.tree_inputs(self.cache, self.active.stop, ancestors, depth)
 
     def admit(self, numbers: list[int], tokens: Tensor) -> None:
         """Prefilled requests become the last rows; tokens (B,) are the first of their answers."""

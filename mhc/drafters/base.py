@@ -8,7 +8,7 @@ token t+2+k. So the heads at t start from the *known next token* t+1, the root o
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -74,6 +74,11 @@ class Drafter(nn.Module, ABC):
     def unembedding(self, head: int) -> tuple[Tensor, ...]:
         """The matrices behind `unembed`, one for each range of hidden's columns, as the chunked losses take them."""
 
+    @property
+    def finisher(self) -> Callable[[Tensor], Tensor] | None:
+        """What makes logits of products with these matrices, as in Backbone: with lm_heads of its own, without a bias."""
+        return self.backbone.around_lm_head.finisher
+
     # ---- decoding: memory belongs to rows, state to one tree
 
     @abstractmethod
@@ -114,6 +119,10 @@ class HiddenStateDrafter(Drafter):
 
     def unembedding(self, head: int) -> tuple[Tensor, ...]:
         return (self.unembeddings.weight(head),)
+
+    @property
+    def finisher(self) -> Callable[[Tensor], Tensor] | None:
+        return super().finisher if self.unembeddings.own else self.backbone.finisher
 
     def allocate(self, rows: int, capacity: int) -> Tensor:
         return torch.zeros(rows, self.backbone.width, dtype=self.backbone.dtype, device=self.backbone.device)
@@ -165,11 +174,10 @@ class Unembeddings(nn.Module):
     def forward(self, head: int, hidden: Tensor, correction: Tensor | None = None) -> Tensor:
         """(...,D) -> (...,V), plus a correction (...,V) where there is one."""
         backbone = self._borrowed[0]
-        if self.own:
-            logits = torch.nn.functional.linear(hidden, self.own[head].to(hidden.dtype))
-        else:
-            logits = backbone.model.get_output_embeddings()(hidden)
-        return backbone.cap(logits if correction is None else logits + correction)
+        if not self.own:
+            return backbone.unembed(hidden, correction)
+        product = torch.nn.functional.linear(hidden, self.own[head].to(hidden.dtype))
+        return backbone.around_lm_head.behind(product if correction is None else product + correction)
 
 
 def shifted(ids: Tensor, anchors: tuple[Tensor, Tensor], offset: int) -> Tensor:

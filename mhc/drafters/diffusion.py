@@ -73,7 +73,7 @@ class Diffusion(HiddenStateDrafter):
         self.condition = nn.Linear(width, width)
         self.mask = nn.Parameter(torch.zeros(width))
         self.places = nn.Parameter(torch.randn(2 + draft_length, width) * 0.1)
-        self.layers = nn.ModuleList(Layer(width, *sizes(backbone.model.config)) for _ in range(num_layers))
+        self.layers = nn.ModuleList(Layer(width, *sizes(backbone)) for _ in range(num_layers))
         self.norm = nn.RMSNorm(width)
         self.out = nn.Linear(width, width)
         nn.init.zeros_(self.out.weight)  # so that every slot is the hidden state itself at first

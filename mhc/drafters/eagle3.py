@@ -146,8 +146,8 @@ class Eagle3(Drafter):
         if len(self.taps) != 3 or not all(0 <= layer < backbone.layers for layer in self.taps):
             raise UserError(f"EAGLE-3's taps are {list(self.taps)}: give three layers of 0 to {backbone.layers - 1}")
         self.context, self.checkpointing, width = context, checkpointing, backbone.width
-        self.fc = nn.Linear(3 * width, width, bias=False)
-        usual_heads, usual_inner = sizes(backbone.model.config)
+        self.fc = nn.Linear(3 * backbone.layer_width, width, bias=False)
+        usual_heads, usual_inner = sizes(backbone)
         widths = attention_heads or usual_heads, inner_width or usual_inner, head_width
         self.midlayer = MidLayer(width, *widths, theta, epsilon)
         self.norm = nn.RMSNorm(width, eps=epsilon)
@@ -185,7 +185,7 @@ class Eagle3(Drafter):
             self.lm_head.weight.copy_(rows)
 
     def unembed(self, head: int, hidden: Tensor) -> Tensor:
-        logits = self.backbone.cap(self.lm_head(hidden))
+        logits = self.backbone.around_lm_head.behind(self.lm_head(hidden))
         ids = self.vocabulary
         if ids is None:
             return logits

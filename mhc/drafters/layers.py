@@ -4,6 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
+from mhc.backbone.model import Backbone
+
 
 class Attention(nn.Module):
     """Projections of inputs (...,T,width_in) to heads (...,H,T,E), and of attention's output back to (...,T,D); width is
@@ -53,10 +55,10 @@ def turned(states: Tensor, by: tuple[Tensor, Tensor]) -> Tensor:
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
 
 
-def sizes(config) -> tuple[int, int]:
+def sizes(backbone: Backbone) -> tuple[int, int]:
     """Attention heads and inner width for a layer that matches this backbone's own (4 D where its config names no inner width)."""
-    text = config.get_text_config(decoder=True)
-    heads = text.num_attention_heads
-    while text.hidden_size % (2 * heads):  # a backbone's heads may be wider than hidden size / heads
+    text = backbone.model.config.get_text_config(decoder=True)
+    heads, inner = text.num_attention_heads, getattr(text, "intermediate_size", None)
+    while backbone.width % (2 * heads):  # a backbone's heads may be wider than width / heads
         heads -= 1
-    return heads, getattr(text, "intermediate_size", None) or 4 * text.hidden_size
+    return heads, (max(inner) if isinstance(inner, list) else inner) or 4 * backbone.width

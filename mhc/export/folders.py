@@ -98,10 +98,10 @@ def require(config: dict[str, Any], wanted: dict[str, Any], where: str) -> None:
 def require_plain_unembedding(drafter: Drafter, engine: str) -> None:
     """Raise UserError where logits are more than a matrix times the hidden state."""
     backbone = drafter.backbone
-    if backbone.softcap is not None:
+    if backbone.around_lm_head.finishes:
         raise UserError(
-            f"the backbone squashes its logits at {backbone.softcap} and so do its heads, which {engine}'s heads do not: "
-            f"{SERVE}"
+            "the backbone scales or caps what its lm_head gives and so do its heads, which "
+            f"{engine}'s heads do not: {SERVE}"
         )
 
 

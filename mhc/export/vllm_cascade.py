@@ -221,7 +221,7 @@ def _engine(
                 linear = f"{name}.blocks.{block}.linear"
                 g = g + silu(g @ at[f"{linear}.weight"].T + at[f"{linear}.bias"])
             said = g @ unembeddings[head].to(hidden).T
-            logits.append(backbone.cap(said if bias is None else said + bias.to(hidden)))
+            logits.append(backbone.around_lm_head.behind(said if bias is None else said + bias.to(hidden)))
         return torch.stack(logits, dim=1)  # (A,K,V)
 
     return run

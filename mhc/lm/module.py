@@ -14,6 +14,7 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
+from mhc.backbone.logits import AroundLmHead
 from mhc.backbone.model import load_model, load_tokenizer, packed_options
 from mhc.backbone.packing import Packing, real_positions
 from mhc.distributed.sharding import averaged, shares_of
@@ -21,6 +22,7 @@ from mhc.errors import UserError
 from mhc.lm.experts import FIGURES, balance, routed_config, usage
 from mhc.lm.lora import LoRA, adapt
 from mhc.lm.objectives import NextToken, Objective
+from mhc.training.losses import Finish
 from mhc.training.means import Figures, Means
 from mhc.training.optimization import optimize, reseed
 
@@ -62,6 +64,7 @@ class LMModule(LightningModule):
             raise UserError(
                 f"the tokenizer has {len(self.tokenizer)} tokens, the model {self.vocabulary_size}: set vocab_size to that"
             )
+        self._around = AroundLmHead(self.model)
         self.adapter = None if lora is None else adapt(self.model, lora)
         run = torch.compile(self.model.base_model) if compile else self.model.base_model
         self._run = (run,)  # a tuple, so that the compiled twin is no second submodule
@@ -75,12 +78,23 @@ class LMModule(LightningModule):
         return self.model.config.vocab_size
 
     @property
-    def unembedding(self) -> Tensor:
-        """The matrix (V,D) that makes logits of hidden states."""
-        return self.model.get_output_embeddings().weight
+    def unembedding(self) -> tuple[Tensor, ...]:
+        """The matrices (V,D) and, where the lm_head has a bias, (V,1) whose products with `hidden` make logits."""
+        lm_head = self.model.get_output_embeddings()
+        return (lm_head.weight,) if lm_head.bias is None else (lm_head.weight, lm_head.bias[:, None])
+
+    @property
+    def finish(self) -> Finish | None:
+        """What the model makes of these products: see `chunked_loss`."""
+        return self._around.finisher
 
     def hidden(self, ids: Tensor, segments: Tensor | None = None) -> Tensor:
-        """Last hidden states (B,T,D) of ids (B,T); segments (B,T) of packed rows as in Packing."""
+        """What `unembedding` multiplies, for ids (B,T): last hidden states (B,T,D), with a column of ones where the lm_head has a
+        bias; segments (B,T) of packed rows as in Packing."""
+        states = self._around.before(self._states(ids, segments))
+        return states if len(self.unembedding) == 1 else torch.cat([states, torch.ones_like(states[..., :1])], dim=-1)
+
+    def _states(self, ids: Tensor, segments: Tensor | None) -> Tensor:
         (run,) = self._run
         options = {} if segments is None else packed_options(self.model, Packing(segments))
         if self.routing is None:

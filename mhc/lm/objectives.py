@@ -22,7 +22,7 @@ from mhc.backbone.model import Backbone
 from mhc.backbone.packing import Packing
 from mhc.errors import UserError
 from mhc.training.data import data_of
-from mhc.training.losses import Teacher, chunked_loss, log_probabilities
+from mhc.training.losses import Finish, Teacher, chunked_loss, log_probabilities
 from mhc.training.means import Figures
 
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
@@ -44,7 +44,10 @@ class Learner(Protocol):
     def trainer(self) -> Trainer: ...
 
     @property
-    def unembedding(self) -> Tensor: ...
+    def unembedding(self) -> tuple[Tensor, ...]: ...
+
+    @property
+    def finish(self) -> Finish | None: ...
 
     def hidden(self, ids: Tensor, segments: Tensor | None = None) -> Tensor: ...
 
@@ -93,7 +96,7 @@ class NextToken(Objective):
         ids, mask, segments, _ = rows
         valid = predicted(mask, segments)
         hidden = module.hidden(ids, segments)[:, :-1][valid]  # (N,D)
-        loss, rank, _ = chunked_loss(hidden, (module.unembedding,), ids[:, 1:][valid])
+        loss, rank, _ = chunked_loss(hidden, module.unembedding, ids[:, 1:][valid], finish=module.finish)
         return {"loss": (loss, len(rank)), "top1": (_share(rank < 1), len(rank))}
 
 
@@ -127,11 +130,14 @@ class Distillation(Objective):
         assert teacher is not None
         taught = teacher.features(ids, packing=None if segments is None else Packing(segments)).hidden[:, :-1][valid]
         hidden, labels = module.hidden(ids, segments)[:, :-1][valid], ids[:, 1:][valid]  # (N,D), (N,)
-        matrix = (module.unembedding,)
-        entropy, rank, _ = chunked_loss(hidden, matrix, labels)
-        soft = Teacher(taught, teacher.unembedding, self.temperature)
-        # A linear head: the student's logits over T are those of its hidden states over T.
-        divergence = chunked_loss(hidden / self.temperature, matrix, labels, "kl", teacher=soft).loss
+        matrices, finish = module.unembedding, module.finish
+        entropy, rank, _ = chunked_loss(hidden, matrices, labels, finish=finish)
+        soft = Teacher(taught, teacher.unembedding, self.temperature, teacher.finisher)
+
+        def tempered(product: Tensor) -> Tensor:
+            return (product if finish is None else finish(product)) / self.temperature
+
+        divergence = chunked_loss(hidden, matrices, labels, "kl", teacher=soft, finish=tempered).loss
         loss = self.alpha * entropy + (1 - self.alpha) * self.temperature**2 * divergence
         means = loss, entropy.detach(), divergence.detach(), _share(rank < 1)
         return {name: (mean, len(rank)) for name, mean in zip(self.figures, means)}
@@ -157,9 +163,9 @@ class Reasoning(Objective):
         tags = tag_tokens(ids, self._pieces)[:, 1:][valid]  # (N,)
         hidden, labels = module.hidden(ids, segments)[:, :-1][valid], ids[:, 1:][valid]
         weight = torch.where(tags, self.tag_weight, 1.0)
-        loss, rank, _ = chunked_loss(hidden, (module.unembedding,), labels, weight=weight)
+        loss, rank, _ = chunked_loss(hidden, module.unembedding, labels, weight=weight, finish=module.finish)
         with torch.no_grad():
-            each = -log_probabilities(hidden, module.unembedding, labels)
+            each = -log_probabilities(hidden, module.unembedding, labels, module.finish)
         count, tagged = len(rank), int(tags.sum())
         return {
             "loss": (loss, count),
@@ -198,7 +204,7 @@ class Preference(Objective):
         """log p (B,) of each row's supervised tokens."""
         valid = predicted(mask)
         hidden = module.hidden(ids)[:, :-1][valid]
-        each = log_probabilities(hidden, module.unembedding, ids[:, 1:][valid])
+        each = log_probabilities(hidden, module.unembedding, ids[:, 1:][valid], module.finish)
         sums = each.new_zeros(len(ids)).index_add(0, valid.nonzero()[:, 0], each)
         return sums / valid.sum(dim=1).clamp(min=1) if self.length_averaged else sums
 

@@ -197,7 +197,8 @@ def _scored(
     cache.set_active(0, 1)
     ids = torch.tensor([list(chain(*prefix))[:start]], device=backbone.device)
     backbone.decode(ids, torch.arange(start, device=ids.device)[None], cache, None, at=ids.new_zeros(1))
-    cache.buffer[:, :, 1:, :, :start] = cache.buffer[:, :, :1, :, :start]
+    for buffer in cache.buffers:
+        buffer[:, 1:, :, :start] = buffer[:, :1, :, :start]
     for start, batch in plan:
         yield from zip(batch, _letters(backbone, cache, start, batch))
 

@@ -150,7 +150,8 @@ class DraftModule(LightningModule):
         """The backbone's own distribution behind these hidden states (A,D), given in pieces, where the objective needs it."""
         if self.objective == "ce":
             return None
-        return Teacher(torch.cat(hidden), self.backbone.unembedding, self.distillation_temperature)
+        backbone = self.backbone
+        return Teacher(torch.cat(hidden), backbone.unembedding, self.distillation_temperature, backbone.finisher)
 
     def losses(
         self,
@@ -190,7 +191,7 @@ class DraftModule(LightningModule):
                 weight,
                 self.teacher([part.features.hidden[r, t - 1] for part, r, t in zip(parts, row, target)]),
                 drafter.vocabulary,
-                self.backbone.softcap,
+                drafter.finisher,
             )
             total = total + self.head_weight**head * shares[head] * loss
             figures[f"head{head}_loss"] = loss.detach(), len(rank)

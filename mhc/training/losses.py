@@ -13,6 +13,7 @@ Gradients towards hidden states and trained matrices are made in the forward, ch
 nothing to recompute.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -21,10 +22,9 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
-from mhc.backbone.softcap import capped
-
 CHUNK = 512  # C: small enough for a CPU's cache (5x the speed of one piece), 64 MB at V = 32k
 OBJECTIVES = ("ce", "kl", "lk")
+Finish = Callable[[Tensor], Tensor]  # from products with an unembedding to logits
 
 
 class HeadLoss(NamedTuple):
@@ -39,16 +39,17 @@ class HeadLoss(NamedTuple):
 
 @dataclass
 class Teacher:
-    """The backbone's own distribution: softmax(cap(hidden (A,D) @ weight.T (V,D)) / temperature)."""
+    """The backbone's own distribution: softmax(finish(hidden (A,D) @ weight.T (V,D)) / temperature), finish as in Backbone."""
 
     hidden: Tensor
     weight: Tensor
     temperature: float = 1.0
+    finish: Finish | None = None
 
 
 class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden, labels, objective, anchor_weight, teacher, vocabulary, softcap, dtype, *matrices):
+    def forward(ctx, hidden, labels, objective, anchor_weight, teacher, vocabulary, finish, dtype, *matrices):
         columns = [matrix.shape[1] for matrix in matrices]
         casts = [matrix.detach().to(dtype) for matrix in matrices]
         gradients = [torch.zeros_like(matrix) if matrix.requires_grad else None for matrix in matrices]
@@ -61,15 +62,18 @@ class _ChunkedLoss(torch.autograd.Function):
         for start in range(0, len(labels), CHUNK):
             part = slice(start, start + CHUNK)
             inputs = hidden[part].to(dtype).split(columns, dim=1)
-            logits = capped(_product(inputs, casts), softcap)  # (C,V)
-            squash = None if softcap is None else 1 - (logits / softcap) ** 2
+            product = logits = _product(inputs, casts)  # (C,V)
+            if finish is not None:
+                with torch.enable_grad():
+                    finished = finish(product.requires_grad_())
+                logits = finished.detach().clone()
             label = index[part, None]
             known = label >= 0
             at_label = logits.gather(1, label.clamp(min=0))
             above = logits.shape[1] - (logits <= at_label).sum(dim=1, keepdim=True)  # heads of NaN are right nowhere
             rank[part] = torch.where(known, above, logits.shape[1])[:, 0]
             log_sum = logits.logsumexp(dim=1, keepdim=True)
-            p, best = _teacher_distribution(teacher, part, vocabulary, softcap, dtype) if teacher else (None, None)
+            p, best = _teacher_distribution(teacher, part, vocabulary, dtype) if teacher else (None, None)
             if objective == "ce":
                 each = log_sum - at_label
                 q = logits.sub_(log_sum).exp_()
@@ -96,8 +100,8 @@ class _ChunkedLoss(torch.autograd.Function):
             if anchor_weight is not None or vocabulary is not None:
                 each, d_logits = each * known, d_logits.mul_(known)
             loss += each.sum()
-            if squash is not None:
-                d_logits *= squash
+            if finish is not None:
+                (d_logits,) = torch.autograd.grad(finished, product, d_logits)
             d_logits = d_logits.to(dtype)
             column = 0
             for x, matrix, gradient in zip(inputs, casts, gradients):
@@ -126,9 +130,11 @@ def _product(inputs, matrices) -> Tensor:
     return logits.to(torch.promote_types(logits.dtype, torch.float))
 
 
-def _teacher_distribution(teacher: Teacher, part: slice, vocabulary, softcap, dtype) -> tuple[Tensor, Tensor]:
+def _teacher_distribution(teacher: Teacher, part: slice, vocabulary, dtype) -> tuple[Tensor, Tensor]:
     """p (C,V), renormalised over the draft's vocabulary, and the likeliest of all tokens (C,)."""
-    logits = capped(_product([teacher.hidden[part].to(dtype)], [teacher.weight.detach().to(dtype)]), softcap)
+    logits = _product([teacher.hidden[part].to(dtype)], [teacher.weight.detach().to(dtype)])
+    if teacher.finish is not None:
+        logits = teacher.finish(logits)
     best = logits.argmax(dim=1)
     if vocabulary is not None:
         logits = logits.index_select(1, vocabulary)
@@ -151,30 +157,33 @@ def chunked_loss(
     weight: Tensor | None = None,
     teacher: Teacher | None = None,
     vocabulary: Tensor | None = None,
-    softcap: float | None = None,
+    finish: Finish | None = None,
 ) -> HeadLoss:
-    """The loss of one head at A anchors, whose logits are sum_i hidden[:, columns i] @ matrices[i].T.
+    """The loss of one head at A anchors, whose logits are finish(sum_i hidden[:, columns i] @ matrices[i].T).
 
     hidden (A, sum of D_i); matrices (V,D_i), each trained or frozen; labels (A,) token ids. weight (A,): what an anchor
     counts (all count in the mean's denominator). teacher: needed by kl and lk. vocabulary (V,): the ascending token
     ids behind the columns of the logits, where a draft has not all of them; then anchors whose token (ce) or whose
-    backbone's favourite (kl, lk) is not among them count 0. Products run in autocast's precision where that is on, sums
+    backbone's favourite (kl, lk) is not among them count 0. finish: as in Backbone, None for the product itself. Products run in autocast's precision where that is on, sums
     in fp32. No anchors give a loss of 0.
     """
     kind = hidden.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
     loss, rank, overlap = _ChunkedLoss.apply(
-        hidden, labels, objective, weight, teacher, vocabulary, softcap, dtype, *matrices
+        hidden, labels, objective, weight, teacher, vocabulary, finish, dtype, *matrices
     )
     return HeadLoss(loss, rank, overlap if teacher else None)
 
 
-def log_probabilities(hidden: Tensor, matrix: Tensor, labels: Tensor) -> Tensor:
-    """log q(label) of each of A anchors (A,) in fp32, for losses that are no mean over anchors: q = softmax(hidden (A,D) @
-    matrix.T (V,D)). Differentiable; a chunk's logits are computed again in the backward."""
+def log_probabilities(
+    hidden: Tensor, matrices: tuple[Tensor, ...], labels: Tensor, finish: Finish | None = None
+) -> Tensor:
+    """log q(label) of each of A anchors (A,) in fp32, for losses that are no mean over anchors; arguments as in `chunked_loss`.
+    Differentiable; a chunk's logits are computed again in the backward."""
+
+    def at_labels(part: Tensor, label: Tensor, *matrices: Tensor) -> Tensor:
+        logits = _product(part.split([matrix.shape[1] for matrix in matrices], dim=1), matrices)
+        return -cross_entropy(logits if finish is None else finish(logits), label, reduction="none")
+
     chunks = zip(hidden.split(CHUNK), labels.split(CHUNK))
-    return torch.cat([checkpoint(_at_labels, part, matrix, label, use_reentrant=False) for part, label in chunks])
-
-
-def _at_labels(hidden: Tensor, matrix: Tensor, labels: Tensor) -> Tensor:
-    return -cross_entropy((hidden @ matrix.T).float(), labels, reduction="none")
+    return torch.cat([checkpoint(at_labels, part, label, *matrices, use_reentrant=False) for part, label in chunks])

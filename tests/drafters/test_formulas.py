@@ -304,14 +304,15 @@ def a_head(vocabulary: int = 23, anchors: int = 9):
 
 
 @pytest.mark.parametrize("objective", ["ce", "kl", "lk"])
-@pytest.mark.parametrize("softcap", [None, 2.0])
-def test_gradients_by_finite_differences(objective, softcap, monkeypatch):
+@pytest.mark.parametrize("finish", [None, lambda product: 2 * torch.tanh(product / 2), lambda product: product / 8 + 1])
+def test_gradients_by_finite_differences(objective, finish, monkeypatch):
     monkeypatch.setattr("mhc.training.losses.CHUNK", 4)
     hidden, weight, taught, labels = a_head()
+    taught.finish = finish
     counts = torch.rand(len(labels), dtype=torch.float64)
 
     def loss(hidden, weight):
-        return chunked_loss(hidden, (weight,), labels, objective, counts, taught, softcap=softcap).loss
+        return chunked_loss(hidden, (weight,), labels, objective, counts, taught, finish=finish).loss
 
     loss(hidden, weight).backward()
     for leaf, other in ((hidden, weight), (weight, hidden)):
