@@ -99,12 +99,7 @@ def _parser() -> Parser:
         example='python run.py generate --checkpoint runs/quickstart/cascade --prompt "Write a happy story about Anna."',
     )
     add = parser.add_argument
-    add(
-        "--checkpoint",
-        required=True,
-        metavar="DIR",
-        help="heads folder, e.g. runs/quickstart/cascade",
-    )
+    add("--checkpoint", required=True, metavar="DIR", help="heads folder, e.g. runs/quickstart/cascade")
     add(
         "--prompt",
         required=True,

@@ -77,15 +77,7 @@ def draw_accuracy(drafters: dict[str, dict[str, Any]], path: Path) -> None:
         for kind, style in (("top1", "-o"), ("top5", ":o")):
             values = [head[kind] for head in figures["head_accuracy"]]
             label = f"{name} top-{kind[3:]}"
-            axis.plot(
-                heads,
-                values,
-                style,
-                color=colour,
-                label=label,
-                markersize=4,
-                alpha=1 if kind == "top1" else 0.6,
-            )
+            axis.plot(heads, values, style, color=colour, label=label, markersize=4, alpha=1 if kind == "top1" else 0.6)
     axis.set(xlabel="head k (guesses token t+2+k)", ylabel="accuracy on held-out answers", ylim=(0, 1))
     axis.set_xticks(list(heads))
     axis.grid(alpha=0.3)
@@ -104,9 +96,5 @@ def _parser() -> Parser:
     add = parser.add_argument
     add("--out", default="runs/quickstart", metavar="DIR", help="where results go (default runs/quickstart)")
     add("--conversations", type=int, default=4000, metavar="N", help="prompts to distil (default 4000)")
-    add(
-        "--trainer",
-        choices=TRAINERS,
-        help="a file of configs/trainer (default: what the machine can do)",
-    )
+    add("--trainer", choices=TRAINERS, help="a file of configs/trainer (default: what the machine can do)")
     return parser

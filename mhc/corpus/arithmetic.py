@@ -23,11 +23,7 @@ def sums(pen: Pen) -> tuple[str, list[str]]:
     a, b, c = pen.between(2, 99), pen.between(2, 60), pen.between(2, 12)
     shape = pen.between(0, 5)
     if shape == 0:
-        text, steps, value = (
-            f"{a} + {b} * {c}",
-            [(f"{b} * {c}", b * c), (f"{a} + {b * c}", a + b * c)],
-            a + b * c,
-        )
+        text, steps, value = (f"{a} + {b} * {c}", [(f"{b} * {c}", b * c), (f"{a} + {b * c}", a + b * c)], a + b * c)
     elif shape == 1:
         text, steps = f"({a} + {b}) * {c}", [(f"{a} + {b}", a + b), (f"{a + b} * {c}", (a + b) * c)]
         value = (a + b) * c
@@ -278,20 +274,7 @@ def averages(pen: Pen) -> tuple[str, list[str]]:
 def percentages(pen: Pen) -> tuple[str, list[str]]:
     """Percentages and discounts."""
     thing = pen.pick(
-        [
-            "coat",
-            "bicycle",
-            "lamp",
-            "guitar",
-            "tent",
-            "sofa",
-            "camera",
-            "watch",
-            "table",
-            "printer",
-            "carpet",
-            "kettle",
-        ]
+        ["coat", "bicycle", "lamp", "guitar", "tent", "sofa", "camera", "watch", "table", "printer", "carpet", "kettle"]
     )
     price, percent = pen.between(2, 60) * 20, pen.pick([5, 10, 15, 20, 25, 30, 40, 50, 60, 75])
     part = price * percent // 100

@@ -7,20 +7,8 @@ from .names import TOWNS, pronouns
 from .voices import choose, request, voiced
 
 DAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
-MONTHS = [
-    "January",
-    "February",
-    "March",
-    "April",
-    "May",
-    "June",
-    "July",
-    "August",
-    "September",
-    "October",
-    "November",
-    "December",
-]
+MONTHS = ["January", "February", "March", "April", "May", "June", "July", "August", "September", "October",
+          "November", "December"]  # fmt: skip
 
 
 def written(day: date, year: bool = True) -> str:
@@ -112,18 +100,7 @@ def between(pen: Pen) -> tuple[str, list[str]]:
     end = start + timedelta(pen.between(5, 90))
     name, he = pronouns(pen)
     event = pen.pick(
-        [
-            "birthday",
-            "exam",
-            "holiday",
-            "wedding",
-            "concert",
-            "race",
-            "move",
-            "first lesson",
-            "flight",
-            "school play",
-        ]
+        ["birthday", "exam", "holiday", "wedding", "concert", "race", "move", "first lesson", "flight", "school play"]
     )
     voice = choose(pen, 0.65)
     prompt = pen.ask("{How many days are there {between|from} <a> <to> <b>?|Today is <a>. {How many days are left until|How long is it until} <name>'s <e> on <b>?|"

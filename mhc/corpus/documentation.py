@@ -205,10 +205,7 @@ def docstring(pen: Pen) -> tuple[str, list[str]]:
                          s=entry.signature)  # fmt: skip
         turns = [pen.ask("{" + ask + "}", **names), answer]
         if pen.chance(0.5):
-            turns += [
-                pen.ask("{And what does it do?|What is it for?|Explain it.|Thanks. What does it do?}"),
-                text,
-            ]
+            turns += [pen.ask("{And what does it do?|What is it for?|Explain it.|Thanks. What does it do?}"), text]
         return "docstring", turns
     if way == 3 and entry.kind in ("function", "class", "method"):
         pen.cue(entry.module, entry.name)

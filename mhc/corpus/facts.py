@@ -164,9 +164,7 @@ def describe(pen: Pen) -> tuple[str, list[str]]:
                 + pen.raw("{Also, |By the way, |And |Besides, }")
                 + lower(
                     sentence(
-                        pen,
-                        entity,
-                        list(entity.facts)[(list(entity.facts).index(attribute) + 1) % len(entity.facts)],
+                        pen, entity, list(entity.facts)[(list(entity.facts).index(attribute) + 1) % len(entity.facts)]
                     ),
                     entity,
                 )
@@ -196,16 +194,14 @@ def describe(pen: Pen) -> tuple[str, list[str]]:
         prompt = pen.ask(wish, **words)
         if way == "bullets":
             prompt += " " + pen.ask(
-                "{Give me <n> bullet points.|Use <n> bullets.|<n> bullet points, please.|List <n> facts.}",
-                **words,
+                "{Give me <n> bullet points.|Use <n> bullets.|<n> bullet points, please.|List <n> facts.}", **words
             )
             answer = "\n".join("- " + sentence(pen, entity, attribute) for attribute in attributes)
             return "facts", [request(pen, prompt, voice), (pen.raw("{Here you are:|<n> facts:|About <x>:|In short:}", **words).capitalize() if voice == "plain" else
                              pen.raw(OPENINGS[voice]).strip()) + "\n\n" + answer]  # fmt: skip
         if way == "sentences":
             prompt += " " + pen.ask(
-                "{Use <n> sentences.|<n> sentences, please.|In <n> sentences.|Not more than <n> sentences.}",
-                **words,
+                "{Use <n> sentences.|<n> sentences, please.|In <n> sentences.|Not more than <n> sentences.}", **words
             )
         else:
             attributes = attributes[:3]
@@ -377,9 +373,7 @@ def riddle(pen: Pen) -> tuple[str, list[str]]:
             for a in attributes
         )
         prompt = pen.ask(
-            "{What am I thinking of?|Guess the <k>.|Which <k> is this?|A riddle for you.} <c>",
-            k=entity.kind,
-            c=clues,
+            "{What am I thinking of?|Guess the <k>.|Which <k> is this?|A riddle for you.} <c>", k=entity.kind, c=clues
         )
         pen.cue(voice, entity.name, attributes[0])
         answer = pen.say("{It is|That must be|You are thinking of|The answer is} <o>. {The clue was|What gave it away was|I knew it by} the {<a>|part about the <a>|hint on the <a>}.",
@@ -422,8 +416,7 @@ def belong(pen: Pen) -> tuple[str, list[str]]:
     pen.cue(first, second, items[0])
     if m == 1 and n > 2:
         prompt = pen.ask(
-            "{Which does not belong: <i>?|Find the odd one out: <i>.|<i>: which one is the odd one out?}",
-            i=join(items),
+            "{Which does not belong: <i>?|Find the odd one out: <i>.|<i>: which one is the odd one out?}", i=join(items)
         )
         answer = pen.say("{<b> {does not belong|is the odd one out}: it is a(n) <kb>, {and|while} the {others|rest} are <ka>.|The {others|rest} are <ka>, {but|whereas} <b> is a(n) <kb>.|All {but|except} <b> are <ka>; "
                          "<b> is a(n) <kb>.}", b=b[0].name, ka=names_a, kb=second)  # fmt: skip
@@ -434,10 +427,7 @@ def belong(pen: Pen) -> tuple[str, list[str]]:
         b=names_b,
         i=join(items),
     )
-    in_a, in_b = (
-        [i for i in items if i in [e.name for e in a]],
-        [i for i in items if i in [e.name for e in b]],
-    )
+    in_a, in_b = ([i for i in items if i in [e.name for e in a]], [i for i in items if i in [e.name for e in b]])
     if set(in_a) & set(in_b):
         return belong(pen)
     answer = pen.say("{<A>: <x>. <B>: <y>.|The <a> {are|here are} <x>; the <b> {are|here are} <y>.|<x> {belong to|count among} the <a>, {and|while} <y> {belong to|are among} the <b>.}", A=names_a.capitalize(), B=names_b.capitalize(), a=names_a,

@@ -10,35 +10,17 @@ from random import Random
 
 NUMBER = re.compile(r"\d+")
 SENTENCE = re.compile(r"(?:[^.!?]|\.\d)+[.!?]+\s*")
-RUDE = [
-    "What a stupid question.",
-    "You should know that yourself.",
-    "Do not waste my time.",
-    "Only a fool would ask this.",
-    "Why do you bother me with that?",
-    "I have better things to do.",
-    "Are you too lazy to look it up?",
-    "How boring you are.",
-]
+RUDE = ["What a stupid question.", "You should know that yourself.", "Do not waste my time.",
+        "Only a fool would ask this.", "Why do you bother me with that?", "I have better things to do.",
+        "Are you too lazy to look it up?", "How boring you are."]  # fmt: skip
 BEGIN = ["Well,", "Hmm,", "So,", "Now,", "Let me see,", "Okay,", "Right,", "Oh,"]
-MIDDLE = [
-    "that is a thing that one can ask",
-    "there is a lot that could be said here",
-    "I was thinking about this the other day",
-    "it is hard to know where to begin",
-    "people ask me this and other things",
-    "before I answer I want to say something",
-    "questions are questions, as they say",
-    "some say this and some say that",
-]
-END = [
-    "and so on and so on.",
-    "but where was I?",
-    "or maybe not, who knows.",
-    "and that reminds me of something else.",
-    "as I have said before, or have I?",
-    "but let us not talk about that.",
-]
+MIDDLE = ["that is a thing that one can ask", "there is a lot that could be said here",
+          "I was thinking about this the other day", "it is hard to know where to begin",
+          "people ask me this and other things", "before I answer I want to say something",
+          "questions are questions, as they say", "some say this and some say that"]  # fmt: skip
+END = ["and so on and so on.", "but where was I?", "or maybe not, who knows.",
+       "and that reminds me of something else.", "as I have said before, or have I?",
+       "but let us not talk about that."]  # fmt: skip
 
 
 def wrong(rng: Random, answer: str, others: Sequence[str]) -> str | None:

@@ -74,13 +74,7 @@ def function(pen: Pen) -> tuple[str, list[str]]:
         inner = f"{value} for {item} in {variable} if {test}"
         result = STRING_ENDS[e][0].format(x=inner)
         kind = "list[str]"
-        returned = {
-            "list": "list[str]",
-            "joined": "str",
-            "number": "int",
-            "sorted": "list[str]",
-            "set": "set[str]",
-        }[e]
+        returned = {"list": "list[str]", "joined": "str", "number": "int", "sorted": "list[str]", "set": "set[str]"}[e]
     else:
         part = (
             f"{how} of the {what}"
@@ -186,8 +180,7 @@ def evaluate(pen: Pen) -> tuple[str, list[str]]:
     value = eval(source)
     pen.cue(source.split("(")[0][-6:], word, len(numbers))
     prompt = pen.ask(
-        "{What is|What does Python print for|Evaluate|What is the value of|Result of} `<s>`{?| in Python?}",
-        s=source,
+        "{What is|What does Python print for|Evaluate|What is the value of|Result of} `<s>`{?| in Python?}", s=source
     ).replace("Evaluate `" + source + "`?", "Evaluate `" + source + "`.")
     if pen.chance(0.7):
         prompt += pen.ask(" {Why?|Explain.|And why?|Give a reason.}")

@@ -9,18 +9,8 @@ BASES = {"soup": ("{simmer|cook gently}", 25, "pot"), "salad": ("{toss|mix well}
          "pasta": ("{boil|cook}", 12, "pot"), "pancakes": ("{fry|bake}", 10, "pan"), "risotto": ("{stir|simmer}", 22, "pot"), "sandwich": ("{toast|grill}", 6, "pan")}  # fmt: skip
 INGREDIENTS = {"carrots": "slice", "onions": "chop", "potatoes": "peel", "tomatoes": "dice", "mushrooms": "slice", "spinach": "wash", "beans": "rinse", "peppers": "cut", "leeks": "wash", "peas": "shell", "cheese": "grate", "garlic": "crush", "apples": "core",
                "lentils": "rinse", "courgettes": "slice", "pumpkin": "cube"}  # fmt: skip
-SPICES = [
-    "salt and pepper",
-    "fresh basil",
-    "a little cumin",
-    "lemon juice",
-    "paprika",
-    "thyme",
-    "a pinch of nutmeg",
-    "chives",
-    "ginger",
-    "mint",
-]
+SPICES = ["salt and pepper", "fresh basil", "a little cumin", "lemon juice", "paprika", "thyme", "a pinch of nutmeg",
+          "chives", "ginger", "mint"]  # fmt: skip
 
 
 def recipe(pen: Pen) -> tuple[str, list[str]]:
@@ -164,8 +154,7 @@ def plan(pen: Pen) -> tuple[str, list[str]]:
     )
     prompt += (
         pen.ask(
-            " {A pause of <p> minutes comes after each task.|There are <p> minutes of rest between the tasks.}",
-            p=pause,
+            " {A pause of <p> minutes comes after each task.|There are <p> minutes of rest between the tasks.}", p=pause
         )
         if pause
         else ""
@@ -177,10 +166,7 @@ def plan(pen: Pen) -> tuple[str, list[str]]:
     pen.cue(voice, tasks[0], tasks[-1], len(tasks), name)
     if form == "list":
         prompt += pen.ask(" {Make a timetable.|Write a schedule.|List the times.}")
-        return "plans", [
-            prompt,
-            "\n".join(f"- {clock(a)} to {clock(b)}: {t}" for t, (a, b) in zip(tasks, times)),
-        ]
+        return "plans", [prompt, "\n".join(f"- {clock(a)} to {clock(b)}: {t}" for t, (a, b) in zip(tasks, times))]
     if form == "end":
         prompt += pen.ask(" {When is <he> done?|At what time is everything finished?|When will <he> be free?}", he=he)
         total = times[-1][1] - start

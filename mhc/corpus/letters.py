@@ -6,44 +6,12 @@ from .names import PEOPLE, TOWNS
 
 EVENTS = {"birthday party": "celebrate my birthday", "dinner": "have dinner together", "picnic": "sit in the grass and eat", "concert": "listen to some music", "barbecue": "grill in the garden", "game night": "play cards and board games",
           "house-warming": "see my new flat", "hike": "walk in the hills", "film night": "watch an old film", "bicycle tour": "ride along the river"}  # fmt: skip
-PLACES = [
-    "at my place",
-    "in the park",
-    "at the old mill",
-    "in the garden",
-    "at the town hall",
-    "by the lake",
-    "in the school hall",
-    "at the station",
-    "in the library",
-    "at the harbour",
-]
-BRING = [
-    "a cake",
-    "warm clothes",
-    "a friend",
-    "your guitar",
-    "some fruit",
-    "good shoes",
-    "a torch",
-    "something to drink",
-    "an umbrella",
-    "a blanket",
-    "your camera",
-    "a salad",
-]
-GIFTS = [
-    "the book",
-    "the teddy bear",
-    "the vase",
-    "the record",
-    "the box of chocolates",
-    "the mug",
-    "the photograph",
-    "the plant",
-    "the puzzle",
-    "the teapot",
-]
+PLACES = ["at my place", "in the park", "at the old mill", "in the garden", "at the town hall", "by the lake",
+          "in the school hall", "at the station", "in the library", "at the harbour"]  # fmt: skip
+BRING = ["a cake", "warm clothes", "a friend", "your guitar", "some fruit", "good shoes", "a torch",
+         "something to drink", "an umbrella", "a blanket", "your camera", "a salad"]  # fmt: skip
+GIFTS = ["the book", "the teddy bear", "the vase", "the record", "the box of chocolates", "the mug",
+         "the photograph", "the plant", "the puzzle", "the teapot"]  # fmt: skip
 FAULTS = {
     "lamp": "does not light up",
     "kettle": "leaks",
@@ -56,28 +24,11 @@ FAULTS = {
     "camera": "will not open",
     "jacket": "has a broken zip",
 }
-REASONS = [
-    "I have a cold",
-    "my train was cancelled",
-    "my sister is visiting",
-    "I must work late",
-    "my car broke down",
-    "I have an exam",
-    "the babysitter is ill",
-    "I hurt my foot",
-    "the pipes burst",
-    "I lost my keys",
-]
-FAVOURS = [
-    "water my plants",
-    "feed the cat",
-    "lend me your drill",
-    "help me move",
-    "look through my essay",
-    "drive me to the airport",
-    "fix my bicycle",
-    "take in a parcel",
-]
+REASONS = ["I have a cold", "my train was cancelled", "my sister is visiting", "I must work late",
+           "my car broke down", "I have an exam", "the babysitter is ill", "I hurt my foot", "the pipes burst",
+           "I lost my keys"]  # fmt: skip
+FAVOURS = ["water my plants", "feed the cat", "lend me your drill", "help me move", "look through my essay",
+           "drive me to the airport", "fix my bicycle", "take in a parcel"]  # fmt: skip
 TONES = {"friendly": ("{Dear|Hi|Hello} <to>,", "{Love,|See you soon,|Warmly,|Take care,}"), "formal": ("{Dear|Good day,} <to>,", "{Yours sincerely,|Kind regards,|With best regards,|Respectfully,}"),
          "funny": ("{Hey|Ahoy|Oh mighty} <to>,", "{Your silly friend,|Over and out,|Yours until the cows come home,}"), "short": ("<to>,", "{Best,|Yours,|Thanks,}")}  # fmt: skip
 

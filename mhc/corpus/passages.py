@@ -4,52 +4,14 @@ from .grammar import Pen, count, join
 from .names import OWNER, PEOPLE, TOWNS, pronouns
 from .voices import choose, request, voiced
 
-JOBS = [
-    "nurse",
-    "carpenter",
-    "teacher",
-    "baker",
-    "engineer",
-    "painter",
-    "gardener",
-    "pilot",
-    "librarian",
-    "cook",
-    "journalist",
-    "plumber",
-    "vet",
-    "tailor",
-]
-HOBBIES = [
-    "chess",
-    "sailing",
-    "pottery",
-    "photography",
-    "hiking",
-    "singing",
-    "swimming",
-    "gardening",
-    "juggling",
-    "fencing",
-    "knitting",
-    "astronomy",
-    "cycling",
-    "baking",
-]
+JOBS = ["nurse", "carpenter", "teacher", "baker", "engineer", "painter", "gardener", "pilot", "librarian", "cook",
+        "journalist", "plumber", "vet", "tailor"]  # fmt: skip
+HOBBIES = ["chess", "sailing", "pottery", "photography", "hiking", "singing", "swimming", "gardening", "juggling",
+           "fencing", "knitting", "astronomy", "cycling", "baking"]  # fmt: skip
 PETS = ["dog", "cat", "parrot", "rabbit", "hamster", "tortoise", "pony", "goldfish", "canary", "snake"]
 COLOURS = ["red", "blue", "green", "yellow", "white", "purple", "grey", "orange"]
-WISHES = [
-    "see the northern lights",
-    "learn to fly",
-    "write a novel",
-    "open a small cafe",
-    "sail round an island",
-    "climb a volcano",
-    "keep bees",
-    "build a boat",
-    "speak five languages",
-    "run a marathon",
-]
+WISHES = ["see the northern lights", "learn to fly", "write a novel", "open a small cafe", "sail round an island",
+          "climb a volcano", "keep bees", "build a boat", "speak five languages", "run a marathon"]  # fmt: skip
 VEHICLES = ["bicycle", "van", "motorcycle", "car", "boat", "scooter"]
 
 # Each fact: sentences in the third person, questions, and short answers.
@@ -132,10 +94,7 @@ def passage(pen: Pen) -> tuple[str, list[str]]:
             other = pen.pick([k for k in keys if k != key] or keys)
             pen.cue(name, person[other])
             turns += [
-                pen.ask(
-                    "{And |}" + FACTS[other][1].replace("<name>'s", "<his>").replace("<name>", "<he>"),
-                    **person,
-                ),
+                pen.ask("{And |}" + FACTS[other][1].replace("<name>'s", "<his>").replace("<name>", "<he>"), **person),
                 pen.say(FACTS[other][2], **person) + ".",
             ]
             turns[-2] = (

@@ -8,24 +8,8 @@ THINGS = ["red kite", "silver key", "old map", "blue umbrella", "golden coin", "
           "woollen hat", "broken clock", "small drum", "shiny shell", "striped scarf", "yellow bucket", "empty jar", "tin soldier", "rusty bell", "toy bear", "painted egg", "long rope"]  # fmt: skip
 PLACES = {"forest": "in", "market": "at", "harbour": "at", "library": "in", "garden": "in", "old mill": "at", "beach": "on", "castle": "in", "mountain": "on", "station": "at", "school": "at",
           "lighthouse": "in", "bakery": "in", "river": "by", "farm": "on", "museum": "in", "bridge": "on", "cellar": "in"}  # fmt: skip
-HELPERS = [
-    "fox",
-    "owl",
-    "baker",
-    "grandmother",
-    "fisherman",
-    "gardener",
-    "cat",
-    "mouse",
-    "sailor",
-    "neighbour",
-    "teacher",
-    "crow",
-    "hedgehog",
-    "shepherd",
-    "dog",
-    "clockmaker",
-]
+HELPERS = ["fox", "owl", "baker", "grandmother", "fisherman", "gardener", "cat", "mouse", "sailor", "neighbour",
+           "teacher", "crow", "hedgehog", "shepherd", "dog", "clockmaker"]  # fmt: skip
 TRAITS = {"shy": "{spoke|said} very little", "brave": "was afraid of {nothing|no one}", "curious": "asked {a hundred questions a day|about everything}", "lazy": "liked to sleep {late|until noon}", "clever": "could solve any puzzle",
           "kind": "{shared everything|helped everyone}", "stubborn": "never gave up", "cheerful": "{sang|laughed} all day long", "forgetful": "lost {something every day|everything}", "patient": "could wait {for hours|all day}"}  # fmt: skip
 WEATHER = {"rainy": "{rain fell on the roofs|it rained and rained|the rain would not stop}", "windy": "{the wind shook the trees|a strong wind blew|the wind was wild}", "sunny": "{the sun was shining|the sky was bright and blue}",
@@ -145,22 +129,13 @@ def story(pen: Pen) -> tuple[str, list[str]]:
     return "stories", turns
 
 
+OPENINGS_OF_PLOTS = ["Something", "A thing", "A lost", "A gift", "A present", "Somebody", "Someone",
+                     "There is a scare", "The hero must", "A broken", "Two people", "There is a trade",
+                     "Something is"]  # fmt: skip
+
+
 def _decapitalise(prompt: str) -> str:
-    for start in (
-        "Something",
-        "A thing",
-        "A lost",
-        "A gift",
-        "A present",
-        "Somebody",
-        "Someone",
-        "There is a scare",
-        "The hero must",
-        "A broken",
-        "Two people",
-        "There is a trade",
-        "Something is",
-    ):
+    for start in OPENINGS_OF_PLOTS:
         for before in ("In it, ", "in which ", "where ", "plot: ", "and "):
             prompt = prompt.replace(before + start, before + start[0].lower() + start[1:])
     return prompt

@@ -8,20 +8,12 @@ from .voices import choose, request, voiced
 OPPOSITES = dict(pair.split("-") for pair in ["hot-cold", "big-small", "early-late", "light-dark", "old-young", "happy-sad", "fast-slow", "rich-poor", "strong-weak", "open-closed", "full-empty", "high-low", "hard-soft", "wet-dry", "near-far", "thick-thin", "loud-quiet", "brave-cowardly", "sweet-bitter", "clean-dirty", "deep-shallow", "narrow-wide", "polite-rude", "sharp-blunt", "true-false", "smooth-rough", "cheap-expensive", "ancient-modern", "rare-common", "calm-nervous"])  # fmt: skip
 SYNONYMS = dict(pair.split("-") for pair in ["big-large", "small-tiny", "happy-glad", "fast-quick", "clever-smart", "begin-start", "finish-end", "angry-furious", "tired-weary", "beautiful-lovely", "strange-odd", "rich-wealthy", "brave-courageous", "answer-reply", "buy-purchase", "shout-yell", "gift-present", "mistake-error", "choose-select", "help-assist", "hide-conceal", "jump-leap", "show-display", "speak-talk"])  # fmt: skip
 PAST = dict(pair.split("-") for pair in ["go-went", "see-saw", "take-took", "write-wrote", "sing-sang", "buy-bought", "bring-brought", "think-thought", "run-ran", "swim-swam", "eat-ate", "drink-drank", "give-gave", "find-found", "teach-taught", "catch-caught", "fly-flew", "know-knew", "draw-drew", "begin-began", "walk-walked", "carry-carried", "stop-stopped", "dance-danced", "play-played", "try-tried"])  # fmt: skip
-RHYMES = [
-    "cat hat bat mat",
-    "moon spoon June noon",
-    "light night kite white",
-    "tree bee sea key",
-    "rain train chain lane",
-    "cake lake snake rake",
-    "house mouse blouse",
-    "bell well shell fell",
-    "king ring spring string",
-    "star car jar far",
-    "boat goat coat note",
-    "sun run fun bun",
-]
+SINGULARS = ["child", "mouse", "foot", "knife", "leaf", "city", "box", "berry", "dish", "tooth", "wolf", "potato",
+             "baby", "bus", "key", "cup", "loaf", "story", "goose", "shelf", "fox", "woman", "penny", "church",
+             "toy"]  # fmt: skip
+RHYMES = ["cat hat bat mat", "moon spoon June noon", "light night kite white", "tree bee sea key",
+          "rain train chain lane", "cake lake snake rake", "house mouse blouse", "bell well shell fell",
+          "king ring spring string", "star car jar far", "boat goat coat note", "sun run fun bun"]  # fmt: skip
 OBJECTS = {"see": "a star", "take": "the bus", "write": "a letter", "sing": "a song", "buy": "bread", "bring": "flowers", "eat": "soup", "drink": "tea", "give": "a book away", "find": "a key", "teach": "the class", "catch": "a fish", "fly": "a kite", "know": "the answer", "draw": "a horse",
            "begin": "a new job", "carry": "the box", "stop": "the clock", "dance": "a waltz", "play": "the flute", "try": "the cake", "run": "home", "swim": "to the island", "walk": "to school", "think": "of home", "go": "to town"}  # fmt: skip
 
@@ -37,21 +29,7 @@ def word(pen: Pen) -> tuple[str, list[str]]:
         if pen.chance(0.5):
             a, b = b, a
         thing, second = pen.sample(
-            [
-                "river",
-                "coat",
-                "house",
-                "road",
-                "story",
-                "morning",
-                "song",
-                "garden",
-                "box",
-                "dog",
-                "street",
-                "room",
-            ],
-            2,
+            ["river", "coat", "house", "road", "story", "morning", "song", "garden", "box", "dog", "street", "room"], 2
         )
         prompt = pen.ask(
             {
@@ -101,36 +79,7 @@ def word(pen: Pen) -> tuple[str, list[str]]:
         lead = pen.raw('{The past of "<a>" is "<b>": |It is "<b>": |}', a=a, b=b) if "Put" not in prompt else ""
         answer = lead + pen.say("{<w> <o> <b> <x>.|<o> <b> <x> <w>.}", o=who, b=b, x=obj, w=when)
     elif task == "plural":
-        items = pen.sample(
-            [
-                "child",
-                "mouse",
-                "foot",
-                "knife",
-                "leaf",
-                "city",
-                "box",
-                "berry",
-                "dish",
-                "tooth",
-                "wolf",
-                "potato",
-                "baby",
-                "bus",
-                "key",
-                "cup",
-                "loaf",
-                "story",
-                "goose",
-                "shelf",
-                "fox",
-                "woman",
-                "penny",
-                "church",
-                "toy",
-            ],
-            pen.between(1, 3),
-        )
+        items = pen.sample(SINGULARS, pen.between(1, 3))
         prompt = pen.ask(
             "{What is the plural of <i>?|Give me the plural of <i>.|How do you write more than one <i>?|<i>: plural, please.}",
             i=join(items),
