@@ -7,6 +7,7 @@ Index convention, as everywhere in the project: the backbone at position t predi
 
 import hashlib
 import json
+import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import cached_property
@@ -167,23 +168,36 @@ class Backbone(nn.Module):
         if sharding is None:
             model.to(device)  # type: ignore[arg-type]  # transformers wraps `to` without its types
         quantised = quantize_weights(model, quantize) if quantize else None
-        backbone = cls.checked(model, tokenizer, name, quantised) if sharding is None else cls(model, tokenizer, name)
+        backbone = cls.checked(model, tokenizer, name, quantised)
+        if said := backbone.limit_said:
+            print(said, file=sys.stderr)
         return backbone.lay_out() if decoding else backbone
 
     @classmethod
     def checked(
         cls, model: PreTrainedModel, tokenizer=None, name: str = "", quantised: Quantised | None = None
     ) -> "Backbone":
-        """The backbone of a model, once it is known that it decodes and trains as the model computes (mhc.backbone.probe). Raises
-        UserError where it does not."""
+        """The backbone of a model, once it is known that it decodes and trains as the model computes (mhc.backbone.probe; where
+        the weights are split over processes, a small copy of it). Raises UserError where it does not."""
         kind = model.config.model_type
         with refusing(kind, lambda: "its outer module"):
             backbone = cls(model, tokenizer, name)
         backbone.quantised = quantised
         if kind not in HELD:
             probe_copy(model.config, cls)
-            probe(backbone)
+            if not any(map(is_split, model.parameters())):
+                probe(backbone)
         return backbone
+
+    @property
+    def limit_said(self) -> str | None:
+        """One line where the context ends earlier than the model's, and why."""
+        if self.fixed_rotation is None or self.fixed_rotation > self.context:
+            return None
+        return (
+            f"{self.name or 'backbone'}: texts end at {self.context:,} tokens, where its rotary factors would begin to change "
+            "with the longest text of a batch"
+        )
 
     def lay_out(self) -> "Backbone":
         """Arrange the weights for decoding on this processor (no gain for training), unless they are split over several
@@ -221,6 +235,12 @@ class Backbone(nn.Module):
     def features(self, ids: Tensor, taps: tuple[int, ...] = (), packing: Packing | None = None) -> Features:
         """Hidden states of whole rows (B,T), causal, right padding harmless; and the inputs of layers `taps`.
         packing: where conversations lie in packed rows; each is computed as if it were alone."""
+        longest = ids.shape[1] if packing is None else packing.longest
+        if self.fixed_rotation is not None and longest > self.fixed_rotation:
+            raise UserError(
+                f"a row of {longest:,} tokens: beyond {self.fixed_rotation:,} this backbone's rotary factors change with the "
+                "longest row of a batch, so that no two runs agree: cut rows to that length (--data.max_length)"
+            )
         options = _tapping(taps)
         if packing is not None:
             options |= packed_options(self.model, packing)
@@ -261,7 +281,9 @@ class Backbone(nn.Module):
         """Heads and head width of the keys and values of each layer that keeps some, as one token's forward leaves them."""
         cache = DynamicCache()
         with torch.no_grad():
-            self.model.base_model(input_ids=torch.ones(1, 1, dtype=torch.long, device=self.device), past_key_values=cache, use_cache=True)
+            self.model.base_model(
+                input_ids=torch.ones(1, 1, dtype=torch.long, device=self.device), past_key_values=cache, use_cache=True
+            )
         parts = [(layer.keys, layer.values) for layer in cache.layers if layer.keys is not None]
         return [((k.shape[1], k.shape[3]), (v.shape[1], v.shape[3])) for k, v in parts]
 

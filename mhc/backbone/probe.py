@@ -146,7 +146,10 @@ class _Checks:
         self.same(logits[:, 0], torch.stack([own[0][0, LONG - 1], own[1][0, SHORT - 1]]))
         cache.advance([LONG, SHORT])
         self.what = "a branching tree"
-        depth, ancestors = torch.tensor([DEPTH], device=device), torch.zeros(1, len(DEPTH), len(DEPTH), device=device) > 0
+        depth, ancestors = (
+            torch.tensor([DEPTH], device=device),
+            torch.zeros(1, len(DEPTH), len(DEPTH), device=device) > 0,
+        )
         for path in LEAVES:
             for level, node in enumerate(path):
                 ancestors[0, node, path[: level + 1]] = True

@@ -11,6 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from mhc.backbone.model import Backbone, load_config, load_tokenizer
+from mhc.backbone.probe import HELD, probe_copy
 from mhc.decoding.batch import PREFILL_TOKENS
 from mhc.estimate.dry_run import DryRun, Output
 from mhc.estimate.fake_step import (
@@ -76,6 +77,8 @@ class HeadsDryRun(DryRun):
     def __init__(self, settings: Namespace, instantiate: Callable[[Namespace], Namespace], gib: float | None = None):
         model = settings.model.init_args
         self.config = load_config(model.backbone)
+        if self.config.model_type not in HELD:
+            probe_copy(self.config, Backbone)
         waiting = settings.model.clone()
         waiting.init_args.sharded = True  # the backbone is not loaded
         self.module: DraftModule = instantiate(Namespace(model=waiting)).model

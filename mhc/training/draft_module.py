@@ -131,6 +131,14 @@ class DraftModule(LightningModule):
         checkpoint)."""
         if not hasattr(self, "backbone"):
             self.build(self._load(sharding=getattr(self.trainer.strategy, "sharding", lambda path: {})))
+        data = data_of(self.trainer)
+        if self.trainer.state.fn == "fit" and hasattr(data, "conversations"):
+            context, longest = self.backbone.context, int(max(data.rows("train").lengths, default=0))
+            if longest > context:
+                raise UserError(
+                    f"a training row has {longest:,} tokens, and the backbone reads {context:,}: cut rows with "
+                    f"--data.max_length {context}"
+                )
         if self.drafter.vocabulary is not None and self.trainer.state.fn == "fit":
             frequencies = token_frequencies(data_of(self.trainer).rows("train"), self.vocabulary_size)
             if message := self.drafter.choose_vocabulary(frequencies):
