@@ -28,7 +28,8 @@ from mhc.checkpoints.training_file import CheckpointFiles, newest_whole, previou
 from mhc.errors import UserError
 from mhc.estimate.choose import choose_batch_size, dry_run
 from mhc.training.trainer_settings import require_trainer
-from mhc.util.env_values import Parser, hidden
+from mhc.util.env_values import hidden
+from mhc.util.settings_parser import SettingsParser, plainly
 
 # References across config files (`${data.init_args.max_length}`) hold in any order and follow overrides.
 jsonargparse.set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
@@ -42,7 +43,7 @@ TRIED = re.compile(
 PARSING: dict[str, Any] = {
     "subclass_mode_model": True,
     "subclass_mode_data": True,
-    "parser_class": Parser,
+    "parser_class": SettingsParser,
     "parser_kwargs": {"parser_mode": "omegaconf+", "exit_on_error": False},
 }
 
@@ -234,6 +235,8 @@ def quiet() -> None:
 
 def shorten(message: str) -> str:
     """The lines of jsonargparse's report that say what is wrong, as one line without the types it tried in vain."""
+    if line := plainly(message):
+        return hidden(line)
     lines = [line.strip(" -") for line in message.splitlines()]
     lines = [line for line in lines if line and not TRIED.match(line)]
     return hidden(" ".join(lines))[:500]

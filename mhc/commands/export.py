@@ -1,6 +1,6 @@
 """`run.py export`: heads in the format of another engine, checked before they are there."""
 
-from mhc.commands import Parser, add_dtype
+from mhc.commands import Parser, add_checkpoint, add_dtype
 
 FORMATS = {
     "tgi-medusa": "Medusa heads in text-generation-inference; FasterDecoding's names",
@@ -45,7 +45,7 @@ def _parser() -> Parser:
         + "; ".join(f"{name}: {about}" for name, about in FORMATS.items()),
     )
     add = parser.add_argument
-    add("--checkpoint", required=True, metavar="DIR", help="folder with drafter.json, e.g. runs/quickstart/medusa")
+    add_checkpoint(parser, required=True)
     add("--format", required=True, metavar="NAME", help=", ".join(FORMATS))
     add("--out", required=True, metavar="DIR", help="the folder to write; one that exists is left alone")
     add("--backbone", metavar="NAME", help="a directory, a hub name or pocket (default: what the heads name)")

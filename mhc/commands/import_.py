@@ -5,6 +5,7 @@ from pathlib import Path
 
 from mhc.commands import Parser, add_dtype
 from mhc.errors import UserError
+from mhc.util.verbs import shell_line
 
 
 def main(argv: list[str]) -> int:
@@ -33,7 +34,7 @@ def main(argv: list[str]) -> int:
         raise UserError(f"cannot write '{out}' ({error.strerror or error}): choose another --out") from error
     arguments = ", ".join(f"{name} {value}" for name, value in drafter.arguments.items())
     print(f"-> {out}: {type(drafter).__name__} heads on {options.backbone} ({arguments})")
-    print(f"   they decode in a chain until `python run.py tune --checkpoint {out}` has found a tree")
+    print(f"   they decode in a chain until `{shell_line('tune', '--checkpoint', str(out))}` has found a tree")
     return 0
 
 
