@@ -1,6 +1,9 @@
 """`run.py export`: heads in the format of another engine, checked before they are there."""
 
+import shlex
+
 from mhc.commands import Parser, add_checkpoint, add_dtype
+from mhc.util.verbs import RUN, shell_line
 
 FORMATS = {
     "tgi-medusa": "Medusa heads in text-generation-inference; FasterDecoding's names",
@@ -32,7 +35,10 @@ def main(argv: list[str]) -> int:
         f"read back by {options.format}'s rules: the largest difference from the heads is {written.difference:.1e} of "
         "the largest logit"
     )
-    print(f"\n{written.command}")
+    words = shlex.split(
+        written.command, comments=True
+    )  # of an export for this project, as its card says it to everybody
+    print(f"\n{shell_line(*words[2:]) if words[1] == RUN.name else written.command}")
     return 0
 
 

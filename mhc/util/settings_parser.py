@@ -6,6 +6,7 @@ setting may have the next one may fit; `plainly` makes one clear line of what is
 """
 
 import re
+import sys
 from typing import Any, NoReturn
 
 from mhc.util.env_values import Parser
@@ -15,6 +16,7 @@ from mhc.util.verbs import VERBS, example
 UNKNOWN = re.compile(r"ption '([^']+)'")  # in jsonargparse's words
 MISSPELLED = re.compile(r"there is no setting '[^']+'(: did you mean [^?]+\?|; there are: [^;]*;)")
 MISSING = re.compile(r"the following arguments are required: (\w[\w.]*(?:, \w[\w.]*)*)")
+NO_CLASS = re.compile(r"module '([\w.]+)' has no attribute '(\w+)'")
 WHERE = re.compile(r'Parser key "([^"]+)"')
 
 
@@ -45,14 +47,19 @@ class SettingsParser(Parser, ParserWithExample):
 
 
 def plainly(message: str) -> str | None:
-    """One line for what jsonargparse reports of a misspelled or missing setting, with its place; None for other reports."""
-    if found := MISSPELLED.search(message):
-        place = ".".join(WHERE.findall(message[: found.start()]))
-        return f"{place + ': ' if place else ''}{found[0].rstrip(';')}"
-    if found := MISSING.search(message):
-        place = "".join(f"{key}." for key in WHERE.findall(message[: found.start()]))
-        names = [place + name for name in found[1].split(", ")]
-        verb = next((verb for verb in VERBS if names[0].startswith(f"{verb}.")), "fit")
-        missing = " and ".join(name.removeprefix(f"{verb}.") for name in names)
-        return f"nothing sets {missing}: add a --config that does, e.g. {example(verb)}"
-    return None
+    """One line for what jsonargparse reports of a misspelled or missing setting, or a misspelled class, with its place; None
+    for other reports."""
+    found = MISSPELLED.search(message) or MISSING.search(message) or NO_CLASS.search(message)
+    if not found:
+        return None
+    keys = WHERE.findall(message[: found.start()])
+    place = f"{'.'.join(keys)}: " if keys else ""
+    if found.re is MISSPELLED:
+        return place + found[0].rstrip(";")
+    if found.re is NO_CLASS:
+        hint = did_you_mean(found[2], dir(sys.modules.get(found[1])))
+        return f"{place}{found[1]} has no '{found[2]}'{hint}"
+    names = [".".join([*keys, name]) for name in found[1].split(", ")]
+    verb = next((verb for verb in VERBS if names[0].startswith(f"{verb}.")), "fit")
+    missing = " and ".join(name.removeprefix(f"{verb}.") for name in names)
+    return f"nothing sets {missing}: add a --config that does, e.g. {example(verb)}"

@@ -75,14 +75,14 @@ VERBS = {
     ),
     "export": Verb(
         "write heads in the formats of vLLM, SGLang and TGI, and check them",
-        "--checkpoint runs/quickstart/medusa --format tgi-medusa --out runs/exports/medusa",
+        "--checkpoint runs/quickstart/medusa --format tgi-medusa --out runs/exports/tgi",
     ),
     "import": Verb(
         "turn published Medusa and EAGLE-3 heads into a heads folder",
-        "runs/exports/medusa --backbone pocket --out runs/imported",
+        "runs/exports/tgi --backbone pocket --out runs/imported",
     ),
     "push": Verb(
-        "upload heads, or an export, to the Hugging Face Hub", "runs/exports/medusa --repo me/my-medusa --dry_run"
+        "upload heads, or an export, to the Hugging Face Hub", "runs/exports/tgi --repo me/my-medusa --dry_run"
     ),
     "inspect": Verb(
         "show the tokens of a data file, and which are trained on",

@@ -9,6 +9,7 @@ import re
 import shlex
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -133,6 +134,8 @@ IN_A_FILE = {
     "model: {init_args: {drafter: {init_args: {heeds: 3}}}}": "model.drafter: there is no setting 'heeds': did you mean heads?",
     "trainer: {callbacks: [{class_path: callbacks.Acceptance, init_args: {promts: 3}}]}": "did you mean prompts?",
     "checkpoint: {evry_n_steps: 3}": "did you mean checkpoint.every_n_steps?",
+    "trainer: {callbacks: [callbacks.Aceptance]}": "trainer.callbacks: callbacks has no 'Aceptance': did you mean Acceptance?",
+    "model: {init_args: {drafter: mhc.drafters.Cascde}}": "model.drafter: mhc.drafters has no 'Cascde': did you mean Cascade?",
 }
 
 
@@ -169,9 +172,7 @@ def example_of(capsys, verb: str) -> list[str]:
 
 def outputs(arguments: list[str]) -> set[str]:
     """What a call writes."""
-    written = {
-        value for flag, value in zip(arguments, arguments[1:]) if flag in ("--out", "--trainer.default_root_dir")
-    }
+    written = {value for flag, value in pairwise(arguments) if flag in ("--out", "--trainer.default_root_dir")}
     if "--both" in arguments:
         written |= {path.replace(".jsonl", "-plain.jsonl") for path in written}
     return written
