@@ -70,6 +70,11 @@ class CLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         settings = self.config[self.subcommand]
+        for section in ("trainer", "checkpoint"):
+            if not isinstance(settings.get(section), Namespace):
+                raise UserError(
+                    f"{section} is '{settings.get(section)}': it holds settings by name (run.py fit --help)"
+                )
         require_trainer(
             settings.trainer, (settings.model.get("init_args") or {}).get("dtype", "float32"), settings.dry_run
         )
@@ -195,7 +200,10 @@ def check_files(arguments: list[str]) -> None:
     for flag, path in pairwise(arguments):
         if flag == "--config":
             try:
-                yaml.safe_load(Path(path).read_text())
+                if not isinstance(yaml.safe_load(Path(path).read_text()), dict):
+                    raise UserError(
+                        f"config '{path}' holds no settings: give a YAML file such as configs/quickstart.yaml"
+                    )
             except OSError as error:
                 raise UserError(f"config '{path}' cannot be read ({error.strerror}): give a YAML file") from error
             except (yaml.YAMLError, UnicodeDecodeError) as error:

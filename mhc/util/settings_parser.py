@@ -15,8 +15,11 @@ from mhc.util.verbs import VERBS, example
 
 UNKNOWN = re.compile(r"ption '([^']+)'")  # in jsonargparse's words
 MISSPELLED = re.compile(r"there is no setting '[^']+'(: did you mean [^?]+\?|; there are: [^;]*;)")
+CHOICE = re.compile(
+    r"class_path 'lightning[\w.]*\.Lightning(Data)?Module':\s+Option"
+)  # no model, or no data, was chosen
 MISSING = re.compile(r"the following arguments are required: (\w[\w.]*(?:, \w[\w.]*)*)")
-NO_CLASS = re.compile(r"module '([\w.]+)' has no attribute '(\w+)'")
+NO_CLASS = re.compile(r"module '?([\w.]+)'? has no (?:attribute )?'?(\w+)")
 WHERE = re.compile(r'Parser key "([^"]+)"')
 
 
@@ -28,13 +31,14 @@ class SettingsParser(Parser, ParserWithExample):
         try:
             super().validate(*args, **kwargs)
         except KeyError as error:
-            if not (found := UNKNOWN.search(str(error))):
-                raise
             known = [action.dest for action in getattr(error, "subcommand_parser", self)._actions]
-            section, sections = found[1].partition(".")[0], {name.partition(".")[0] for name in known} - {"help"}
+            sections = {name.partition(".")[0] for name in known} - {"help"}
+            if not (found := UNKNOWN.search(str(error))) or not sections:  # a base class without settings: CHOICE
+                raise
+            section = found[1].partition(".")[0]
             hint = did_you_mean(found[1], known) or did_you_mean(section, sections - {section})
-            listed = ", ".join(sorted(sections)) or "none before --config or class_path says which class it is"
-            raise type(error)(f"there is no setting '{found[1]}'{hint or f'; there are: {listed};'}") from error
+            hint = hint or f"; there are: {', '.join(sorted(sections))};"
+            raise type(error)(f"there is no setting '{found[1]}'{hint}") from error
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """As jsonargparse's; an unknown flag is answered with the nearest."""
@@ -49,17 +53,18 @@ class SettingsParser(Parser, ParserWithExample):
 def plainly(message: str) -> str | None:
     """One line for what jsonargparse reports of a misspelled or missing setting, or a misspelled class, with its place; None
     for other reports."""
-    found = MISSPELLED.search(message) or MISSING.search(message) or NO_CLASS.search(message)
-    if not found:
+    tried = (kind.search(message) for kind in (MISSPELLED, MISSING, NO_CLASS, CHOICE))
+    if not (found := next(filter(None, tried), None)):
         return None
     keys = WHERE.findall(message[: found.start()])
     place = f"{'.'.join(keys)}: " if keys else ""
     if found.re is MISSPELLED:
         return place + found[0].rstrip(";")
     if found.re is NO_CLASS:
-        hint = did_you_mean(found[2], dir(sys.modules.get(found[1])))
+        names = [name for name in dir(sys.modules.get(found[1])) if name[0].isupper() == found[2][0].isupper()]
+        hint = did_you_mean(found[2], names)
         return f"{place}{found[1]} has no '{found[2]}'{hint}"
-    names = [".".join([*keys, name]) for name in found[1].split(", ")]
+    names = keys if found.re is CHOICE else [".".join([*keys, name]) for name in found[1].split(", ")]
     verb = next((verb for verb in VERBS if names[0].startswith(f"{verb}.")), "fit")
     missing = " and ".join(name.removeprefix(f"{verb}.") for name in names)
     return f"nothing sets {missing}: add a --config that does, e.g. {example(verb)}"
