@@ -19,7 +19,7 @@ CHOICE = re.compile(
     r"class_path 'lightning[\w.]*\.Lightning(Data)?Module':\s+Option"
 )  # no model, or no data, was chosen
 MISSING = re.compile(r"the following arguments are required: (\w[\w.]*(?:, \w[\w.]*)*)")
-NO_CLASS = re.compile(r"module '?([\w.]+)'? has no (?:attribute )?'?(\w+)")
+NO_CLASS = re.compile(r"module '([\w.]+)' has no attribute '(\w+)'")
 WHERE = re.compile(r'Parser key "([^"]+)"')
 
 
