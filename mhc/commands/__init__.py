@@ -58,6 +58,18 @@ def add_plain(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--plain", action="store_true", help="decode without heads, one token per step")
 
 
+def add_limit(parser: argparse.ArgumentParser) -> None:
+    """The flag for a part of the data."""
+    text = "at most N conversations of each split (pocket: N in all)"
+    parser.add_argument("--limit", type=int, metavar="N", help=text)
+
+
+def add_new_folder(parser: argparse.ArgumentParser) -> None:
+    """The flag for a folder that is written as a whole."""
+    text = "the folder to write; one that exists is left alone"
+    parser.add_argument("--out", required=True, metavar="DIR", help=text)
+
+
 def add_seed(parser: argparse.ArgumentParser) -> None:
     """The flag for what is drawn."""
     text = "the same seed gives the same text, with or without heads"

@@ -10,7 +10,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from mhc.commands import FAMILIES, Parser, add_backbone, add_max_new_tokens, loading_of
+from mhc.commands import FAMILIES, Parser, add_backbone, add_limit, add_max_new_tokens, loading_of
 from mhc.commands.stages import SETTINGS, add_trainer, best_trainer, distilling, run_stage, training
 from mhc.errors import UserError
 from mhc.util.manifest import open_settings
@@ -236,7 +236,7 @@ def _parser() -> Parser:
     budget = parser.add_mutually_exclusive_group()
     budget.add_argument("--steps", type=int, metavar="N", help="training steps of every family (default 375)")
     budget.add_argument("--minutes", type=float, metavar="M", help="minutes of training for every family instead")
-    add("--limit", type=int, metavar="N", help="at most N conversations of each split")
+    add_limit(parser)
     add("--conversations", type=int, default=4000, metavar="N", help="prompts to distil where --data is not given")
     add("--prompts", type=int, default=40, metavar="N", help="held-out prompts to decode (default 40)")
     add_max_new_tokens(parser, 128)

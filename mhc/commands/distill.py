@@ -16,6 +16,7 @@ from mhc.commands import (
     add_backbone,
     add_checkpoint,
     add_compile,
+    add_limit,
     add_max_new_tokens,
     add_sampling,
     engine_of,
@@ -170,7 +171,7 @@ def _parser() -> Parser:
     )
     add("--out", required=True, metavar="FILE", help="JSONL to write; manifest and rejects stand beside it")
     add_checkpoint(parser, use="heads to answer faster with (the text is the same)")
-    add("--limit", type=int, metavar="N", help="at most N conversations of each split (pocket: N in all)")
+    add_limit(parser)
     add("--batch_size", type=int, default=32, metavar="B", help="answers made at once (default 32)")
     add_max_new_tokens(parser, 256)
     add_compile(parser)

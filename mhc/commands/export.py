@@ -2,7 +2,7 @@
 
 import shlex
 
-from mhc.commands import Parser, add_checkpoint, add_dtype
+from mhc.commands import Parser, add_checkpoint, add_dtype, add_new_folder
 from mhc.util.verbs import RUN, shell_line
 
 FORMATS = {
@@ -53,7 +53,7 @@ def _parser() -> Parser:
     add = parser.add_argument
     add_checkpoint(parser, required=True)
     add("--format", required=True, metavar="NAME", help=", ".join(FORMATS))
-    add("--out", required=True, metavar="DIR", help="the folder to write; one that exists is left alone")
+    add_new_folder(parser)
     add("--backbone", metavar="NAME", help="a directory, a hub name or pocket (default: what the heads name)")
     add("--license", metavar="ID", help="for the model card, e.g. apache-2.0 (default: what the backbone's card says)")
     told = "how the backbone is loaded and the weights are written (default float32; bfloat16 takes half the room, "

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from mhc.commands import Parser, add_dtype
+from mhc.commands import Parser, add_dtype, add_new_folder
 from mhc.errors import UserError
 from mhc.util.verbs import shell_line
 
@@ -52,6 +52,6 @@ def _parser() -> Parser:
         help="folder with the published files; fetch it with `hf download NAME --local-dir PATH`",
     )
     add("--backbone", required=True, metavar="NAME", help="the model they belong to: a directory, a hub name or pocket")
-    add("--out", required=True, metavar="DIR", help="the folder to write; one that exists is left alone")
+    add_new_folder(parser)
     add_dtype(parser, "how the backbone is loaded; the heads are kept in float32 (default float32)", "float32")
     return parser

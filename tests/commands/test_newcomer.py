@@ -168,6 +168,37 @@ def test_what_is_misspelled_comes_before_what_is_missing(capsys):
     assert "nothing sets data: add a --config" in refused(capsys, "fit", "--data.path", "x")
 
 
+def test_an_options_help_is_written_once():
+    """Of options that several verbs have, each text stands in one function of mhc.commands."""
+    texts: dict[str, list[str]] = {}
+    for path in (ROOT / "mhc/commands").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.keyword) and node.arg == "help" and isinstance(node.value, ast.Constant):
+                texts.setdefault(node.value.value, []).append(path.name)
+    assert len(texts) > 60
+    assert not {text: files for text, files in texts.items() if len(files) > 1}
+    for option in (
+        "--checkpoint",
+        "--tree",
+        "--max_new_tokens",
+        "--plain",
+        "--limit",
+        "--trainer",
+        "--device",
+        "--top_p",
+    ):
+        files = [path.name for path in (ROOT / "mhc/commands").glob("*.py") if f'"{option}",' in path.read_text()]
+        added = [
+            name
+            for name in files
+            if re.search(rf'add(_argument)?\(\s*"{option}"', (ROOT / "mhc/commands" / name).read_text())
+        ]
+        assert len(added) == 1 or (option, sorted(added)) == ("--limit", ["__init__.py", "evaluate.py"]), (
+            option,
+            added,
+        )
+
+
 # ---- examples and printed commands
 
 
