@@ -1,31 +1,13 @@
 #!/usr/bin/env python
 """mhc from the command line.
 
-  python run.py fit      --config ...   train draft heads (or a small language model)
-  python run.py validate --config ...   accuracy of each head on held-out conversations
-  python run.py test     --config ...   decode held-out prompts plain and with heads, and compare
+New here? `make quickstart` trains and compares heads in minutes; then `generate`, `chat` and `serve` use them.
 
-  python run.py quickstart              all stages on the embedded model, in minutes
-  python run.py compare                 train every family of heads alike and compare their speed
-  python run.py lm                      train a small language model from scratch, and heads for it
-  python run.py sweep                   search settings by grid or at random, from a wandb sweep file
-  python run.py generate                answer a prompt with trained heads
-  python run.py chat                    chat in the terminal, with accepted draft tokens in green
-  python run.py serve                   an OpenAI-compatible API and a chat page, with continuous batching
-  python run.py tune                    find the tree with which trained heads are fastest on this machine
-  python run.py distill                 let the target model answer prompts: the best training data for heads
-  python run.py collect                 store the target model's features, so that heads train without it
-  python run.py tokenizer               train a byte-level BPE tokenizer with a chat template
-  python run.py evaluate                evaluate a language model: perplexity, exams, lm-evaluation-harness
-  python run.py answer                  answer MT-Bench questions for FastChat's judge and Spec-Bench
-  python run.py speed                   a table of speedups by category from two answer files
-  python run.py export                  write heads in the formats of vLLM, SGLang and TGI, and check them
-  python run.py import                  turn published Medusa and EAGLE-3 heads into a heads folder
-  python run.py push                    upload heads, or an export, to the Hugging Face Hub
-  python run.py inspect                 show the tokens of a data file, and which are trained on
+{verbs}
 
-Every command has --help. `fit`, `validate` and `test` take YAML files that compose:
-later --config files and flags (--data.path my.json) override earlier ones.
+`run.py VERB --help` (or `run.py help VERB`) shows a verb's options and an example; --version the version. `fit`,
+`validate` and `test` take YAML files that compose: later --config files and flags (--data.path my.json) override earlier
+ones.
 """
 
 import importlib
@@ -33,35 +15,57 @@ import keyword
 import os
 import sys
 
+from mhc.util.verbs import VERBS
+
 LIGHTNING = ("fit", "validate", "test")
-COMMANDS = (
-    *("answer", "chat", "collect", "compare", "distill", "evaluate", "export", "generate", "import", "inspect", "lm"),
-    *("push", "quickstart", "serve", "speed", "sweep", "tokenizer", "tune"),
-)
+COMMANDS = tuple(verb for verb in VERBS if verb not in LIGHTNING)
 
 
 def main(arguments: list[str]) -> int:
     """Run a command; other than fit, validate and test they do not import Lightning, so their --help is quick."""
-    command = arguments[0] if arguments else "--help"
-    if command in ("-h", "--help"):
-        print(__doc__.strip())
-        return 0
     from mhc.errors import UserError
 
+    command, *rest = arguments or ["--help"]
+    if command == "help" and rest:
+        command, rest = rest[0], ["--help"]
     try:
+        if command in ("-h", "--help", "help"):
+            print(usage())
+            return 0
+        if command == "--version":
+            from mhc.version import __version__
+
+            print(f"mhc {__version__}")
+            return 0
         if command in COMMANDS:
             module = command + "_" * keyword.iskeyword(command)
-            return importlib.import_module(f"mhc.commands.{module}").main(arguments[1:])
+            return importlib.import_module(f"mhc.commands.{module}").main(rest)
         if command in LIGHTNING:
             os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-            return importlib.import_module("mhc.cli").main(arguments)
-        raise UserError(f"unknown command '{command}': choose from {', '.join(LIGHTNING + COMMANDS)}")
+            return importlib.import_module("mhc.cli").main([command, *rest])
+        raise UserError(unknown(command))
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+
+
+def usage() -> str:
+    """The help of run.py itself, with every verb."""
+    verbs = "\n".join(f"  python run.py {name:10}  {verb.about}" for name, verb in VERBS.items())
+    return (__doc__ or "").strip().replace("{verbs}", verbs)
+
+
+def unknown(command: str) -> str:
+    """What is said of a verb that there is not."""
+    from mhc.util.options import did_you_mean
+
+    hint = did_you_mean(command, [*VERBS, "help", "--help", "--version"])
+    if command.startswith("-") and not hint:
+        hint = ": options come after the verb"
+    return f"unknown verb '{command}'{hint} (run.py --help lists them)"
 
 
 if __name__ == "__main__":

@@ -20,5 +20,9 @@ HOMES = {
 def __getattr__(name: str) -> Any:
     """The classes, imported when they are wanted: reading files needs no Lightning."""
     if name not in HOMES:
-        raise AttributeError(f"module {__name__} has no {name}")
+        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
     return getattr(importlib.import_module(HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

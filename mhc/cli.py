@@ -28,7 +28,8 @@ from mhc.checkpoints.training_file import CheckpointFiles, newest_whole, previou
 from mhc.errors import UserError
 from mhc.estimate.choose import choose_batch_size, dry_run
 from mhc.training.trainer_settings import require_trainer
-from mhc.util.env_values import Parser, hidden
+from mhc.util.env_values import hidden
+from mhc.util.settings_parser import SettingsParser, plainly
 
 # References across config files (`${data.init_args.max_length}`) hold in any order and follow overrides.
 jsonargparse.set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
@@ -42,7 +43,7 @@ TRIED = re.compile(
 PARSING: dict[str, Any] = {
     "subclass_mode_model": True,
     "subclass_mode_data": True,
-    "parser_class": Parser,
+    "parser_class": SettingsParser,
     "parser_kwargs": {"parser_mode": "omegaconf+", "exit_on_error": False},
 }
 
@@ -69,6 +70,11 @@ class CLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         settings = self.config[self.subcommand]
+        for section in ("trainer", "checkpoint"):
+            if not isinstance(settings.get(section), Namespace):
+                raise UserError(
+                    f"{section} is '{settings.get(section)}': it holds settings by name (run.py fit --help)"
+                )
         require_trainer(
             settings.trainer, (settings.model.get("init_args") or {}).get("dtype", "float32"), settings.dry_run
         )
@@ -194,7 +200,10 @@ def check_files(arguments: list[str]) -> None:
     for flag, path in pairwise(arguments):
         if flag == "--config":
             try:
-                yaml.safe_load(Path(path).read_text())
+                if not isinstance(yaml.safe_load(Path(path).read_text()), dict):
+                    raise UserError(
+                        f"config '{path}' holds no settings: give a YAML file such as configs/quickstart.yaml"
+                    )
             except OSError as error:
                 raise UserError(f"config '{path}' cannot be read ({error.strerror}): give a YAML file") from error
             except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -234,6 +243,8 @@ def quiet() -> None:
 
 def shorten(message: str) -> str:
     """The lines of jsonargparse's report that say what is wrong, as one line without the types it tried in vain."""
+    if line := plainly(message):
+        return hidden(line)
     lines = [line.strip(" -") for line in message.splitlines()]
     lines = [line for line in lines if line and not TRIED.match(line)]
     return hidden(" ".join(lines))[:500]

@@ -4,23 +4,76 @@ import argparse
 from typing import Any, NoReturn
 
 from mhc.errors import UserError
+from mhc.util.options import ParserWithExample, did_you_mean, options_of
 
 FAMILIES = ("medusa", "cascade", "diffusion", "eagle3")  # of draft heads
 NO_MODEL = "give --checkpoint DIR (heads), or --backbone NAME (a model without heads)"
 
 
-class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line, like all others. example: shown below the help, lines as they are."""
+class Parser(ParserWithExample):
+    """An argument parser whose errors are one line, like all others, and name the nearest option for a misspelled one."""
 
-    def __init__(self, *, example: str | None = None, **arguments: Any):
-        super().__init__(**arguments)
-        self.example = example
-
-    def format_help(self) -> str:
-        return super().format_help() + (f"\nexample:\n  {self.example}\n" if self.example else "")
+    def parse_args(self, args: list[str], namespace: None = None) -> argparse.Namespace:  # type: ignore[override]
+        """As argparse's, but what is misspelled is said before what is missing: it is often the same."""
+        required = [action for action in self._actions if action.required]
+        for action in required:
+            action.required = False
+        unknown = self.parse_known_args(args)[1]
+        for action in required:
+            action.required = True
+        for word in unknown[: unknown.index("--")] if "--" in unknown else unknown:
+            if word.startswith("-") and len(word) > 1:
+                option = word.partition("=")[0]
+                self.error(f"there is no option {option}{did_you_mean(option, options_of(self))}")
+        return super().parse_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message} (see python {self.prog} --help)")
+        raise UserError(f"{message} (see {self.prog} --help)")
+
+
+def add_checkpoint(parser: argparse.ArgumentParser, required: bool = False, use: str = "heads") -> None:
+    """The flag for trained heads. use: what they are for."""
+    text = f"{use}: a folder with drafter.json, e.g. runs/quickstart/cascade"
+    parser.add_argument("--checkpoint", required=required, metavar="DIR", help=text)
+
+
+def add_tree(parser: argparse.ArgumentParser, otherwise: str = "") -> None:
+    """The flag for the draft tree. otherwise: what is done without one, other than in most commands."""
+    parser.add_argument(
+        "--tree",
+        metavar="TREE",
+        help="the draft tree: a name (mc_sim_7b_63), a JSON file, or a list such as [[0],[1],[0,0]]; default: "
+        + (otherwise or "the tuned one (run.py tune), else the one the heads were trained with"),
+    )
+
+
+def add_max_new_tokens(parser: argparse.ArgumentParser, default: int) -> None:
+    """The flag for the length limit."""
+    text = f"most tokens of an answer (default {default})"
+    parser.add_argument("--max_new_tokens", type=int, default=default, metavar="N", help=text)
+
+
+def add_plain(parser: argparse.ArgumentParser) -> None:
+    """The flag for decoding without heads."""
+    parser.add_argument("--plain", action="store_true", help="decode without heads, one token per step")
+
+
+def add_limit(parser: argparse.ArgumentParser) -> None:
+    """The flag for a part of the data."""
+    text = "at most N conversations of each split (pocket: N in all)"
+    parser.add_argument("--limit", type=int, metavar="N", help=text)
+
+
+def add_new_folder(parser: argparse.ArgumentParser) -> None:
+    """The flag for a folder that is written as a whole."""
+    text = "the folder to write; one that exists is left alone"
+    parser.add_argument("--out", required=True, metavar="DIR", help=text)
+
+
+def add_seed(parser: argparse.ArgumentParser) -> None:
+    """The flag for what is drawn."""
+    text = "the same seed gives the same text, with or without heads"
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help=text)
 
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:
@@ -35,7 +88,7 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
         help="sample from the likeliest tokens that together have probability P",
     )
     add("--top_k", type=int, default=0, metavar="K", help="sample from the K likeliest tokens (default 0: all)")
-    add("--seed", type=int, default=0, metavar="N", help="the same seed gives the same text, with or without heads")
+    add_seed(parser)
 
 
 def add_backbone(parser: argparse.ArgumentParser) -> None:

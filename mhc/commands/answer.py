@@ -12,7 +12,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mhc.commands import Parser, add_backbone, add_compile, engine_of
+from mhc.commands import (
+    Parser,
+    add_backbone,
+    add_checkpoint,
+    add_compile,
+    add_max_new_tokens,
+    add_plain,
+    add_seed,
+    engine_of,
+)
 from mhc.errors import UserError
 
 
@@ -161,14 +170,12 @@ def _parser() -> Parser:
         description="Answer a question file of MT-Bench's kind (question_id, category, turns per line) into an answer file "
         "that FastChat's judge and Spec-Bench's speed script read as it is. To resume a stopped run, repeat "
         "the same command. `run.py speed` compares two files.",
-        example="python run.py answer --checkpoint runs/quickstart/cascade --questions question.jsonl "
-        "--out answers/cascade.jsonl --both",
     )
     add = parser.add_argument
-    add("--checkpoint", metavar="DIR", help="heads folder, e.g. runs/quickstart/cascade")
+    add_checkpoint(parser)
     add("--questions", required=True, metavar="FILE", help="e.g. MT-Bench's question.jsonl")
     add("--out", required=True, metavar="FILE", help="answers/MODEL.jsonl; its manifest is written next to it")
-    add("--plain", action="store_true", help="decode without heads, one token per step")
+    add_plain(parser)
     add("--both", action="store_true", help="answer with heads and, interleaved, plainly into MODEL-plain.jsonl")
     add("--model_id", metavar="NAME", help="the model's name in the answers (default: the file name)")
     add(
@@ -178,9 +185,9 @@ def _parser() -> Parser:
         help="0 is greedy (default: by category, as in FastChat: extraction, math, coding and reasoning 0, stem and "
         "humanities 0.1, every other 0.7)",
     )
-    add("--seed", type=int, default=0, metavar="N", help="the same seed gives the same text, with or without heads")
+    add_seed(parser)
     add("--choices", type=int, default=1, metavar="N", help="answers per question (default 1)")
-    add("--max_new_tokens", type=int, default=1024, metavar="N", help="length limit of a turn (default 1024)")
+    add_max_new_tokens(parser, 1024)
     add("--per_category", type=int, metavar="N", help="only the first N questions of each category (default: all)")
     add_compile(parser)
     add_backbone(parser)

@@ -7,7 +7,16 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
-from mhc.commands import Parser, add_backbone, add_sampling, engine_of, sampling_of
+from mhc.commands import (
+    Parser,
+    add_backbone,
+    add_checkpoint,
+    add_max_new_tokens,
+    add_sampling,
+    add_tree,
+    engine_of,
+    sampling_of,
+)
 from mhc.errors import UserError
 
 if TYPE_CHECKING:
@@ -249,11 +258,11 @@ def _parser() -> Parser:
         epilog="Commands: " + "; ".join(f"{usage} ({what})" for usage, what in COMMANDS.items()) + ".",
     )
     add = parser.add_argument
-    add("--checkpoint", metavar="DIR", help="folder with drafter.json, e.g. runs/quickstart/cascade")
+    add_checkpoint(parser)
     add("--system", default="", metavar="TEXT", help="a system prompt")
     add_sampling(parser)
-    add("--max_new_tokens", type=int, default=512, metavar="N", help="tokens of an answer at most (default 512)")
+    add_max_new_tokens(parser, 512)
     add("--max_steps", type=int, default=0, metavar="N", help="forwards of the model an answer at most (default: any)")
-    add("--tree", metavar="TREE", help="the tree of guesses, as in generate")
+    add_tree(parser)
     add_backbone(parser)
     return parser

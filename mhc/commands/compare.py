@@ -10,8 +10,8 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from mhc.commands import FAMILIES, Parser, add_backbone, loading_of
-from mhc.commands.stages import SETTINGS, TRAINERS, best_trainer, distilling, run_stage, training
+from mhc.commands import FAMILIES, Parser, add_backbone, add_limit, add_max_new_tokens, loading_of
+from mhc.commands.stages import SETTINGS, add_trainer, best_trainer, distilling, run_stage, training
 from mhc.errors import UserError
 from mhc.util.manifest import open_settings
 
@@ -31,7 +31,7 @@ def main(argv: list[str]) -> int:
     if options.steps is None and options.minutes is None:
         options.steps = STEPS
     if options.data is None and options.backbone != "pocket":
-        raise UserError("--data is missing: give answers of this backbone (python run.py distill makes them)")
+        raise UserError("--data is missing: give answers of this backbone (run.py distill makes them)")
     from rich.console import Console
 
     console, out = Console(), Path(options.out)
@@ -236,11 +236,11 @@ def _parser() -> Parser:
     budget = parser.add_mutually_exclusive_group()
     budget.add_argument("--steps", type=int, metavar="N", help="training steps of every family (default 375)")
     budget.add_argument("--minutes", type=float, metavar="M", help="minutes of training for every family instead")
-    add("--limit", type=int, metavar="N", help="at most N conversations of each split")
+    add_limit(parser)
     add("--conversations", type=int, default=4000, metavar="N", help="prompts to distil where --data is not given")
     add("--prompts", type=int, default=40, metavar="N", help="held-out prompts to decode (default 40)")
-    add("--max_new_tokens", type=int, default=128, metavar="N", help="tokens of an answer (default 128)")
-    add("--trainer", choices=TRAINERS, help="a file of configs/trainer (default: what the machine can do)")
+    add_max_new_tokens(parser, 128)
+    add_trainer(parser)
     add_backbone(parser)
     parser.set_defaults(backbone="pocket", device=None)
     add("more", nargs="*", metavar="-- FLAGS", help="flags for every `run.py fit`, e.g. -- --data.batch_size 8")

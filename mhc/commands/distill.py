@@ -11,7 +11,17 @@ from array import array
 from pathlib import Path
 from typing import Any
 
-from mhc.commands import Parser, add_backbone, add_compile, add_sampling, engine_of, sampling_of
+from mhc.commands import (
+    Parser,
+    add_backbone,
+    add_checkpoint,
+    add_compile,
+    add_limit,
+    add_max_new_tokens,
+    add_sampling,
+    engine_of,
+    sampling_of,
+)
 from mhc.errors import UserError
 
 WINDOW = 64  # times the answers made at once: conversations that are worked on together
@@ -160,10 +170,10 @@ def _parser() -> Parser:
         help="conversations or prompts: a file, a folder, hf:NAME (default: pocket, the generated dialogues)",
     )
     add("--out", required=True, metavar="FILE", help="JSONL to write; manifest and rejects stand beside it")
-    add("--checkpoint", metavar="DIR", help="heads to answer faster with (the text is the same)")
-    add("--limit", type=int, metavar="N", help="at most N conversations of each split (pocket: N in all)")
+    add_checkpoint(parser, use="heads to answer faster with (the text is the same)")
+    add_limit(parser)
     add("--batch_size", type=int, default=32, metavar="B", help="answers made at once (default 32)")
-    add("--max_new_tokens", type=int, default=256, metavar="N", help="length limit of an answer (default 256)")
+    add_max_new_tokens(parser, 256)
     add_compile(parser)
     add_sampling(parser)
     parser.set_defaults(seed=1)

@@ -5,7 +5,6 @@ measured again is replaced, and the file of another model (or of other weights) 
 """
 
 import argparse
-import difflib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from mhc.commands import Parser, add_loading, loading_of
 from mhc.errors import UserError
+from mhc.util.options import did_you_mean
 from mhc.util.progress import say
 
 if TYPE_CHECKING:
@@ -89,8 +89,8 @@ def _with_subjects(exams: dict[str, "Exam"], names: list[str] | None) -> dict[st
     known = {name for exam in exams.values() for name in exam.subjects}
     for name in names:
         if name not in known:
-            near = difflib.get_close_matches(name, sorted(known), n=3) or sorted(known)[:5]
-            raise UserError(f"no subject '{name}' among {len(known)}: did you mean {', '.join(near)}?")
+            hint = did_you_mean(name, sorted(known), 3) or f": there are {', '.join(sorted(known)[:5])} and more"
+            raise UserError(f"no subject '{name}' among {len(known)}{hint}")
     reduced = {
         source: Exam(exam.name, {name: exam.subjects[name] for name in exam.subjects if name in names})
         for source, exam in exams.items()

@@ -1,6 +1,9 @@
 """`run.py export`: heads in the format of another engine, checked before they are there."""
 
-from mhc.commands import Parser, add_dtype
+import shlex
+
+from mhc.commands import Parser, add_checkpoint, add_dtype, add_new_folder
+from mhc.util.verbs import RUN, shell_line
 
 FORMATS = {
     "tgi-medusa": "Medusa heads in text-generation-inference; FasterDecoding's names",
@@ -32,7 +35,10 @@ def main(argv: list[str]) -> int:
         f"read back by {options.format}'s rules: the largest difference from the heads is {written.difference:.1e} of "
         "the largest logit"
     )
-    print(f"\n{written.command}")
+    words = shlex.split(
+        written.command, comments=True
+    )  # of an export for this project, as its card says it to everybody
+    print(f"\n{shell_line(*words[2:]) if words[1] == RUN.name else written.command}")
     return 0
 
 
@@ -45,9 +51,9 @@ def _parser() -> Parser:
         + "; ".join(f"{name}: {about}" for name, about in FORMATS.items()),
     )
     add = parser.add_argument
-    add("--checkpoint", required=True, metavar="DIR", help="folder with drafter.json, e.g. runs/quickstart/medusa")
+    add_checkpoint(parser, required=True)
     add("--format", required=True, metavar="NAME", help=", ".join(FORMATS))
-    add("--out", required=True, metavar="DIR", help="the folder to write; one that exists is left alone")
+    add_new_folder(parser)
     add("--backbone", metavar="NAME", help="a directory, a hub name or pocket (default: what the heads name)")
     add("--license", metavar="ID", help="for the model card, e.g. apache-2.0 (default: what the backbone's card says)")
     told = "how the backbone is loaded and the weights are written (default float32; bfloat16 takes half the room, "

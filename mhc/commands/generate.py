@@ -5,7 +5,18 @@ import sys
 from contextlib import contextmanager
 from itertools import accumulate
 
-from mhc.commands import Parser, add_backbone, add_compile, add_sampling, engine_of, sampling_of
+from mhc.commands import (
+    Parser,
+    add_backbone,
+    add_checkpoint,
+    add_compile,
+    add_max_new_tokens,
+    add_plain,
+    add_sampling,
+    add_tree,
+    engine_of,
+    sampling_of,
+)
 from mhc.errors import UserError
 
 
@@ -96,10 +107,9 @@ def _parser() -> Parser:
         prog="run.py generate",
         description="Answer prompts with the heads in a run's folder. The text is token for token the target "
         "model's own; on a terminal accepted draft tokens are green.",
-        example='python run.py generate --checkpoint runs/quickstart/cascade --prompt "Write a happy story about Anna."',
     )
     add = parser.add_argument
-    add("--checkpoint", required=True, metavar="DIR", help="heads folder, e.g. runs/quickstart/cascade")
+    add_checkpoint(parser, required=True)
     add(
         "--prompt",
         required=True,
@@ -108,7 +118,7 @@ def _parser() -> Parser:
         help="the user's message ('-' reads it from standard input); several are decoded together",
     )
     add("--batch_size", type=int, default=16, metavar="N", help="prompts decoded together (default 16)")
-    add("--plain", action="store_true", help="decode without heads, one token per step")
+    add_plain(parser)
     add_sampling(parser)
     add(
         "--posterior_threshold",
@@ -118,13 +128,8 @@ def _parser() -> Parser:
         help="LOSSY: typical acceptance of draft tokens with probability above min(P, alpha * exp(-entropy)); Medusa uses 0.09",
     )
     add("--posterior_alpha", type=float, default=0.3, metavar="A", help="alpha of the above (default 0.3)")
-    add(
-        "--tree",
-        metavar="TREE",
-        help="the draft tree: a name (mc_sim_7b_63), a JSON file, or a list such as [[0],[1],[0,0]]; default: the "
-        "tuned one (run.py tune), else the one the heads were trained with",
-    )
-    add("--max_new_tokens", type=int, default=256, metavar="N", help="length limit (default 256)")
+    add_tree(parser)
+    add_max_new_tokens(parser, 256)
     add_compile(parser)
     add("--json", action="store_true", help="print one JSON object per prompt instead of text")
     add_backbone(parser)

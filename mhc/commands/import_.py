@@ -3,8 +3,9 @@
 import os
 from pathlib import Path
 
-from mhc.commands import Parser, add_dtype
+from mhc.commands import Parser, add_dtype, add_new_folder
 from mhc.errors import UserError
+from mhc.util.verbs import shell_line
 
 
 def main(argv: list[str]) -> int:
@@ -33,7 +34,7 @@ def main(argv: list[str]) -> int:
         raise UserError(f"cannot write '{out}' ({error.strerror or error}): choose another --out") from error
     arguments = ", ".join(f"{name} {value}" for name, value in drafter.arguments.items())
     print(f"-> {out}: {type(drafter).__name__} heads on {options.backbone} ({arguments})")
-    print(f"   they decode in a chain until `python run.py tune --checkpoint {out}` has found a tree")
+    print(f"   they decode in a chain until `{shell_line('tune', '--checkpoint', str(out))}` has found a tree")
     return 0
 
 
@@ -51,6 +52,6 @@ def _parser() -> Parser:
         help="folder with the published files; fetch it with `hf download NAME --local-dir PATH`",
     )
     add("--backbone", required=True, metavar="NAME", help="the model they belong to: a directory, a hub name or pocket")
-    add("--out", required=True, metavar="DIR", help="the folder to write; one that exists is left alone")
+    add_new_folder(parser)
     add_dtype(parser, "how the backbone is loaded; the heads are kept in float32 (default float32)", "float32")
     return parser

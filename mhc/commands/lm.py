@@ -13,14 +13,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mhc.commands import Parser
-from mhc.commands.stages import CONFIGS, SETTINGS, TRAINERS, best_trainer, distilling, run_stage, training
+from mhc.commands.stages import CONFIGS, SETTINGS, add_trainer, best_trainer, distilling, run_stage, training
 from mhc.errors import UserError
 from mhc.util.manifest import open_settings
+from mhc.util.verbs import shell_line
 
 CORPUS = ("pretrain", "chats", "preferences")  # files of --data, each .jsonl
 EPOCHS = {"pretrain": 2, "sft": 3, "dpo": 1}
 HEADS_EPOCHS = 3
 LONGEST = 96  # tokens of an answer
+RIDDLE = "What am I thinking of? It is at home in cool northern forests. From it comes soft wood."
 
 
 class Stage(NamedTuple):
@@ -65,8 +67,8 @@ def main(argv: list[str]) -> int:
     console.rule("results of each stage", align="left")
     show(console, measure(out, data, LONGEST, time.perf_counter() - started), out)
     console.print(
-        f"ask it: python run.py generate --checkpoint {out / 'heads'} --prompt "
-        '"What am I thinking of? It is at home in cool northern forests. From it comes soft wood."',
+        f"ask it: {shell_line('generate', '--checkpoint', str(out / 'heads'), '--prompt', RIDDLE)}",
+        markup=False,
         soft_wrap=True,
         highlight=False,
     )
@@ -153,5 +155,5 @@ def _parser() -> Parser:
         help="a file of configs/lm/models (default dense-5m.yaml)",
     )
     add("--answers", type=int, default=3000, metavar="N", help="prompts to answer for the heads (default 3000)")
-    add("--trainer", choices=TRAINERS, help="a file of configs/trainer (default: the best for this machine)")
+    add_trainer(parser)
     return parser

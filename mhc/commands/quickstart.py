@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from mhc.commands import Parser
-from mhc.commands.stages import TRAINERS, best_trainer, distilling, run_stage, training
+from mhc.commands.stages import add_trainer, best_trainer, distilling, run_stage, training
+from mhc.util.verbs import shell_line
 
 DRAFTERS = ("medusa", "cascade")
+QUESTION = "Write a thank-you letter from Luis to Leo. It is for the teddy bear."
 
 
 def main(argv: list[str]) -> int:
@@ -39,8 +41,8 @@ def main(argv: list[str]) -> int:
     show(drafters)
     console.print(
         f"done in {seconds / 60:.1f} minutes: {out / 'report.json'}, {out / 'head_accuracy.png'}\n"
-        f"ask it something: python run.py generate --checkpoint {out / 'cascade'} --prompt "
-        '"Write a thank-you letter from Luis to Leo. It is for the teddy bear."',
+        f"ask it something: {shell_line('generate', '--checkpoint', str(out / 'cascade'), '--prompt', QUESTION)}",
+        markup=False,
         soft_wrap=True,
         highlight=False,
     )
@@ -96,5 +98,5 @@ def _parser() -> Parser:
     add = parser.add_argument
     add("--out", default="runs/quickstart", metavar="DIR", help="where results go (default runs/quickstart)")
     add("--conversations", type=int, default=4000, metavar="N", help="prompts to distil (default 4000)")
-    add("--trainer", choices=TRAINERS, help="a file of configs/trainer (default: what the machine can do)")
+    add_trainer(parser)
     return parser

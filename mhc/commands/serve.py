@@ -6,7 +6,7 @@ import socket
 from contextlib import suppress
 from pathlib import Path
 
-from mhc.commands import Parser, add_backbone, add_compile, engine_of, require_model
+from mhc.commands import Parser, add_backbone, add_checkpoint, add_compile, add_tree, engine_of, require_model
 from mhc.errors import UserError
 
 KEY = "MHC_API_KEY"
@@ -83,7 +83,7 @@ def _parser() -> Parser:
         f"With {KEY} in the environment /v1 asks for that key.",
     )
     add = parser.add_argument
-    add("--checkpoint", metavar="DIR", help="folder with drafter.json, e.g. runs/quickstart/cascade")
+    add_checkpoint(parser)
     add("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1: this machine only)")
     add("--port", type=int, default=8000, metavar="N", help="default 8000; 0 takes any that is free")
     add("--name", metavar="NAME", help="the model's name for clients (default: the folder's)")
@@ -111,11 +111,7 @@ def _parser() -> Parser:
         metavar="S",
         help="seconds that answers under way get when the server ends (default 30)",
     )
-    add(
-        "--tree",
-        metavar="TREE",
-        help="as in generate; without, one guess a row where 16 rows or more are decoded together",
-    )
+    add_tree(parser, "as in generate, but one guess a row where 16 rows or more are decoded together")
     add_compile(parser)
     add_backbone(parser)
     return parser

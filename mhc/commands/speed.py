@@ -124,7 +124,6 @@ def _parser() -> Parser:
         prog="run.py speed",
         description="The speedup of one answer file over the plain one, by category and overall: as Spec-Bench computes "
         "it, and as the median of paired turns; with bootstrap intervals over questions.",
-        example="python run.py speed answers/cascade.jsonl answers/cascade-plain.jsonl",
     )
     add = parser.add_argument
     add("answers", metavar="ANSWERS", help="answer file made with heads")

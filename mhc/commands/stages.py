@@ -3,13 +3,14 @@
 (In one process, what a Lightning run leaves behind slows the decoding that is measured after it.)
 """
 
-import shlex
+import argparse
 import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
-RUN, CONFIGS = ROOT / "run.py", ROOT / "configs"
+from mhc.util.verbs import RUN, shell_line
+
+CONFIGS = RUN.parent / "configs"
 TRAINERS = ("cpu", "cpu-bf16", "gpu")
 SETTINGS = "settings.json"  # of a comparison, a sweep or a language model run: what its folder was begun with
 
@@ -17,8 +18,14 @@ SETTINGS = "settings.json"  # of a comparison, a sweep or a language model run: 
 def run_stage(console, title: str, command: list[str]) -> int:
     """Print and run one stage; its exit status."""
     console.rule(title, align="left")
-    console.print(f"python run.py {shlex.join(command)}", style="dim", soft_wrap=True, highlight=False)
+    console.print(shell_line(*command), style="dim", soft_wrap=True, highlight=False, markup=False)
     return subprocess.run([sys.executable, str(RUN), *command]).returncode
+
+
+def add_trainer(parser: argparse.ArgumentParser) -> None:
+    """The flag for how the machine is used."""
+    text = "a file of configs/trainer (default: what the machine can do)"
+    parser.add_argument("--trainer", choices=TRAINERS, help=text)
 
 
 def best_trainer() -> str:

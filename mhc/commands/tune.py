@@ -10,7 +10,15 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from mhc.commands import Parser, add_backbone, add_sampling, engine_of, sampling_of
+from mhc.commands import (
+    Parser,
+    add_backbone,
+    add_checkpoint,
+    add_max_new_tokens,
+    add_sampling,
+    engine_of,
+    sampling_of,
+)
 from mhc.errors import UserError
 
 MEASURED_BUDGETS = (2, 4, 6, 8, 12, 16, 32, 64)
@@ -149,17 +157,16 @@ def _parser() -> Parser:
         description="Find the tree with which trained heads decode fastest on this machine, or plain decoding "
         "if it is faster. Writes tree.json (which every command then uses) and tree.png into the heads folder. Tune again "
         "after moving to another machine; the text is the same with any tree.",
-        example="python run.py tune --checkpoint runs/quickstart/cascade",
     )
     add = parser.add_argument
-    add("--checkpoint", required=True, metavar="DIR", help="heads folder, e.g. runs/quickstart/cascade")
+    add_checkpoint(parser, required=True)
     add(
         "--data",
         metavar="PATH",
         help="conversations, preferably those the heads were trained on (default for pocket: its own)",
     )
     add("--prompts", type=int, default=24, metavar="N", help="validation prompts to record (default 24)")
-    add("--max_new_tokens", type=int, default=128, metavar="N", help="length limit of an answer (default 128)")
+    add_max_new_tokens(parser, 128)
     add_sampling(parser)
     add_backbone(parser)
     return parser

@@ -32,7 +32,10 @@ VARIANTS = {
     "Phi-3 with LongRoPE": ("phi3", {"rope_parameters": LONGROPE | {"partial_rotary_factor": 1.0}}, "works"),
     "Llama with dynamic RoPE": (
         "llama",
-        {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}, "max_position_embeddings": 32},
+        {
+            "rope_parameters": {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0},
+            "max_position_embeddings": 32,
+        },
         "works",
     ),
     "GPT-BigCode with a key for every head": ("gpt_bigcode", {"multi_query": False}, "works"),

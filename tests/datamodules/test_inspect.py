@@ -47,11 +47,11 @@ def test_configs_are_merged(folder, capsys):
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("data: {path: x, batchsize: 3}", r"'batchsize' is not accepted"),
+        ("data: {path: x, batchsize: 3}", r"'batchsize': did you mean batch_size"),
         ("data: {path: nowhere.json}", "nowhere.json does not exist"),
         ("data: [1]", "data.*class_path"),
         ("data: {path: '${nothing.here}'}", "nothing.here"),
-        ("data: {class_path: datamodules.Text}", "datamodules.Text"),
+        ("data: {class_path: datamodules.Text}", "datamodules has no 'Text'"),
         ("trainer: {}", "no data section"),
         ("data: {path: [", "is not valid YAML"),
     ],

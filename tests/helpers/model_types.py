@@ -63,14 +63,20 @@ LATENT = dict(  # multi-head latent attention: values narrower than keys
 )
 TOKENS = dict(pad_token_id=0, bos_token_id=1, eos_token_id=2)  # types that cannot do without
 EXTRA: dict[str, dict[str, Any]] = {
-    **dict.fromkeys(["axk1", "deepseek_v2", "deepseek_v3", "minicpm3", "youtu", "glm4_moe_lite", "longcat_flash"], LATENT),
+    **dict.fromkeys(
+        ["axk1", "deepseek_v2", "deepseek_v3", "minicpm3", "youtu", "glm4_moe_lite", "longcat_flash"], LATENT
+    ),
     **dict.fromkeys(["camembert", "data2vec-text", "roberta", "roberta-prelayernorm", "xlm-roberta"], TOKENS),
     **dict.fromkeys(["xlm-roberta-xl", "xmod", "cwm", "mllama"], TOKENS),
-    **dict.fromkeys(["gemma4", "gemma4_text"], dict(vocab_size_per_layer_input=VOCABULARY, hidden_size_per_layer_input=8)),
+    **dict.fromkeys(
+        ["gemma4", "gemma4_text"], dict(vocab_size_per_layer_input=VOCABULARY, hidden_size_per_layer_input=8)
+    ),
     **dict.fromkeys(["emu3", "modernbert-decoder"], TOKENS | dict(sep_token_id=2, cls_token_id=1)),
     **dict.fromkeys(["qwen4_exp", "qwen4_exp_text"], dict(linear_num_key_heads=2, linear_num_value_heads=4)),
     "gemma3n_text": dict(num_kv_shared_layers=0),
-    **dict.fromkeys(["plbart", "whisper"], dict(decoder_attention_heads=4, encoder_attention_heads=4, decoder_layers=2)),
+    **dict.fromkeys(
+        ["plbart", "whisper"], dict(decoder_attention_heads=4, encoder_attention_heads=4, decoder_layers=2)
+    ),
     "hrm_text": dict(num_layers_per_stack=1, H_cycles=1, L_cycles=1),
     "dots1": dict(n_shared_experts=1, norm_topk_prob=True, n_routed_experts=4),
     "lfm2_moe": dict(layer_types=["conv", "full_attention"]),
