@@ -52,9 +52,9 @@ def main() -> None:
 def insert(path: Path, source: str, text: str) -> None:
     """Replace the text between the `measured` marks of a Markdown file that name this result file."""
     marked = re.compile(rf"(<!-- measured:[^\n]*{re.escape(source)}[^\n]*-->\n).*?(<!-- /measured -->)", re.DOTALL)
-    before = path.read_text()
+    before = path.read_text(encoding="utf-8")
     assert marked.search(before), f"{path} has no `measured` marks for {source}"
-    path.write_text(marked.sub(lambda match: f"{match[1]}{text}\n{match[2]}", before))
+    path.write_text(marked.sub(lambda match: f"{match[1]}{text}\n{match[2]}", before), encoding="utf-8")
 
 
 def lm_table(found: dict) -> str:
@@ -282,7 +282,7 @@ def draw_answer(path: Path) -> None:
     engine = Engine.from_checkpoint(str(RUN / "cascade"))
     answer = engine.generate(PROMPT)
     text = coloured(engine.backbone.tokenizer, answer, "black on pale_green1")
-    console = Console(record=True, width=86, file=open("/dev/null", "w"))  # noqa: SIM115
+    console = Console(record=True, width=86, file=open("/dev/null", "w", encoding="utf-8"))  # noqa: SIM115
     console.print(Text(f"> {PROMPT}\n", style="bold"))
     console.print(text)
     console.print(

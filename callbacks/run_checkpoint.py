@@ -10,6 +10,7 @@ last.ckpt is written between two batches, where no gradient is half accumulated 
 
 import csv
 import os
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from mhc.checkpoints.heads_folder import DESCRIPTION
+from mhc.checkpoints.settings import compare
 from mhc.checkpoints.training_file import previous
 from mhc.errors import UserError
 from mhc.reports.run_logs import whole_rows
@@ -42,8 +44,15 @@ class RunCheckpoint(Callback):
         self.due = False
         self.whole = False  # heads and optimizer are those of the counters
         self.logs: list[str] = []  # the CSV logs' folders, seen from default_root_dir
+        self.settings: dict[str, Any] = {}  # of this run, by dotted name, where a command line made it
+        self.settings_before: dict[str, Any] = {}  # those of the run that wrote the checkpoint
 
     def on_fit_start(self, trainer: Trainer, module: LightningModule) -> None:
+        if self.settings and self.settings_before:
+            callbacks: list[Callback] = vars(trainer)["callbacks"]
+            states = {type(callback).__name__: callback.state_dict() for callback in callbacks}
+            if (line := compare(self.settings_before, self.settings, states)) and trainer.is_global_zero:
+                print(line, file=sys.stderr)
         last = Path(trainer.default_root_dir) / LAST
         heads = last.with_name(DESCRIPTION)
         if trainer.ckpt_path and Path(trainer.ckpt_path).resolve().parent == last.parent.resolve():
@@ -94,6 +103,11 @@ class RunCheckpoint(Callback):
         if trainer.global_step != self.steps:
             self.save(trainer)
 
+    def on_fit_end(self, trainer: Trainer, module: LightningModule) -> None:
+        if trainer.ckpt_path and self.steps is None and trainer.is_global_zero:
+            limits = f"trainer.max_epochs {trainer.max_epochs}, trainer.max_steps {trainer.max_steps}"
+            print(f"nothing was left to train behind step {trainer.global_step} ({limits})", file=sys.stderr)
+
     def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
         """Save where the heads are those after some batch, unless a UserError stopped the run: then the heads may be what is
         wrong. (Several processes are not all at the same batch: they save nothing.)"""
@@ -129,10 +143,10 @@ class RunCheckpoint(Callback):
                 batches["current"] = dict.fromkeys(batches["current"], 0)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"logs": self.logs}
+        return {"logs": self.logs, "settings": self.settings}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.logs = state["logs"]
+        self.logs, self.settings_before = state["logs"], state.get("settings", {})
 
 
 def _continue_log(logger: CSVLogger, folder: Path, steps: int) -> None:
@@ -149,11 +163,11 @@ def _continue_log(logger: CSVLogger, folder: Path, steps: int) -> None:
 
 def _rewrite(path: Path, names: list[str]) -> None:
     """Give a log another header. (Lightning does it in place, where a kill would lose the lines.)"""
-    with open(path, newline="") as file:
+    with open(path, encoding="utf-8", newline="") as file:
         lines = list(csv.DictReader(file))
 
     def write(target: Path) -> None:
-        with open(target, "w", newline="") as file:
+        with open(target, "w", encoding="utf-8", newline="") as file:
             writer = csv.DictWriter(file, names)
             writer.writeheader()
             writer.writerows(lines)

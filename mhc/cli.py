@@ -24,6 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from safetensors import SafetensorError
 
 from callbacks.run_checkpoint import RunCheckpoint
+from mhc.checkpoints.settings import flat
 from mhc.checkpoints.training_file import CheckpointFiles, newest_whole, previous, require_whole
 from mhc.errors import UserError
 from mhc.estimate.choose import choose_batch_size, dry_run
@@ -121,6 +122,12 @@ class CLI(LightningCLI):
         require_whole(path)
         return str(path)
 
+    def before_fit(self) -> None:
+        trainer: Any = self.trainer
+        for callback in trainer.callbacks:
+            if isinstance(callback, RunCheckpoint):
+                callback.settings = flat(self.config[self.subcommand])
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         plugins = self._get(self.config_init, "trainer").get("plugins") or []
         plugins = plugins if isinstance(plugins, list) else [plugins]
@@ -200,7 +207,7 @@ def check_files(arguments: list[str]) -> None:
     for flag, path in pairwise(arguments):
         if flag == "--config":
             try:
-                if not isinstance(yaml.safe_load(Path(path).read_text()), dict):
+                if not isinstance(yaml.safe_load(Path(path).read_text(encoding="utf-8")), dict):
                     raise UserError(
                         f"config '{path}' holds no settings: give a YAML file such as configs/quickstart.yaml"
                     )

@@ -112,7 +112,9 @@ def heads(backbone, tmp_path_factory):
 
 def kept(path: Path) -> list[tuple[str, str]]:
     """Who said what in a saved conversation."""
-    return [(message["role"], message["content"]) for message in json.loads(path.read_text())["messages"]]
+    return [
+        (message["role"], message["content"]) for message in json.loads(path.read_text(encoding="utf-8"))["messages"]
+    ]
 
 
 # -- in a terminal -----------------------------------------------------------------------------------
@@ -212,7 +214,7 @@ def test_an_answer_is_stopped_and_lines_are_many(heads, backbone, tmp_path):
 
 def pipe(monkeypatch, capsys, typed: str, *arguments: str) -> tuple[int, str, str]:
     """Exit status, answers and notes of a chat that is fed by a pipe."""
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(typed.encode("latin-1"))))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(typed.encode("latin-1")), encoding="utf-8"))
     capsys.readouterr()
     status = run.main(["chat", "--max_new_tokens", "12", *arguments])
     return status, *capsys.readouterr()

@@ -16,7 +16,7 @@ def data(tmp_path):
     """1,200 conversations of two to forty words."""
     generator = np.random.default_rng(0)
     path = tmp_path / "many.jsonl"
-    with open(path, "w") as file:
+    with open(path, "w", encoding="utf-8") as file:
         for number in range(1200):
             answer = " ".join(["word"] * int(generator.integers(2, 40)))
             turns = [{"role": "user", "content": f"Say {number}."}, {"role": "assistant", "content": answer}]

@@ -41,7 +41,7 @@ def data(folder: Path, count: int, turns: int = 1) -> Path:
 def records(path: Path) -> list[dict]:
     """The lines of a result, every one of them whole."""
     rows = []
-    for line in path.read_text().splitlines():
+    for line in path.read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
         assert row.pop("check") == digest(row)
         rows.append(row)
@@ -61,7 +61,9 @@ def assert_answered(out: Path, count: int, turns: int = 1, seed: int = 1) -> Non
 
 
 def jobs_of(path: Path) -> list[Job]:
-    return [Job(str(row["id"]), row["messages"]) for row in map(json.loads, path.read_text().splitlines())]
+    return [
+        Job(str(row["id"]), row["messages"]) for row in map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    ]
 
 
 def server(fake: Fake, **options) -> OpenAIAnswerer:

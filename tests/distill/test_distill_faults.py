@@ -41,7 +41,7 @@ def silent(line: str) -> None:
 
 
 def rows(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().split("\n")[:-1]]
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
 
 
 def prompts(folder: Path, count: int) -> Path:

@@ -105,7 +105,7 @@ def test_fastchat_finds_the_answers(answered):
     turns 0 and 1 of the first choice."""
     models = {}
     for name in glob.glob(os.path.join(str(answered), "*.jsonl")):
-        with open(name) as file:
+        with open(name, encoding="utf-8") as file:
             models[os.path.basename(name)[: -len(".jsonl")]] = {
                 (r := json.loads(line))["question_id"]: r for line in file
             }

@@ -20,7 +20,7 @@ def row(number: int, category: str, tokens: list[int], seconds: list[float], acc
 
 
 def write(path: Path, rows: list[dict]) -> str:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return str(path)
 
 
@@ -41,7 +41,7 @@ def some(folder: Path, count: int = 12, seed: int = 0) -> tuple[str, str]:
 
 def by_spec_bench(path: str, task: str) -> tuple[float, float]:
     """Tokens per second and mean accepted tokens of a category (or overall), from the rules of its script."""
-    rows = [json.loads(line) for line in Path(path).read_text().splitlines()]
+    rows = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
     first = [row["choices"][0] for row in rows if task in ("overall", row["category"])]
     lengths = [length for choice in first for length in choice["accept_lengths"]]
     return mean(sum(choice["new_tokens"]) / sum(choice["wall_time"]) for choice in first), mean(lengths)
@@ -63,7 +63,7 @@ def test_figures_are_those_of_spec_bench(tmp_path):
     assert list(found["categories"]) == ["math", "writing", "stem"]
     assert (found["overall"]["questions"], found["overall"]["turns"], found["overall"]["identical"]) == (12, 24, 22)
     ratios = []
-    for one, other in zip(*(map(json.loads, Path(name).read_text().splitlines()) for name in names)):
+    for one, other in zip(*(map(json.loads, Path(name).read_text(encoding="utf-8").splitlines()) for name in names)):
         ratios += [q / p for p, q in zip(one["choices"][0]["wall_time"], other["choices"][0]["wall_time"])]
     assert found["overall"]["paired_speedup"] == pytest.approx(median(ratios), abs=1e-4)
 
@@ -122,7 +122,7 @@ def test_table_json_and_picture(tmp_path, capsys):
     low, high = found["overall"]["speedup_interval"]
     assert low < found["overall"]["speedup"] < high and found["measured_in_turn"]
     assert picture.read_text().count("<svg") == 1
-    rows = [json.loads(line) | {"tstamp": 1e9} for line in Path(names[1]).read_text().splitlines()]
+    rows = [json.loads(line) | {"tstamp": 1e9} for line in Path(names[1]).read_text(encoding="utf-8").splitlines()]
     assert speed.main([names[0], write(tmp_path / "later.jsonl", rows)]) == 0
     assert "not interleaved" in capsys.readouterr().out
 
@@ -130,7 +130,7 @@ def test_table_json_and_picture(tmp_path, capsys):
 def broken(names: tuple[str, str]) -> dict[str, tuple[list[str], str]]:
     """What does not pair, and what the line must name."""
     drafted, plain = names
-    lines = Path(plain).read_text().splitlines()
+    lines = Path(plain).read_text(encoding="utf-8").splitlines()
 
     def changed(name: str, change) -> str:
         rows = [json.loads(line) for line in lines]

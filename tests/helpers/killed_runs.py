@@ -43,7 +43,9 @@ class Watch(Callback):
             "epoch": trainer.current_epoch,
             "rows": [hashlib.sha256(row).hexdigest()[:16] for row in rows],
         }
-        with open(Path(trainer.default_root_dir) / f"batches-{trainer.global_rank}.jsonl", "a") as file:
+        with open(
+            Path(trainer.default_root_dir) / f"batches-{trainer.global_rank}.jsonl", "a", encoding="utf-8"
+        ) as file:
             file.write(json.dumps(line) + "\n")
 
 
@@ -141,7 +143,7 @@ def run(
 def begun(folder: Path, behind: int = 0) -> int:
     """The furthest step that runs in this folder have begun, as of the notes behind so many bytes; -1 for none."""
     try:
-        with open(folder / "batches-0.jsonl") as file:
+        with open(folder / "batches-0.jsonl", encoding="utf-8") as file:
             file.seek(behind)
             return max((json.loads(line)["step"] for line in file if line.endswith("\n")), default=-1)
     except FileNotFoundError:
@@ -165,7 +167,7 @@ def trained_rows(folder: Path) -> Counter:
 def log_lines(folder: Path) -> list[dict[str, str]]:
     """The lines of the newest log, each with the figures it has, those of the machine apart."""
     newest = max(folder.glob("logs/version_*/metrics.csv"), key=lambda path: int(path.parent.name.split("_")[1]))
-    with open(newest, newline="") as file:
+    with open(newest, encoding="utf-8", newline="") as file:
         lines = list(csv.DictReader(file))
     return [{name: value for name, value in line.items() if value and name not in MEASURED} for line in lines]
 

@@ -114,7 +114,7 @@ def _cut(config: PreTrainedConfig, sizes: dict[str, Any]) -> None:
         sizes = sizes | ({"sliding_window": 6} if window else {})
         if types:  # two layers, of two kinds where there are some
             kinds = list(dict.fromkeys(types))
-            sizes = sizes | {"layer_types": [kinds[0], kinds[-1]]}
+            sizes = {"layer_types": [kinds[0], *[kinds[-1]] * (sizes["num_hidden_layers"] - 1)]} | sizes
     for key, value in sizes.items():
         if hasattr(config, key):
             with suppress(AttributeError, NotImplementedError, StrictDataclassFieldValidationError):  # it has its own
