@@ -22,6 +22,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.optim import Optimizer
+from transformers import PretrainedConfig
 
 from mhc.distributed.optimizer_state import named_group, require_names
 from mhc.distributed.sharding import is_split, whole
@@ -186,13 +187,11 @@ class FSDP(Packages, DDPStrategy):
         self.require_packages()
         super().__init__()
 
-    def sharding(self, path: str) -> dict[str, Any]:
-        """The arguments with which `from_pretrained` reads only this process's part of each tensor."""
-        from transformers import AutoConfig
+    def sharding(self, config: PretrainedConfig) -> dict[str, Any]:
+        """The arguments with which `from_pretrained` reads only this process's part of each tensor of a model with this config."""
         from transformers.distributed import DistributedConfig
 
         os.environ["LOCAL_RANK"] = str(self.local_rank)  # which transformers asks for, and SLURM does not set
-        config = AutoConfig.from_pretrained(path)
         # Every head embeds, so embeddings stay whole until the step is over; norms are no part of their group.
         config.base_model_fsdp_plan = {
             name: "keep_full_weight" if "embed" in name else "free_full_weight" for name in config.base_model_fsdp_plan
