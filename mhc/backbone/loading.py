@@ -126,7 +126,7 @@ def _as_any_other(model: PreTrainedModel) -> PreTrainedModel:
     """A dequantised model without the marks of quantisation, for which it could not be trained or saved."""
     for mark in ("hf_quantizer", "quantization_method", "is_quantized"):
         vars(model).pop(mark, None)
-    del model.config.quantization_config
+    vars(model.config).pop("quantization_config", None)
     return model
 
 

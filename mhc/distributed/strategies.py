@@ -22,7 +22,6 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.optim import Optimizer
-from transformers import PretrainedConfig
 
 from mhc.distributed.optimizer_state import named_group, require_names
 from mhc.distributed.sharding import is_split, whole
@@ -187,7 +186,7 @@ class FSDP(Packages, DDPStrategy):
         self.require_packages()
         super().__init__()
 
-    def sharding(self, config: PretrainedConfig) -> dict[str, Any]:
+    def sharding(self, config: Any) -> dict[str, Any]:
         """The arguments with which `from_pretrained` reads only this process's part of each tensor of a model with this config."""
         from transformers.distributed import DistributedConfig
 
