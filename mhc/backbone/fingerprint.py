@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad
+from torch.nn.functional import hardshrink, pad
 from transformers import PreTrainedModel
 
 from mhc.backbone.weight_layout import PackedLinear
@@ -29,7 +29,7 @@ ASIDE = ("dtype", "torch_dtype", "transformers_version", "architectures")  # of 
 
 def fingerprint(model: PreTrainedModel) -> str:
     """EXACT-ROUNDED of the model's config, parameters and persistent buffers (a collective call where they are split over
-    processes). A tenth of a second per 10^8 weights or so; the memory of one tensor."""
+    processes). Two tenths of a second for 10^8 weights; the memory of one tensor."""
     exact, rounded = (hashlib.sha256(_architecture(model)) for _ in range(2))
     for name, tensor in _tensors(model):
         label = f"{name}{list(tensor.shape)}".encode()
@@ -96,8 +96,7 @@ def _sums_of(tensor: Tensor) -> tuple[bytes, bytes]:
     for values in tensor.reshape(-1).split(TOGETHER) if tensor.numel() else ():
         if values.is_floating_point():
             values = values.float()
-            coarse = values.bfloat16()
-            rounded.append(_sums(coarse.masked_fill(coarse.abs() <= TINY, 0)))
+            rounded.append(_sums(hardshrink(values.bfloat16(), TINY)))
         exact.append(_sums(values))
     joined = [torch.cat(sums).cpu().numpy().tobytes() if sums else b"" for sums in (exact, rounded or exact)]
     return joined[0], joined[1]

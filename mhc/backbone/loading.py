@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
 from transformers import __version__ as transformers_version
 from transformers.utils.logging import disable_progress_bar
 
@@ -69,6 +69,10 @@ def is_here(name: str) -> bool:
 
 def load_config(name: str) -> PretrainedConfig:
     """The config of backbone `name`."""
+    path, gguf = locate(name)
+    if Path(path).is_dir() and not gguf and not (Path(path) / CONFIG).exists():
+        hint = ": it holds draft heads, which are a --checkpoint" * (Path(path) / "drafter.json").exists()
+        raise UserError(f"backbone '{name}' is a folder without a model (no {CONFIG}, no .gguf file){hint or f': give {NAMES}'}")
     return _loading("config", name, TEXTS, AutoConfig.from_pretrained)
 
 
@@ -88,6 +92,8 @@ def load_model(
         if Path(path).is_dir():
             _require_weights(Path(path), name)
         if "gguf_file" in arguments:
+            from transformers import GgufConfig  # not in the oldest versions that the rest needs
+
             arguments["quantization_config"] = GgufConfig(dequantize=True)
         extra = {"config": config} | (sharding(config) if sharding else {})
         model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **arguments, **extra)
@@ -119,7 +125,8 @@ def _loading(kind: str, name: str, suffixes: tuple[str, ...], load: Callable[...
                 f"the {kind} of backbone '{name}' needs code that comes with the model (auto_map), which is never run here: "
                 f"transformers {transformers_version} has no class of its own for it"
             ) from error
-        raise UserError(f"cannot load the {kind} of backbone '{name}' ({NAMES}): {reason[:200]}") from error
+        hint = "its GGUF file is damaged, or of a kind that transformers cannot read" if source.gguf else NAMES
+        raise UserError(f"cannot load the {kind} of backbone '{name}' ({hint}): {reason[:200]}") from error
 
 
 def _as_any_other(model: PreTrainedModel) -> PreTrainedModel:
