@@ -69,10 +69,6 @@ def is_here(name: str) -> bool:
 
 def load_config(name: str) -> PretrainedConfig:
     """The config of backbone `name`."""
-    path, gguf = locate(name)
-    if Path(path).is_dir() and not gguf and not (Path(path) / CONFIG).exists():
-        hint = ": it holds draft heads, which are a --checkpoint" * (Path(path) / "drafter.json").exists()
-        raise UserError(f"backbone '{name}' is a folder without a model (no {CONFIG}, no .gguf file){hint or f': give {NAMES}'}")
     return _loading("config", name, TEXTS, AutoConfig.from_pretrained)
 
 
@@ -112,8 +108,13 @@ def _loading(kind: str, name: str, suffixes: tuple[str, ...], load: Callable[...
     if name == "pocket":
         disable_progress_bar()  # it loads instantly
     source = locate(name)
-    if Path(source.path).is_dir():
-        _require_content(Path(source.path), name, suffixes)
+    folder = Path(source.path)
+    if folder.is_dir():
+        tokenizer = kind == "tokenizer" and any(folder.glob("tokenizer*"))  # which may lie alone
+        if not (source.gguf or tokenizer or (folder / CONFIG).exists()):
+            hint = "it holds draft heads, for --checkpoint" if (folder / "drafter.json").exists() else f"give {NAMES}"
+            raise UserError(f"backbone '{name}' is a folder without a model (no {CONFIG}, no .gguf file): {hint}")
+        _require_content(folder, name, suffixes)
     try:
         return load(source.path, **source.arguments, trust_remote_code=False)
     except UserError:

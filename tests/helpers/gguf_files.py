@@ -22,7 +22,8 @@ NAMES = {
 
 
 def write_gguf(folder: Path, file: Path, kind: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.F32) -> Path:
-    """Write the Llama in `folder`, its tokenizer too, to `file`; kind: how its matrices are quantised."""
+    """Write the Llama in `folder`, its tokenizer too, to `file`; kind: how its matrices are quantised where their
+    rows are whole blocks."""
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     config = model.config
     writer = gguf.GGUFWriter(file, "llama")
@@ -44,7 +45,7 @@ def write_gguf(folder: Path, file: Path, kind: gguf.GGMLQuantizationType = gguf.
         if count := next((count for part, count in heads.items() if f".{part}." in name), None):  # llama.cpp's order of a head
             values = values.view(count, 2, -1, values.shape[1]).transpose(1, 2).reshape(values.shape)
         array = values.numpy()
-        if array.ndim == 1 or kind == gguf.GGMLQuantizationType.F32:
+        if array.ndim == 1 or array.shape[1] % 32:
             writer.add_tensor(name, array.astype(np.float32))
         else:
             writer.add_tensor(name, gguf.quants.quantize(array, kind), raw_dtype=kind)
