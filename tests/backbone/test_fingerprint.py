@@ -183,7 +183,14 @@ def test_features_of_another_fine_tune(tuned, tmp_path, capsys):
     assert run.main(collect) == 0
     assert run.main([*collect, "--backbone", tuned]) == 2
     assert "was made with other settings (backbone: pocket, not" in capsys.readouterr().err
-    fit = ["fit", *COMMON, *CASCADE, "--config", str(ROOT / "configs/data/features.yaml"), *small(tmp_path / "run", out)]
+    fit = [
+        "fit",
+        *COMMON,
+        *CASCADE,
+        "--config",
+        str(ROOT / "configs/data/features.yaml"),
+        *small(tmp_path / "run", out),
+    ]
     assert run.main([*fit, "--model.backbone", tuned]) == 2
     assert "was collected from backbone 'pocket'" in capsys.readouterr().err
     manifest = json.loads((out / "manifest.json").read_text())

