@@ -263,7 +263,11 @@ def measure_cache(report: Report, case: str, backbone: Backbone) -> None:
     formula = 2 * config.num_hidden_layers * 1 * config.num_key_value_heads * capacity * width * backbone.dtype.itemsize
     before = torch.cuda.memory_allocated(backbone.device) if backbone.device.type == "cuda" else 0
     cache = backbone.cache(1, capacity, bucket)
-    after = torch.cuda.memory_allocated(backbone.device) if backbone.device.type == "cuda" else sum(b.nbytes for b in cache.buffers)
+    after = (
+        torch.cuda.memory_allocated(backbone.device)
+        if backbone.device.type == "cuda"
+        else sum(b.nbytes for b in cache.buffers)
+    )
     report.add(case, cache_mib_formula=formula / 2**20, cache_mib_measured=(after - before) / 2**20)
 
 

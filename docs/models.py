@@ -1,6 +1,6 @@
 """Writes docs/models.md: what becomes of every model type, as `tests/backbone/test_model_types.py` finds it.
 
-    python docs/models.py            # a few minutes: builds a tiny random model of every type
+python docs/models.py            # a few minutes: builds a tiny random model of every type
 """
 
 import sys

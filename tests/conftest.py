@@ -25,7 +25,7 @@ SLOW = re.compile(
     r"tests/(distributed|sweeps|chat|callbacks|commands|benchmarks|estimate)/|test_(page|abuse|notebooks|logging|run_page|collect"
     r"|report|training|models|distill\w*|mt_bench|teacher_forced|launchers|packing|lm_dry_run|resumed_batches)\.py"
     r"|test_(drawn_text|rounds_over|in_bf16|end_of_text|a_compiled|known_guesses)|test_engine.py.*\[(?!.*(llama|gemma3_text))"
-    r"|test_chat_template.py.*(gemma|mistral|phi|zephyr|vicuna)|test_(full_disk|it_needs_torch)"
+    r"|test_model_types.py|test_chat_template.py.*(gemma|mistral|phi|zephyr|vicuna)|test_(full_disk|it_needs_torch)"
 )
 
 

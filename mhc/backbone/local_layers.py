@@ -25,6 +25,7 @@ class LocalLayers:
     def __init__(self, model: PreTrainedModel, window: int):
         self.mask: Tensor | None = None
         self.window = window
+        module: Any
         for module in model.modules():
             if not hasattr(module, "attention_type") or not hasattr(module, "attention"):
                 continue
@@ -36,8 +37,8 @@ class LocalLayers:
                 inner.register_forward_pre_hook(self._narrow, with_kwargs=True)
 
     @contextmanager
-    def given(self, masks: dict[str, Tensor] | None) -> Iterator[Tensor | None]:
-        """A forward under masks by layer type: yields the one that the model is to be given."""
+    def given(self, masks: Any) -> Iterator[Tensor | None]:
+        """A forward under masks by layer type, or None: yields the one that the model is to be given."""
         self.mask = None if masks is None else masks["sliding_attention"]
         try:
             yield None if masks is None else masks["full_attention"]

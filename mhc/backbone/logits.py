@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
@@ -35,10 +36,10 @@ class AroundLmHead:
         self._outer = (_with(outer, name, self._lm_head),)  # a tuple, so that it is no submodule of who keeps this
         self.prepares = self.finishes = False
         device = "cpu" if not list(self._outer[0].parameters()) else model.device
-        if torch.device(device).type == "meta":
-            return
         hidden = torch.linspace(-2, 2, 2 * self.width, device=device, dtype=model.dtype).reshape(1, 2, self.width)
         product = torch.linspace(-50, 50, 2 * self.vocabulary_size, device=device, dtype=model.dtype).reshape(1, 2, -1)
+        if hidden.is_meta or isinstance(hidden, FakeTensor):
+            return  # nothing is computed
         try:
             with torch.no_grad():
                 logits = self._run(hidden, product)
@@ -97,7 +98,7 @@ class _Given(nn.Module):
         return self.given
 
 
-def _with(module: nn.Module, path: str, part: nn.Module) -> Any:
+def _with(module: Any, path: str, part: nn.Module) -> Any:
     """A shallow copy of a module in which `part` stands at this path; the module itself stays as it is."""
     copied = copy.copy(module)
     name, _, rest = path.partition(".")

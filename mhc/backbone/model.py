@@ -227,8 +227,10 @@ class Backbone(nn.Module):
             self.model.base_model(
                 input_ids=torch.ones(1, 1, dtype=torch.long, device=self.device), past_key_values=cache, use_cache=True
             )
-        parts = [(layer.keys, layer.values) for layer in cache.layers if layer.keys is not None]
-        return [((k.shape[1], k.shape[3]), (v.shape[1], v.shape[3])) for k, v in parts]
+        parts = [(getattr(layer, "keys", None), getattr(layer, "values", None)) for layer in cache.layers]
+        return [
+            ((k.shape[1], k.shape[3]), (v.shape[1], v.shape[3])) for k, v in parts if k is not None and v is not None
+        ]
 
     def cache(self, rows: int, capacity: int, bucket: int | None = None) -> TreeCache:
         """Empty buffers for `rows` sequences of `capacity` positions; `bucket` as in TreeCache."""
@@ -271,12 +273,12 @@ class Backbone(nn.Module):
         cache.plan_forward(ids.shape[1])
         run = self.compiled() if compiled else self.model.base_model
         given = None if mask is None else _as_expected(mask, self.model)
-        with self.local_layers.given(given) if self.local_layers else nullcontext(given) as given:
+        with self.local_layers.given(given) if self.local_layers else nullcontext(given) as expected:
             output = run(
                 input_ids=ids,
                 position_ids=positions,
                 past_key_values=cache,
-                attention_mask=given,
+                attention_mask=expected,
                 use_cache=True,
                 **_tapping(taps),
             )
@@ -325,7 +327,8 @@ def _hands_on_packing(model: PreTrainedModel) -> bool:
     """Whether the layers hand the argument `packing` on to this project's attention; tried once, on two tokens."""
     if model.config._attn_implementation != "mhc":
         return False
-    if not hasattr(model, "hands_on_packing"):
+    known = vars(model)
+    if "hands_on_packing" not in known:
         packing = Packing(torch.zeros(1, 2, dtype=torch.long, device=model.device))
         options = _packing_options(packing, _windows(model.config.get_text_config(decoder=True))[1])
         with torch.no_grad():
@@ -333,8 +336,8 @@ def _hands_on_packing(model: PreTrainedModel) -> bool:
                 model.base_model(input_ids=torch.zeros_like(packing.segments), use_cache=False, **options)
             except (RuntimeError, TypeError, ValueError):  # one that ignores it stumbles over the mask
                 packing.used = False
-        model.hands_on_packing = packing.used
-    return model.hands_on_packing
+        known["hands_on_packing"] = packing.used
+    return known["hands_on_packing"]
 
 
 def _as_expected(mask: dict[str, Tensor], model: PreTrainedModel) -> Tensor | dict[str, Tensor]:

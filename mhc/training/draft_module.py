@@ -132,7 +132,7 @@ class DraftModule(LightningModule):
         checkpoint)."""
         if not hasattr(self, "backbone"):
             self.build(self._load(sharding=getattr(self.trainer.strategy, "sharding", None)))
-        data = data_of(self.trainer)
+        data = getattr(self.trainer, "datamodule", None)
         if self.trainer.state.fn == "fit" and hasattr(data, "conversations"):
             context, longest = self.backbone.context, int(max(data.rows("train").lengths, default=0))
             if longest > context:

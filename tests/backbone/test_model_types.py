@@ -29,7 +29,11 @@ LONGROPE = {
 VARIANTS = {
     "falcon with ALiBi": ("falcon", {"alibi": True}, "refused"),
     "OPT whose embeddings are narrower": ("opt", {"word_embed_proj_dim": 16, "do_layer_norm_before": False}, "works"),
-    "Phi-3 with LongRoPE": ("phi3", {"rope_parameters": LONGROPE | {"partial_rotary_factor": 1.0}}, "works"),
+    "Phi-3 with LongRoPE": (
+        "phi3",
+        {"rope_parameters": LONGROPE | {"partial_rotary_factor": 1.0}, "original_max_position_embeddings": 32},
+        "works",
+    ),
     "Llama with dynamic RoPE": (
         "llama",
         {
@@ -98,15 +102,19 @@ def test_a_row_is_the_same_whatever_stands_beside_it_and_ends_where_that_ceases(
     beside = dict(engine.generate_ids([short, long], 20, 2))
     assert beside[0].token_ids == alone and len(alone) == 20
     assert len(beside[1].token_ids) == 32 - len(long)
-    with pytest.raises(UserError, match="a row of 33 tokens.*--data.max_length"):
+    with pytest.raises(UserError, match=r"a row of 33 tokens.*--data\.max_length"):
         backbone.features(torch.ones(1, 33, dtype=torch.long))
 
 
 @pytest.mark.parametrize("name", ["deepseek_v3", "gemma4_text", "opt"])
 def test_eagle3_on_backbones_of_uncommon_shapes(name):
     """Keys and values of two widths, layers of several head widths, an lm_head narrower than the layers."""
-    changes = {"word_embed_proj_dim": 16, "do_layer_norm_before": False} if name == "opt" else {}
-    backbone = Backbone.checked(tiny_model(name, num_hidden_layers=4, layer_types=None, **changes))
+    changes = {
+        "deepseek_v3": {},
+        "gemma4_text": {"layer_types": ["sliding_attention", "full_attention"] * 2},
+        "opt": {"word_embed_proj_dim": 16, "do_layer_norm_before": False},
+    }[name]
+    backbone = Backbone.checked(tiny_model(name, num_hidden_layers=4, **changes))
     heads = randomised(Eagle3(backbone, 4))
     prompt = [5, 9, 3, 8, 4, 4]
     plain = Engine(backbone).generate(prompt, NEW).token_ids

@@ -63,39 +63,33 @@ LATENT = dict(  # multi-head latent attention: values narrower than keys
 )
 TOKENS = dict(pad_token_id=0, bos_token_id=1, eos_token_id=2)  # types that cannot do without
 EXTRA: dict[str, dict[str, Any]] = {
-    **dict.fromkeys(
-        ["axk1", "deepseek_v2", "deepseek_v3", "minicpm3", "youtu", "glm4_moe_lite", "longcat_flash"], LATENT
-    ),
-    **dict.fromkeys(["camembert", "data2vec-text", "roberta", "roberta-prelayernorm", "xlm-roberta"], TOKENS),
-    **dict.fromkeys(["xlm-roberta-xl", "xmod", "cwm", "mllama"], TOKENS),
-    **dict.fromkeys(
-        ["gemma4", "gemma4_text"], dict(vocab_size_per_layer_input=VOCABULARY, hidden_size_per_layer_input=8)
-    ),
-    **dict.fromkeys(["emu3", "modernbert-decoder"], TOKENS | dict(sep_token_id=2, cls_token_id=1)),
-    **dict.fromkeys(["qwen4_exp", "qwen4_exp_text"], dict(linear_num_key_heads=2, linear_num_value_heads=4)),
-    "gemma3n_text": dict(num_kv_shared_layers=0),
-    **dict.fromkeys(
-        ["plbart", "whisper"], dict(decoder_attention_heads=4, encoder_attention_heads=4, decoder_layers=2)
-    ),
-    "hrm_text": dict(num_layers_per_stack=1, H_cycles=1, L_cycles=1),
-    "dots1": dict(n_shared_experts=1, norm_topk_prob=True, n_routed_experts=4),
-    "lfm2_moe": dict(layer_types=["conv", "full_attention"]),
-    "lfm2": dict(layer_types=["conv", "full_attention"]),
-    "reformer": dict(is_decoder=True, axial_pos_embds=False),
     "codegen": dict(rotary_dim=4),
-    "gptj": dict(rotary_dim=4),
-    "gemma2": dict(head_dim=8, sliding_window=6),
-    "gemma3_text": dict(head_dim=8, sliding_window=6),
+    "dots1": dict(n_shared_experts=1, norm_topk_prob=True, n_routed_experts=4),
+    "gemma2": dict(head_dim=8),
+    "gemma3_text": dict(head_dim=8),
+    "gemma3n_text": dict(num_kv_shared_layers=0),
     "gpt_neo": dict(attention_types=[[["global", "local"], 1]], attention_layers=["global", "local"], window_size=6),
+    "gptj": dict(rotary_dim=4),
     "granite": dict(logits_scaling=8.0),
     "granitemoe": dict(logits_scaling=8.0),
     "helium": dict(head_dim=8),
+    "hrm_text": dict(num_layers_per_stack=1, H_cycles=1, L_cycles=1),
     "hunyuan_v1_dense": dict(head_dim=8),
     "hunyuan_v1_moe": dict(head_dim=8),
-    "ministral": dict(head_dim=8, sliding_window=6),
-    "mistral": dict(sliding_window=7),
-    "xmod": TOKENS | dict(default_language="en_XX"),
+    "lfm2": dict(layer_types=["conv", "full_attention"]),
+    "lfm2_moe": dict(layer_types=["conv", "full_attention"]),
+    "ministral": dict(head_dim=8),
+    "reformer": dict(is_decoder=True, axial_pos_embds=False),
 }
+for some, sizes in {
+    "axk1 deepseek_v2 deepseek_v3 glm4_moe_lite longcat_flash minicpm3 youtu": LATENT,
+    "camembert data2vec-text roberta roberta-prelayernorm xlm-roberta xlm-roberta-xl cwm mllama": TOKENS,
+    "emu3 modernbert-decoder": TOKENS | dict(sep_token_id=2, cls_token_id=1),
+    "gemma4 gemma4_text": dict(vocab_size_per_layer_input=VOCABULARY, hidden_size_per_layer_input=8),
+    "plbart whisper": dict(decoder_attention_heads=4, encoder_attention_heads=4, decoder_layers=2),
+    "xmod": TOKENS | dict(default_language="en_XX"),
+}.items():
+    EXTRA |= {name: sizes for name in some.split()}
 
 
 def names() -> list[str]:
