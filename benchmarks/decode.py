@@ -26,12 +26,11 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from transformers import AutoModelForCausalLM
 
 from common import result, timed, write
 from datamodules import ConversationData
 from mhc.backbone.attention import tree_attention
-from mhc.backbone.model import resolve
+from mhc.backbone.loading import load_model
 from mhc.checkpoints.heads_folder import DESCRIPTION, TUNED, for_decoding, load_drafter, tuned_tree
 from mhc.decoding.decoder import PlainDecoder
 from mhc.decoding.request import DecodeRequest
@@ -92,7 +91,7 @@ def load_engines(runs: Path) -> tuple[dict[str, Engine], object]:
 
 def one_by_one(plain, engines, prompts, topics, label, sampling, repeats, by_topic) -> list[dict]:
     """Batch 1: every prompt decoded by all engines, one after the other."""
-    stock = AutoModelForCausalLM.from_pretrained(resolve(plain.backbone.name), dtype=torch.float32).eval()
+    stock = load_model(plain.backbone.name, torch.float32).eval()
     ratios = {name: [] for name in ["transformers", "same_layout", "prompt_lookup", *engines]}
     tokens = {name: [] for name in engines}
     for repeat in range(repeats + 1):

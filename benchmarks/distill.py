@@ -23,11 +23,11 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from transformers import AutoModelForCausalLM
 
 from common import result, timed, write
 from datamodules import ConversationData
-from mhc.backbone.model import Backbone, resolve
+from mhc.backbone.loading import load_model
+from mhc.backbone.model import Backbone
 from mhc.engine import Engine
 
 TIE = 1e-5  # in units of logits, which are about 10: a few fp32 roundings
@@ -53,7 +53,7 @@ def main() -> None:
         if options.checkpoint:
             engine = Engine.from_checkpoint(options.checkpoint, options.backbone, compile=kind == "compiled")
             engines[f"{Path(options.checkpoint).name}/{kind}"] = engine.with_large_batch_tree()
-    stock = AutoModelForCausalLM.from_pretrained(resolve(options.backbone), dtype=torch.float32).eval()
+    stock = load_model(options.backbone, torch.float32).eval()
     data = ConversationData(options.data, limit=20_000 if options.data == "pocket" else None)
     data.tokenizer = backbone.tokenizer
     prompts = sorted((prompt.ids for prompt in data.prompts("train", options.prompts)), key=len)

@@ -40,7 +40,7 @@ import yaml
 
 from common import RESULTS, ROOT, result, timed, write
 from datamodules import ConversationData
-from mhc.backbone.model import load_model, load_tokenizer
+from mhc.backbone.loading import load_model, load_tokenizer
 from mhc.commands.lm import lm_training
 from mhc.commands.stages import best_trainer
 from mhc.corpus.stages import reasoning

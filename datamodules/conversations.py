@@ -22,7 +22,7 @@ from datamodules.files import source_state
 from datamodules.readers import Conversation, Report, iterate
 from datamodules.storage import EncodedRows, StoredConversations
 from mhc.errors import UserError
-from mhc.text.chat_template import chat_template, template_fingerprint
+from mhc.text.chat_template import chat_template, template_fingerprint, tokenizer_fingerprint
 from mhc.text.encoding import encode_batch, prompt_ids
 from mhc.text.messages import Messages
 from mhc.text.splits import prompt_number, split_conversations
@@ -235,7 +235,7 @@ class ConversationData(BatchData):
             "max_length": self.max_length,
             "supervise": self.supervise,
             "template": template_fingerprint(tokenizer),
-            "tokenizer": digest(tokenizer.get_vocab()),
+            "tokenizer": tokenizer_fingerprint(tokenizer),
         }
         path = self.cache / digest(self._source()) / digest(settings) / split
         result = path.with_name(f"{split}.json")

@@ -175,7 +175,8 @@ class FeatureData(BatchData):
         if drafter is None:
             raise UserError("collected features are for draft heads: a language model trains on ConversationData")
         backbone: Any = module.backbone
-        if (settings["fingerprint"], settings["width"]) != (backbone.fingerprint(), backbone.width):
+        same = backbone.is_model(settings["fingerprint"], settings.get("dtype"))
+        if not same or settings["width"] != backbone.width:
             raise UserError(
                 f"'{self.path}' was collected from backbone '{settings['backbone']}' ({settings['fingerprint']}), not from "
                 f"'{backbone.name}' ({backbone.fingerprint()}): collect with this backbone, or train on that one"

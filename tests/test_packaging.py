@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from setuptools import find_packages
 
-from mhc.backbone.model import POCKET, Backbone
+from mhc.backbone.loading import POCKET
+from mhc.backbone.model import Backbone
 from mhc.engine import Engine
 
 ROOT = Path(__file__).parents[1]

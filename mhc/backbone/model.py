@@ -5,29 +5,24 @@
 Index convention, as everywhere in the project: the backbone at position t predicts token t+1.
 """
 
-import hashlib
-import json
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import cached_property
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
     DynamicCache,
     PretrainedConfig,
     PreTrainedModel,
 )
-from transformers.utils.logging import disable_progress_bar
 
 from mhc.backbone.attention import tree_mask  # the module also registers the attention named "mhc"
 from mhc.backbone.cache import Shape, TreeCache
+from mhc.backbone.fingerprint import fingerprint, same_model
+from mhc.backbone.loading import load_model, load_tokenizer
 from mhc.backbone.local_layers import LocalLayers, local_window
 from mhc.backbone.logits import AroundLmHead
 from mhc.backbone.packing import Packing
@@ -35,8 +30,6 @@ from mhc.backbone.probe import HELD, probe, probe_copy, refusing
 from mhc.backbone.weight_layout import Quantised, lay_out_for_few_rows, quantize_weights, unpack
 from mhc.distributed.sharding import element_count, is_split, whole_weight
 from mhc.errors import UserError
-
-POCKET = Path(__file__).parents[1] / "lm" / "pocket"
 
 
 class Features(NamedTuple):
@@ -55,58 +48,6 @@ class Features(NamedTuple):
     def at(self, row: Tensor, position: Tensor) -> "Features":
         """The features at these indices of the first two dimensions."""
         return Features(self.hidden[row, position], None if self.taps is None else self.taps[row, position])
-
-
-def resolve(name: str) -> str:
-    """`pocket` is the model shipped with the project; anything else is a directory or a hub name."""
-    if name != "pocket":
-        local = Path(name).is_absolute() or name.startswith(".")
-        if local and not Path(name).is_dir():
-            raise UserError(f"backbone '{name}' is not a directory: give one with a model, a hub name, or pocket")
-        return name
-    if not (POCKET / "config.json").exists():
-        raise UserError(f"the pocket backbone is not in {POCKET}: run `run.py fit --config configs/lm/pocket.yaml`")
-    return str(POCKET)
-
-
-def _loading(kind: str, name: str, load):
-    """Run a Hugging Face loader and turn its errors into one line."""
-    try:
-        if name == "pocket":
-            disable_progress_bar()  # it loads instantly
-        return load(resolve(name))
-    except UserError:
-        raise
-    except Exception as error:  # the loaders raise anything from OSError to KeyError
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"cannot load the {kind} of backbone '{name}' (a directory, a hub name or 'pocket'): {reason}"
-        ) from error
-
-
-def load_config(name: str) -> PretrainedConfig:
-    """The config.json of backbone `name`; code from its repository is never run."""
-    return _loading("config", name, lambda path: AutoConfig.from_pretrained(path, trust_remote_code=False))
-
-
-def load_tokenizer(name: str):
-    """The tokenizer that belongs to backbone `name`."""
-    return _loading("tokenizer", name, AutoTokenizer.from_pretrained)
-
-
-def load_model(
-    name: str, dtype: torch.dtype, sharding: Callable[[str], dict[str, Any]] | None = None
-) -> PreTrainedModel:
-    """Model `name` (pocket, a directory, a hub name). sharding: extra arguments for `from_pretrained` by its path."""
-    extra = sharding or (lambda path: {})
-    return _loading(
-        "weights", name, lambda path: AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **extra(path))
-    )
-
-
-def vocabulary_size_of(name: str) -> int:
-    """The vocabulary size of backbone `name`, without its weights."""
-    return load_config(name).get_text_config(decoder=True).vocab_size
 
 
 class Backbone(nn.Module):
@@ -146,11 +87,11 @@ class Backbone(nn.Module):
         device: str = "cpu",
         decoding: bool = True,
         quantize: str | None = None,
-        sharding: Callable[[str], dict[str, Any]] | None = None,
+        sharding: Callable[[PretrainedConfig], dict[str, Any]] | None = None,
     ) -> "Backbone":
-        """Load `name` ('pocket', a directory or a hub name) with its tokenizer. decoding: lay the weights out for it.
+        """Load `name` (see `mhc.backbone.loading`) with its tokenizer. decoding: lay the weights out for it.
         quantize: 'int8' or 'int4', the linear layers' weights (a model that is quantised on disk loads as it is).
-        sharding: a strategy's extra arguments for `from_pretrained` by the model's path, so that each process gets its
+        sharding: a strategy's extra arguments for `from_pretrained` by the model's config, so that each process gets its
         part of every tensor.
         """
         try:
@@ -167,8 +108,10 @@ class Backbone(nn.Module):
             )
         if sharding is None:
             model.to(device)  # type: ignore[arg-type]  # transformers wraps `to` without its types
+        own = fingerprint(model) if quantize else None
         quantised = quantize_weights(model, quantize) if quantize else None
         backbone = cls.checked(model, tokenizer, name, quantised)
+        backbone._fingerprint = own
         if said := backbone.limit_said:
             print(said, file=sys.stderr)
         return backbone.lay_out() if decoding else backbone
@@ -345,24 +288,16 @@ class Backbone(nn.Module):
         return self.unembed(selected), features
 
     def fingerprint(self) -> str:
-        """Hash of the architecture and of a few weights, independent of the precision they were loaded in: distinguishes
-        backbones without reading all weights. Computed once (where they are split over processes, the first call is
-        collective)."""
+        """What tells this model from every other, see `mhc.backbone.fingerprint`. Computed once (where the weights are split
+        over processes, the first call is collective)."""
         if self._fingerprint is None:
-            self._fingerprint = self._hash()
+            self._fingerprint = fingerprint(self.model)
         return self._fingerprint
 
-    def _hash(self) -> str:
-        config = self.model.config.to_diff_dict()
-        architecture = {
-            key: value
-            for key, value in config.items()
-            if not key.startswith("_") and key not in ("dtype", "torch_dtype", "transformers_version")
-        }
-        digest = hashlib.sha256(json.dumps(architecture, sort_keys=True, default=str).encode())
-        weight = self.unembedding.detach()
-        digest.update(weight[:: max(1, len(weight) // 64)].bfloat16().float().cpu().numpy().round(3).tobytes())
-        return digest.hexdigest()[:16]
+    def is_model(self, stored: str, dtype: str | None = None) -> bool:
+        """Whether a stored fingerprint, of a model loaded in `dtype` where that is known, is of this model. Those of earlier
+        versions are known too."""
+        return same_model(stored, dtype, self.fingerprint(), self.model)
 
 
 def _tapping(taps: tuple[int, ...]) -> dict[str, list[int]]:

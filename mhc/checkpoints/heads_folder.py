@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 import mhc.drafters
+from mhc.backbone.loading import is_here
 from mhc.backbone.model import Backbone
 from mhc.backbone.weight_layout import lay_out_for_few_rows
 from mhc.distributed.sharding import whole_state
@@ -52,6 +53,7 @@ def describe(drafter: Drafter) -> dict[str, Any]:
         "arguments": drafter.arguments,
         "backbone": backbone.name,
         "fingerprint": backbone.fingerprint(),
+        "dtype": str(backbone.dtype).removeprefix("torch."),
     }
 
 
@@ -60,7 +62,7 @@ def require_match(description: dict[str, Any] | None, drafter: Drafter, where: s
     if not description:
         raise UserError(f"{where} holds no draft heads: was it written by `run.py fit` with a DraftModule?")
     here = describe(drafter)
-    if description["fingerprint"] != here["fingerprint"]:
+    if not drafter.backbone.is_model(description["fingerprint"], description.get("dtype")):
         raise UserError(
             f"{where} belongs to backbone '{description['backbone']}' ({description['fingerprint']}), not to "
             f"'{here['backbone']}' ({here['fingerprint']}): train heads for this backbone, or load that one"
@@ -151,10 +153,8 @@ def load_drafter(path: str | Path, backbone: str | Backbone | None = None, **loa
 def _from_here(folder: Path, name: str) -> str:
     """The backbone that heads in `folder` name. A directory named relatively is looked for from here and, since heads may be
     loaded from elsewhere than where they were trained, from the folders above them."""
-    if name == "pocket" or (Path(name) / "config.json").is_file():
-        return name
-    there = (above / name for above in folder.resolve().parents)
-    return next((str(path) for path in there if (path / "config.json").is_file()), name)
+    there = (str(above / name) for above in folder.resolve().parents)
+    return name if is_here(name) else next(filter(is_here, there), name)
 
 
 def for_decoding(drafter: Drafter) -> Drafter:

@@ -1,6 +1,8 @@
 """The commands of run.py that are not Lightning's, one file each with `main(arguments) -> exit status`."""
 
 import argparse
+import json
+from pathlib import Path
 from typing import Any, NoReturn
 
 from mhc.errors import UserError
@@ -97,7 +99,8 @@ def add_backbone(parser: argparse.ArgumentParser) -> None:
     add(
         "--backbone",
         metavar="NAME",
-        help="target model: a directory, a hub name or pocket (default: the one the heads were trained on, else pocket)",
+        help="target model: a directory, a .gguf file, a hub name, pocket or smollm2 (default: the one the heads were trained "
+        "on, else pocket)",
     )
     add_loading(parser)
 
@@ -154,6 +157,29 @@ def engine_of(options: argparse.Namespace, backbone: str | None = None):
     if not name:
         raise UserError(NO_MODEL)
     return Engine(Backbone.load(name, **loading), compile=compile)
+
+
+def identity_of(backbone: Any, manifest: Path) -> dict[str, str]:
+    """What a file of settings says of the model that works beside it: its name, and the fingerprints of its weights, chat
+    template and tokenizer. Where `manifest` is there and of this model, they have the form in which it has them: earlier
+    versions had others."""
+    from mhc.text.chat_template import template_fingerprint, tokenizer_fingerprint
+
+    now = {
+        "backbone": backbone.name,
+        "fingerprint": backbone.fingerprint(),
+        "template": template_fingerprint(backbone.tokenizer),
+        "tokenizer": tokenizer_fingerprint(backbone.tokenizer),
+    }
+    try:
+        earlier = dict(json.loads(manifest.read_text(encoding="utf-8"))["settings"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return now
+    if backbone.is_model(str(earlier.get("fingerprint"))):
+        now["fingerprint"] = earlier["fingerprint"]
+        if "tokenizer" not in earlier:
+            del now["tokenizer"]
+    return now
 
 
 def sampling_of(options: argparse.Namespace):

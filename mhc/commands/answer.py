@@ -21,6 +21,7 @@ from mhc.commands import (
     add_plain,
     add_seed,
     engine_of,
+    identity_of,
 )
 from mhc.errors import UserError
 
@@ -53,8 +54,7 @@ def main(argv: list[str]) -> int:
     }
     notes = {"question_file": options.questions, "machine": machine(), "versions": versions()}
     for file in files:
-        manifest = file.path.with_suffix(".manifest.json")
-        open_manifest(manifest, file.path, partial_of(files), recorded | engine_settings, notes)
+        open_manifest(_manifest_of(file.path), file.path, partial_of(files), recorded | engine_settings, notes)
     _answer(engine, questions, files, settings)
     return 0
 
@@ -100,10 +100,13 @@ def _files(options: argparse.Namespace) -> list:
     return files
 
 
+def _manifest_of(path: Path) -> Path:
+    return path.with_suffix(".manifest.json")
+
+
 def _engine(options: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
     """The engine, and its settings for the manifest."""
     from mhc.checkpoints.heads_folder import DESCRIPTION
-    from mhc.text.chat_template import template_fingerprint
     from mhc.util.journal import digest
 
     engine, settings = engine_of(options, "pocket"), {}
@@ -112,9 +115,7 @@ def _engine(options: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
         settings = {"heads": heads, "tree": digest(engine.tree.describe())}
     backbone = engine.backbone
     settings |= {
-        "backbone": backbone.name,
-        "fingerprint": backbone.fingerprint(),
-        "template": template_fingerprint(backbone.tokenizer),
+        **identity_of(backbone, _manifest_of(Path(options.out))),
         "device": backbone.device.type,
         "dtype": str(backbone.dtype).removeprefix("torch."),
         "quantize": options.quantize,

@@ -9,7 +9,7 @@ import argparse
 import time
 from pathlib import Path
 
-from mhc.commands import FAMILIES, Parser, add_backbone, add_limit, loading_of
+from mhc.commands import FAMILIES, Parser, add_backbone, add_limit, identity_of, loading_of
 from mhc.errors import UserError
 
 GOOD = 0.8  # of the supervised tokens, above which data are the backbone's own words
@@ -33,7 +33,7 @@ def main(argv: list[str]) -> int:
     from datamodules import ConversationData
     from mhc.backbone.model import Backbone
     from mhc.distill.features import collect, in_bytes
-    from mhc.text.chat_template import template_fingerprint
+    from mhc.distill.shards import MANIFEST
     from mhc.util.progress import say
 
     started, how = time.perf_counter(), loading_of(options)
@@ -44,12 +44,10 @@ def main(argv: list[str]) -> int:
     settings = {name: getattr(options, name) for name in SETTINGS} | {
         "max_length": data.max_length,
         "taps": list(taps),
-        "backbone": backbone.name,
-        "fingerprint": backbone.fingerprint(),
         "width": backbone.width,
-        "template": template_fingerprint(backbone.tokenizer),
         "device": backbone.device.type,
         "dtype": str(backbone.dtype).removeprefix("torch."),
+        **identity_of(backbone, Path(options.out) / MANIFEST),
     }
     try:
         manifest = collect(backbone, data, Path(options.out), settings)

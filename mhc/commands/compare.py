@@ -106,7 +106,7 @@ def compare(
 def _held_out(backbone: str, data: str, count: int) -> dict[str, list[list[int]]]:
     """Prompts to tune on and prompts to measure, as token ids; UserError where the data have none."""
     from datamodules import ConversationData
-    from mhc.backbone.model import load_tokenizer
+    from mhc.backbone.loading import load_tokenizer
 
     source = ConversationData(data)
     source.tokenizer = load_tokenizer(backbone)

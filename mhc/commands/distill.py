@@ -20,6 +20,7 @@ from mhc.commands import (
     add_max_new_tokens,
     add_sampling,
     engine_of,
+    identity_of,
     sampling_of,
 )
 from mhc.errors import UserError
@@ -45,7 +46,7 @@ def main(argv: list[str]) -> int:
     settings |= {name: getattr(options, name) for name in ("temperature", "top_p", "top_k")}
     jobs = _jobs(options)
     answerer, own = (_server if options.server else _in_process)(options)
-    manifest = out.with_suffix(".manifest.json")
+    manifest = _manifest_of(options)
     notes = {"limit": options.limit, "server": getattr(answerer, "shown_url", None)}
     open_manifest(manifest, out, partial_of(out), settings | own, notes)
     _distill(jobs, answerer, out, manifest, options)
@@ -71,20 +72,18 @@ def _jobs(options: argparse.Namespace) -> list:
     return [jobs[place] for places in split_conversations(numbers, options.limit).values() for place in places]
 
 
+def _manifest_of(options: argparse.Namespace) -> Path:
+    return Path(options.out).with_suffix(".manifest.json")
+
+
 def _in_process(options: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
     """The engine, with heads where given, and its settings for the manifest."""
     from mhc.distill.answers import InProcess
-    from mhc.text.chat_template import template_fingerprint
 
     if options.model is not None:
         raise UserError("--model needs --server: give --backbone instead")
     engine = engine_of(options, "pocket").with_large_batch_tree()
-    backbone = engine.backbone
-    recorded = {
-        "backbone": backbone.name,
-        "fingerprint": backbone.fingerprint(),
-        "template": template_fingerprint(backbone.tokenizer),
-    }
+    recorded = identity_of(engine.backbone, _manifest_of(options))
     recorded |= {name: value for name in ("dtype", "quantize") if (value := getattr(options, name))}
     return InProcess(engine, sampling_of(options), options.max_new_tokens, options.batch_size), recorded
 

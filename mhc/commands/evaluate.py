@@ -186,7 +186,7 @@ def _parser() -> Parser:
         "likelihood of the letters; tasks of EleutherAI's lm-evaluation-harness where that is installed.",
     )
     add = parser.add_argument
-    add("--model", required=True, metavar="NAME", help="a directory, a hub name or pocket")
+    add("--model", required=True, metavar="NAME", help="a directory, a .gguf file, a hub name, pocket or smollm2")
     texts = "conversations or documents: files, folders, hf:NAME, pocket"
     add("--perplexity", nargs="+", default=[], metavar="PATH", help=texts)
     exams = "ZIPs or folders of CSV files <subject>_<split>.csv in the format of C-Eval or MMLU"

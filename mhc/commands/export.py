@@ -54,7 +54,7 @@ def _parser() -> Parser:
     add_checkpoint(parser, required=True)
     add("--format", required=True, metavar="NAME", help=", ".join(FORMATS))
     add_new_folder(parser)
-    add("--backbone", metavar="NAME", help="a directory, a hub name or pocket (default: what the heads name)")
+    add("--backbone", metavar="NAME", help="the model, as in generate (default: what the heads name)")
     add("--license", metavar="ID", help="for the model card, e.g. apache-2.0 (default: what the backbone's card says)")
     told = "how the backbone is loaded and the weights are written (default float32; bfloat16 takes half the room, "
     add_dtype(parser, f"{told}and the comparison allows for its rounding)", "float32")

@@ -51,7 +51,7 @@ def _parser() -> Parser:
         metavar="PATH",
         help="folder with the published files; fetch it with `hf download NAME --local-dir PATH`",
     )
-    add("--backbone", required=True, metavar="NAME", help="the model they belong to: a directory, a hub name or pocket")
+    add("--backbone", required=True, metavar="NAME", help="the model they belong to, as in generate")
     add_new_folder(parser)
     add_dtype(parser, "how the backbone is loaded; the heads are kept in float32 (default float32)", "float32")
     return parser

@@ -57,7 +57,7 @@ def _data(options: argparse.Namespace) -> "ConversationData":
     from jsonargparse import Namespace
 
     from datamodules.conversations import ConversationData
-    from mhc.backbone.model import load_tokenizer
+    from mhc.backbone.loading import load_tokenizer
     from mhc.cli import ParsedCLI, check_files, quiet
 
     flags = [part for file in options.config for part in ("--config", file)]

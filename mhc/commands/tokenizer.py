@@ -115,7 +115,7 @@ def _writing(out: Path) -> Iterator[None]:
 
 def _train(data: list[str], size: int) -> tuple["PreTrainedTokenizerFast", dict[str, Any]]:
     """The tokenizer, and its figures for the report."""
-    from mhc.backbone.model import load_tokenizer
+    from mhc.backbone.loading import load_tokenizer
     from mhc.lm.compression import compression
     from mhc.lm.tokenizer import train_tokenizer
     from mhc.text.splits import split_conversations

@@ -186,13 +186,11 @@ class FSDP(Packages, DDPStrategy):
         self.require_packages()
         super().__init__()
 
-    def sharding(self, path: str) -> dict[str, Any]:
-        """The arguments with which `from_pretrained` reads only this process's part of each tensor."""
-        from transformers import AutoConfig
+    def sharding(self, config: Any) -> dict[str, Any]:
+        """The arguments with which `from_pretrained` reads only this process's part of each tensor of a model with this config."""
         from transformers.distributed import DistributedConfig
 
         os.environ["LOCAL_RANK"] = str(self.local_rank)  # which transformers asks for, and SLURM does not set
-        config = AutoConfig.from_pretrained(path)
         # Every head embeds, so embeddings stay whole until the step is over; norms are no part of their group.
         config.base_model_fsdp_plan = {
             name: "keep_full_weight" if "embed" in name else "free_full_weight" for name in config.base_model_fsdp_plan

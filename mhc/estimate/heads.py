@@ -10,7 +10,8 @@ from jsonargparse import Namespace
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
-from mhc.backbone.model import Backbone, load_config, load_tokenizer
+from mhc.backbone.loading import load_config, load_tokenizer
+from mhc.backbone.model import Backbone
 from mhc.backbone.probe import HELD, probe_copy
 from mhc.decoding.batch import PREFILL_TOKENS
 from mhc.estimate.dry_run import DryRun, Output

@@ -12,7 +12,8 @@ from jsonargparse import Namespace
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
-from mhc.backbone.model import Backbone, load_config
+from mhc.backbone.loading import load_config
+from mhc.backbone.model import Backbone
 from mhc.estimate.dry_run import DryRun, Output
 from mhc.estimate.fake_step import (
     AllocationTracker,

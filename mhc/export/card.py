@@ -6,6 +6,7 @@ from typing import Any
 
 import yaml
 
+from mhc.backbone.loading import BUILT_IN, is_here
 from mhc.checkpoints.heads_folder import DESCRIPTION, TUNED, WEIGHTS
 from mhc.drafters import Drafter
 from mhc.errors import UserError
@@ -23,14 +24,12 @@ def card(checkpoint: Path, drafter: Drafter, format: str, command: str, license:
 
     Raises UserError for a file that cannot be read."""
     backbone = drafter.backbone.name
-    on_hub = (
-        bool(re.fullmatch(r"[\w.-]+(/[\w.-]+)?", backbone)) and backbone != "pocket" and not Path(backbone).is_dir()
-    )
-    shown = backbone if on_hub or backbone == "pocket" else Path(backbone).name
+    on_hub = bool(re.fullmatch(r"[\w.-]+(/[\w.-]+)?", backbone)) and not is_here(backbone)
+    shown = backbone if on_hub or backbone in BUILT_IN else Path(backbone).name
     place = shown if on_hub else f"PATH/TO/{shown}"
     family = type(drafter).__name__
     about = {
-        "base_model": backbone if on_hub else None,
+        "base_model": backbone if on_hub else BUILT_IN.get(backbone),
         "license": license or _license(drafter),
         "library_name": "mhc",
         "pipeline_tag": "text-generation",
@@ -48,8 +47,8 @@ def card(checkpoint: Path, drafter: Drafter, format: str, command: str, license:
 
 
 def _license(drafter: Drafter) -> str | None:
-    """What the backbone's own card says, if it lies beside it; the pocket backbone is the project's."""
-    if drafter.backbone.name == "pocket":
+    """What the backbone's own card says, if it lies beside it; those with names here are under Apache's licence."""
+    if drafter.backbone.name in BUILT_IN:
         return "apache-2.0"
     try:
         text = (Path(drafter.backbone.name) / CARD).read_text(encoding="utf-8")

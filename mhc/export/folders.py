@@ -20,7 +20,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from mhc.backbone.model import Backbone, resolve
+from mhc.backbone.loading import resolve
+from mhc.backbone.model import Backbone
 from mhc.drafters import Cascade, Diffusion, Drafter, Eagle3, Medusa
 from mhc.errors import UserError
 from mhc.util.files import write_atomically, write_json
@@ -108,7 +109,7 @@ def require_plain_unembedding(drafter: Drafter, engine: str) -> None:
 def target(backbone: Backbone) -> str:
     """The backbone as an engine finds it: a hub name or an absolute folder."""
     where = resolve(backbone.name) if backbone.name else "BACKBONE"
-    return str(Path(where).resolve()) if Path(where).is_dir() else where
+    return str(Path(where).resolve()) if Path(where).exists() else where
 
 
 def stored(tensor: Tensor, backbone: Backbone) -> Tensor:

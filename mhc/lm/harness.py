@@ -5,7 +5,7 @@ import json
 from importlib.metadata import version
 from typing import Any
 
-from mhc.backbone.model import resolve
+from mhc.backbone.loading import locate
 from mhc.errors import UserError
 
 BATCH_SIZE = 8
@@ -25,10 +25,11 @@ def run_harness(
     from lm_eval import simple_evaluate
     from lm_eval.utils import make_table
 
+    source = locate(model)
     try:
         results = simple_evaluate(
             model="hf",
-            model_args={"pretrained": resolve(model), "dtype": dtype},
+            model_args={"pretrained": source.path, **source.arguments, "dtype": dtype},
             tasks=tasks,
             num_fewshot=shots,
             limit=limit,

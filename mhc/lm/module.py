@@ -14,8 +14,9 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
+from mhc.backbone.loading import load_model, load_tokenizer
 from mhc.backbone.logits import AroundLmHead
-from mhc.backbone.model import load_model, load_tokenizer, packed_options
+from mhc.backbone.model import packed_options
 from mhc.backbone.packing import Packing, real_positions
 from mhc.distributed.sharding import averaged, shares_of
 from mhc.errors import UserError

@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 from datamodules import ConversationData
-from mhc.backbone.model import Backbone, load_tokenizer
+from mhc.backbone.loading import load_tokenizer
+from mhc.backbone.model import Backbone
 from mhc.lm.evaluation import perplexity
 from mhc.lm.measures import NGrams, answers, preference_accuracy, standard_errors
 from mhc.reports.run_logs import read_logs

@@ -1,6 +1,5 @@
 """The results of evaluating a model: one JSON file, and tables on the terminal."""
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -8,14 +7,11 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
 
 from mhc.backbone.model import Backbone
 from mhc.errors import UserError
 from mhc.util.files import write_atomically
 from mhc.util.provenance import machine, versions
-
-SAMPLED = 64  # values of each weight in the digest
 
 
 class Results:
@@ -30,18 +26,18 @@ class Results:
         self.about = {
             "model": backbone.name,
             "fingerprint": backbone.fingerprint(),
-            "weights": weights_digest(backbone.model),
+            "dtype": str(backbone.dtype).removeprefix("torch."),
             "parameters": backbone.parameter_count,
         }
         before = self._before()
-        self.same = before is not None and before["weights"] == self.about["weights"]
+        self.same = before is not None and backbone.is_model(before["fingerprint"], before.get("dtype"))
         self.earlier = before["results"] if before and self.same else []
         self.new: list[dict[str, Any]] = []
 
     def _before(self) -> dict[str, Any] | None:
         try:
             before = json.loads(self.path.read_text(encoding="utf-8"))
-            if {"weights", "results"} <= set(before):
+            if {"fingerprint", "results"} <= set(before):
                 return before
         except FileNotFoundError:
             return None
@@ -62,18 +58,6 @@ class Results:
         except OSError as error:
             raise UserError(f"cannot write '{self.path}' ({error.strerror}): choose another --out") from error
         self.same = True
-
-
-def weights_digest(model: nn.Module) -> str:
-    """A hash of some values of every weight, rounded to bf16 so that it does not depend on the precision they are loaded
-    in (quantised weights are left out)."""
-    digest = hashlib.sha256()
-    for name, parameter in model.named_parameters():
-        if type(parameter.data) is Tensor:
-            step = max(1, parameter.numel() // SAMPLED)
-            values = parameter.detach().flatten()[::step].bfloat16().float().cpu()
-            digest.update(name.encode() + values.numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def show_perplexity(results: list[dict[str, Any]]) -> None:

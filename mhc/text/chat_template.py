@@ -17,6 +17,7 @@ leading system message the `tools` that a template is given.
 """
 
 import hashlib
+import json
 import re
 import secrets
 from contextlib import suppress
@@ -31,6 +32,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from mhc.errors import UserError
 from mhc.text.messages import Messages, checked, clean_text, each_text
+from mhc.util.journal import digest
 from mhc.util.progress import say
 
 # For a tokenizer without a template (base models): Vicuna's wording, which uses no new tokens.
@@ -75,7 +77,7 @@ class ChatTemplate:
         added = list(tokenizer.added_tokens_decoder.values())
         self.special = {token.content for token in added if token.special} | set(tokenizer.all_special_tokens)
         shaped = {token.content for token in added if CONTROL_SHAPE.fullmatch(token.content)}
-        self.control = tuple(sorted(self.special | shaped, key=len, reverse=True))
+        self.control = tuple(sorted(self.special | shaped, key=lambda token: (-len(token), token)))
         numbers = {token: tokenizer.convert_tokens_to_ids(token) for token in self.control}
         self.control_ids = {token: number for token, number in numbers.items() if isinstance(number, int)}
         self.control_pattern = re.compile(f"({_any_of(self.control)})")
@@ -258,6 +260,16 @@ def template_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     """16 hex digits that identify a template and its control tokens."""
     template = chat_template(tokenizer)
     return hashlib.sha256("\n".join([template.template, *template.control]).encode()).hexdigest()[:16]
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """16 hex digits that identify how text becomes token ids: the vocabulary and, where the tokenizer is one of the library
+    tokenizers, its merges and all that it does before and after them."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return digest(tokenizer.get_vocab())
+    state = json.loads(backend.to_str())
+    return digest({name: part for name, part in state.items() if name not in ("truncation", "padding")})  # set by calls
 
 
 @lru_cache(maxsize=8)

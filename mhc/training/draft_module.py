@@ -16,7 +16,8 @@ from lightning import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
-from mhc.backbone.model import Backbone, Features, load_tokenizer, vocabulary_size_of
+from mhc.backbone.loading import load_tokenizer, vocabulary_size_of
+from mhc.backbone.model import Backbone, Features
 from mhc.backbone.packing import Packing
 from mhc.checkpoints.heads_folder import describe, require_match
 from mhc.distributed.sharding import averaged, shares_of
@@ -130,7 +131,7 @@ class DraftModule(LightningModule):
         vocabulary of its own the tokens' frequencies to choose by (a resumed run then takes its choice from the
         checkpoint)."""
         if not hasattr(self, "backbone"):
-            self.build(self._load(sharding=getattr(self.trainer.strategy, "sharding", lambda path: {})))
+            self.build(self._load(sharding=getattr(self.trainer.strategy, "sharding", None)))
         data: Any = getattr(self.trainer, "datamodule", None)
         if self.trainer.state.fn == "fit" and hasattr(data, "conversations"):
             context, longest = self.backbone.context, int(max(data.rows("train").lengths, default=0))

@@ -13,7 +13,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 import run as cli
 from callbacks import Samples
 from callbacks.samples import as_markdown
-from mhc.backbone.model import Backbone, load_tokenizer
+from mhc.backbone.loading import load_tokenizer
+from mhc.backbone.model import Backbone
 from mhc.checkpoints.training_file import CheckpointFiles
 from mhc.engine import Engine
 from mhc.errors import UserError

@@ -8,7 +8,7 @@ import pytest
 import datamodules.survey
 from datamodules import ConversationData
 from datamodules.survey import survey
-from mhc.backbone.model import load_tokenizer
+from mhc.backbone.loading import load_tokenizer
 
 
 @pytest.fixture

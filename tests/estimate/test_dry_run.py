@@ -13,7 +13,8 @@ from jsonargparse import Namespace
 from transformers import AutoConfig
 
 import run
-from mhc.backbone.model import Backbone, load_config, load_tokenizer
+from mhc.backbone.loading import load_config, load_tokenizer
+from mhc.backbone.model import Backbone
 from mhc.drafters import Cascade, Diffusion, Eagle3, Medusa
 from mhc.estimate.fake_step import AllocationTracker, StepEstimate, has_experts
 from mhc.estimate.heads import estimate_heads, run_heads

@@ -11,7 +11,8 @@ from transformers import AutoConfig
 import run
 from datamodules import ConversationData, PreferenceData
 from datamodules.survey import survey
-from mhc.backbone.model import Backbone, load_tokenizer
+from mhc.backbone.loading import load_tokenizer
+from mhc.backbone.model import Backbone
 from mhc.estimate.fake_step import StepEstimate
 from mhc.estimate.lm import Batch, estimate_model, run_model
 from mhc.lm.lora import LoRA

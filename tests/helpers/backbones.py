@@ -5,7 +5,8 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from mhc.backbone.model import Backbone, load_tokenizer
+from mhc.backbone.loading import load_tokenizer
+from mhc.backbone.model import Backbone
 
 VOCABULARY = 61
 SIZES = dict(

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mhc.backbone.model import load_tokenizer
+from mhc.backbone.loading import load_tokenizer
 from mhc.corpus import dialogues
 from mhc.errors import UserError
 from mhc.lm.tokenizer import END_OF_TEXT, TURN_END, TURN_START, train_tokenizer

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from mhc.backbone.model import load_tokenizer
+from mhc.backbone.loading import load_tokenizer
 from mhc.text.detokenizer import BROKEN, TextStream
 
 
