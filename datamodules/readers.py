@@ -81,6 +81,10 @@ class Report:
                 lines.append(f"  {title} {rest:,} for other reasons")
         return [*lines, *self.unused_lines()]
 
+    def lost_lines(self) -> list[str]:
+        """What was not used, rows and fields, as a few lines of Rich markup; none where all was."""
+        return [line for line in self.lines()[2:] if not line.startswith(("  repaired", "  noticed"))]
+
     def unused_lines(self) -> list[str]:
         """How many rows have which fields that are not used, as a few lines of Rich markup."""
         fields = sorted(self.unused.items(), key=lambda item: -item[1][0])

@@ -107,7 +107,7 @@ def _parser() -> Parser:
     add("--stride", type=int, default=256, metavar="T", help="from one sample's start to the next (default 256)")
     add("--max_length", type=int, default=2048, metavar="T", help="tokens of a row that are read (default 2048)")
     add("--max_samples", type=int, metavar="N", help="at most N samples in all, drawn from every split")
-    add("--limit", type=int, metavar="N", help="at most N conversations of each split (pocket: N in all)")
+    add("--limit", type=int, metavar="N", help="at most N conversations in all")
     add("--shard_mib", type=int, default=512, metavar="MIB", help="largest size of a shard (default 512)")
     add("--batch_tokens", type=int, default=8192, metavar="N", help="tokens read at once (default 8192)")
     add_backbone(parser)

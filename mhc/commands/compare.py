@@ -236,7 +236,7 @@ def _parser() -> Parser:
     budget = parser.add_mutually_exclusive_group()
     budget.add_argument("--steps", type=int, metavar="N", help="training steps of every family (default 375)")
     budget.add_argument("--minutes", type=float, metavar="M", help="minutes of training for every family instead")
-    add("--limit", type=int, metavar="N", help="at most N conversations of each split")
+    add("--limit", type=int, metavar="N", help="at most N conversations in all")
     add("--conversations", type=int, default=4000, metavar="N", help="prompts to distil where --data is not given")
     add("--prompts", type=int, default=40, metavar="N", help="held-out prompts to decode (default 40)")
     add("--max_new_tokens", type=int, default=128, metavar="N", help="tokens of an answer (default 128)")

@@ -43,7 +43,7 @@ def main(argv: list[str]) -> int:
 
 
 def _jobs(options: argparse.Namespace) -> list:
-    """Every conversation of the data, at most --limit of each split."""
+    """Every conversation of the data, at most --limit in all."""
     from datamodules.readers import Report, iterate
     from mhc.distill.answers import Job
     from mhc.text.splits import prompt_number, split_conversations
@@ -161,7 +161,7 @@ def _parser() -> Parser:
     )
     add("--out", required=True, metavar="FILE", help="JSONL to write; manifest and rejects stand beside it")
     add("--checkpoint", metavar="DIR", help="heads to answer faster with (the text is the same)")
-    add("--limit", type=int, metavar="N", help="at most N conversations of each split (pocket: N in all)")
+    add("--limit", type=int, metavar="N", help="at most N conversations, whatever split they belong to")
     add("--batch_size", type=int, default=32, metavar="B", help="answers made at once (default 32)")
     add("--max_new_tokens", type=int, default=256, metavar="N", help="length limit of an answer (default 256)")
     add_compile(parser)

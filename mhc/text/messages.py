@@ -68,8 +68,8 @@ def checked(messages: Messages) -> Messages:
         content = "" if content is None and more else content
         if role not in ROLES or not isinstance(content, str):
             raise UserError(f"message {number}: role must be one of {', '.join(ROLES)} and content a text")
-        if role == "assistant" and message.get("weight", 1) == 0:
-            more["weight"] = 0
+        if role == "assistant":
+            more |= {name: message[name] for name in ("weight", "token_ids") if name in message}
         if found and found[-1]["role"] == role != "tool" and not more and len(found[-1]) == 2:
             content = found.pop()["content"] + "\n\n" + content
         found.append({"role": role, "content": clean_text(content), **more})
