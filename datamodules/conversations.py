@@ -25,7 +25,7 @@ from datamodules.readers import Conversation, Report, iterate
 from datamodules.storage import EncodedRows, StoredConversations
 from mhc.errors import UserError
 from mhc.text.chat_template import chat_template, template_fingerprint
-from mhc.text.encoding import encode_batch, encode_turns, prompt_ids
+from mhc.text.encoding import Encoded, encode_batch, encode_turns, prompt_ids
 from mhc.text.messages import Messages
 from mhc.text.splits import prompt_number, split_conversations
 from mhc.util.files import write_json
@@ -123,7 +123,7 @@ class ConversationData(BatchData):
     def setup(self, stage: str | None = None) -> None:
         """As BatchData's, and say once what of the rows is not used."""
         super().setup(stage)
-        if not self._said and (self.trainer is None or self.trainer.is_global_zero):
+        if not self._said and (self.trainer is None or self.trainer.global_rank == 0):
             self._said = True
             if lines := [*(self.report.lost_lines() if self.report else []), *self.unwritten_lines()]:
                 say("\n".join([f"data ({escape(str(self.path))}):", *lines]), markup=True)
@@ -297,7 +297,7 @@ class ConversationData(BatchData):
 
     def _numbered(self, split: str, totals: Totals) -> Iterator[tuple[int, Row]]:
         """As `_encoded`, each row with the number of its conversation."""
-        tokenizer, conversations = self._tokenizer(), self.conversations(split)
+        conversations = self.conversations(split)
         totals.conversations = len(conversations)
         chunks = range(0, len(conversations), CHUNK)
         for start in track(chunks, len(chunks), f"encoding {split}"):
@@ -316,7 +316,7 @@ class ConversationData(BatchData):
                     totals.largest_id = max(totals.largest_id, int(ids.max()))
                     yield number, (ids, mask)
 
-    def _encoded_turns(self, several: list[Messages], totals: Totals) -> list[list[tuple[list[int], list[bool]]]]:
+    def _encoded_turns(self, several: list[Messages], totals: Totals) -> list[list[Encoded]]:
         """The rows of each conversation, of any length, without what the template does not write."""
         tokenizer, written = self._tokenizer(), []
         for messages in several:

@@ -18,11 +18,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from datamodules.batching import DUMMY, Lengths, Row, collate
-from datamodules.conversations import ConversationData
+from datamodules.conversations import ConversationData, Totals
 from datamodules.readers import Report, iterate
 from mhc.errors import UserError
-from mhc.text.chat_template import chat_template
-from mhc.text.encoding import encode_turns
 from mhc.util.files import write_atomically
 from mhc.util.journal import digest
 from mhc.util.progress import bar
@@ -93,14 +91,14 @@ class PreferenceData(ConversationData):
             self._rejected = {conversation.where: conversation.messages for conversation in found}
             if self.report:
                 self.report.unused = told.unused | self.report.unused
-        tokenizer, pairs, self._kept[split] = self._tokenizer(), [], []
-        template = chat_template(tokenizer)
+        pairs: list[tuple[Row, Row]] = []
+        self._kept[split], self.totals[split] = [], (totals := Totals(len(chosen)))
         for number, conversation in enumerate(chosen):
             other = self._rejected.get(conversation.where)
             if other is None or other == conversation.messages or other[:-1] != conversation.messages[:-1]:
                 continue
-            both = [template.written(messages)[0] for messages in (conversation.messages, other)]
-            first, second = (_answer_alone(rows[-1]) for rows in encode_turns(tokenizer, both))
+            both = self._encoded_turns([conversation.messages, other], totals)
+            first, second = (_answer_alone(rows[-1]) for rows in both)
             pair = first, second
             if all(len(ids) <= self.max_length and mask.any() for ids, mask in pair):
                 self._check_vocabulary(int(max(ids.max() for ids, _ in pair)))

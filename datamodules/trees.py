@@ -33,7 +33,7 @@ class Trees:
         if not isinstance(row.get("prompt"), dict):
             return self._message(where, row, str(row.get(ID)), row.get(PARENT))
         unused += Fields({name: value for name, value in row.items() if name != "prompt"}).unused()
-        waiting = [(row["prompt"], None, f"{where}/0")]
+        waiting: list[tuple[Any, str | None, str]] = [(row["prompt"], None, f"{where}/0")]
         while waiting:
             message, parent, name = waiting.pop()
             if not isinstance(message, dict):

@@ -181,7 +181,7 @@ class ChatTemplate:
         ids = message["token_ids"]
         if not ids or max(ids) >= len(self.tokenizer):
             return False
-        return clean_text(self.tokenizer.decode(ids, skip_special_tokens=True)) == message["content"]
+        return clean_text(str(self.tokenizer.decode(ids, skip_special_tokens=True))) == message["content"]
 
     def _writes(self, name: str) -> bool:
         """Whether the template writes this field of a message: its text with and without are compared."""
