@@ -33,8 +33,9 @@ class Request:
 
 @dataclass(frozen=True)
 class Reply:
-    """An answer (text, why it ended, how many tokens and, where they are known, which), or the reason why there is none;
-    `final` if a retry cannot help; attempts: how often it was tried, 0 where no attempt could succeed."""
+    """An answer (text, why it ended, its tokens), or the reason why there is none; `final` if a retry cannot help; attempts:
+    how often it was tried, 0 where no attempt could succeed; more: what else its message has, such as `token_ids`, which
+    training learns as they were decoded, or a server's `reasoning_content`."""
 
     key: str
     text: str = ""
@@ -43,7 +44,7 @@ class Reply:
     reason: str | None = None
     final: bool = False
     attempts: int = 1
-    token_ids: list[int] = field(default_factory=list)
+    more: dict[str, Any] = field(default_factory=dict)
 
 
 Answerer = Callable[[Iterable[Request]], Iterable[Reply]]
@@ -80,9 +81,9 @@ class Job:
         own_seed = int(digest([seed, self.key, len(self.finish_reasons)]), 16) % 2**31
         return Request(self.key, list(self.done), own_seed)
 
-    def answer(self, text: str, finish_reason: str, token_ids: list[int]) -> None:
-        """Append the next answer. token_ids: what was decoded, which training learns as it is; [] where that is not known."""
-        self.done.append({"role": "assistant", "content": text} | ({"token_ids": token_ids} if token_ids else {}))
+    def answer(self, text: str, finish_reason: str, more: dict[str, Any]) -> None:
+        """Append the next answer, a message with `more` than a text."""
+        self.done.append({"role": "assistant", "content": text, **more})
         self.finish_reasons.append(finish_reason)
         self._copy_prompts()
 
@@ -151,11 +152,11 @@ def answer_all(
     with ExitStack() as stack:
         kept, pieces = (stack.enter_context(Journal(path, tell)) for path in (out, partial))
         done = {record["key"] for record in kept.records()}
-        begun: dict[str, list[tuple[str, str, list[int]]]] = {}
+        begun: dict[str, list[tuple[str, str, dict[str, Any]]]] = {}
         for piece in pieces.records():
             answers = begun.setdefault(piece["key"], [])
             if piece["turn"] == len(answers):  # else it followed an answer that is damaged now
-                answers.append((piece["text"], piece["finish_reason"], piece.get("token_ids", [])))
+                answers.append((piece["text"], piece["finish_reason"], piece.get("more", {})))
         unique = {job.key: job for job in jobs}  # identical rows are answered once
         counts.kept_before = sum(key in done for key in unique)
         waiting = [job for key, job in unique.items() if key not in done]
@@ -173,14 +174,16 @@ def answer_all(
         for reply in answerer(requests):
             job = requests.active[reply.key]
             turn = len(job.finish_reasons)
-            refusal = reply.reason or (None if reply.text.strip() else "an empty answer")
+            refusal = reply.reason or (
+                None if reply.text.strip() or reply.more.get("tool_calls") else "an empty answer"
+            )
             if refusal is None:
                 in_a_row = 0
-                job.answer(reply.text, reply.finish_reason, reply.token_ids)
+                job.answer(reply.text, reply.finish_reason, reply.more)
                 counts.answers, counts.tokens = counts.answers + 1, counts.tokens + reply.tokens
                 if not job.complete:
                     piece = {"key": job.key, "turn": turn, "text": reply.text, "finish_reason": reply.finish_reason}
-                    pieces.append(piece | ({"token_ids": reply.token_ids} if reply.token_ids else {}))
+                    pieces.append(piece | ({"more": reply.more} if reply.more else {}))
                     requests.next_turns.append(job)
                     continue
             else:
@@ -240,4 +243,6 @@ class InProcess:
             answers = self.engine.generate_ids(prompts, self.max_new_tokens, self.batch_size, sampling=samplings)
             for number, answer in answers:
                 ids = answer.token_ids
-                yield Reply(fitting[number][1].key, answer.text, answer.finish_reason, len(ids), token_ids=ids)
+                yield Reply(
+                    fitting[number][1].key, answer.text, answer.finish_reason, len(ids), more={"token_ids": ids}
+                )
