@@ -297,6 +297,7 @@ class ConversationData(BatchData):
 
     def _numbered(self, split: str, totals: Totals) -> Iterator[tuple[int, Row]]:
         """As `_encoded`, each row with the number of its conversation."""
+        self._tokenizer()  # where there is none, this is said before a file is read
         conversations = self.conversations(split)
         totals.conversations = len(conversations)
         chunks = range(0, len(conversations), CHUNK)

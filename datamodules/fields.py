@@ -89,12 +89,16 @@ class Fields:
         self.inner.append(Fields(values, kind))
         return self.inner[-1]
 
-    def unused(self, repeated: Collection[str] = (), texts: Collection[str] = ()) -> Iterator[str]:
-        """Every field with a value that nothing took. repeated: fields that are of no account where they only repeat
-        `texts`, what was taken of the row."""
+    def unused(self, repeated: Collection[str] = (), made: Collection[object] = ()) -> Iterator[str]:
+        """Every field with a value that nothing took. repeated: fields that are of no account where they only repeat what
+        was taken of the row, or was `made` of it."""
+        taken = {text for name in self.used for text in texts_in(self.values.get(name)) if text}
+        known = taken | {text for value in made for text in texts_in(value)}
         for name in sorted(self.values.keys() - self.used - HARMLESS):
             value = self.values[name]
-            if not _empty(value) and not (name in repeated and _repeats(value, texts)):
+            written_out = isinstance(value, str) and len(taken) > 1 and all(text in value for text in taken)
+            repeats = name in repeated and (written_out or all(text in known for text in texts_in(as_list(value))))
+            if not _empty(value) and not repeats:
                 yield f"`{_shown(name)}`{self.kind}"
         for each in self.inner:
             yield from each.unused()
@@ -124,19 +128,11 @@ def as_list(value: Any) -> Any:
 
 
 def texts_in(value: Any) -> list[str]:
-    """Every text in a JSON value, names of fields apart."""
+    """Every text in a JSON value, names of fields and of roles apart."""
     if isinstance(value, str):
-        return [value.strip()]
+        return [] if value in ("system", "user", "assistant", "human", "gpt") else [value.strip()]
     parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return [text for part in parts for text in texts_in(part)]
-
-
-def _repeats(value: Any, texts: Collection[str]) -> bool:
-    """Whether there is no text in `value` that is not in `texts`, or it is all of `texts` written out as one."""
-    if isinstance(value, str) and len(texts) > 1 and all(text in value for text in texts):
-        return True
-    roles = ("system", "user", "assistant", "human", "gpt", "text")
-    return all(text in texts or text in roles for text in texts_in(as_list(value)))
 
 
 def _empty(value: Any) -> bool:

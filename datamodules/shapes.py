@@ -22,7 +22,7 @@ unless it is one of `datamodules.fields.HARMLESS`.
 import re
 from dataclasses import dataclass
 
-from datamodules.fields import Fields, as_list, decoded, texts_in
+from datamodules.fields import Fields, as_list, decoded
 from datamodules.streams import Broken
 from datamodules.turns import (
     REASONING,
@@ -87,8 +87,7 @@ def turns_of(row: object, rejected: bool = False, answered: bool = True) -> Read
         if answered and (bad := marked_bad(fields)):
             raise Dropped(f"its answer is marked as bad ({bad}), so it is not learned")
         turns = _with_rest(fields, form, turns)
-    used = [fields.values[name] for name in fields.used] + [turn.content for turn in turns]
-    unused = fields.unused(REPEATED, {text for value in used for text in texts_in(value) if text})
+    unused = fields.unused(REPEATED, [turn.content for turn in turns])
     return Reading(form, turns, list(dict.fromkeys(unused)))
 
 
@@ -107,8 +106,6 @@ def _shape(row: Fields, rejected: bool) -> tuple[str, Turns]:
     for role, content in (("from", "value"), ("role", "content")):  # the row is a conversation of columns
         if all(isinstance(row.values.get(name), list) for name in (role, content)):
             turns = as_list({role: row.take(role), content: row.take(content)})
-            if len(turns) == 1 and len(turns[0][role]) != 1:
-                raise Dropped(f"columns {role} and {content} of different length")
             return form_of(turns), listed(row, turns)
     if "instruction" in row and any(name in row for name in (*ANSWERS, "input", "context")):
         return "alpaca", _pair(row, ("instruction",))

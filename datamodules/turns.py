@@ -38,6 +38,7 @@ class Turn:
 
 
 Turns = list[Turn]
+COLUMNS = ("role", "from"), ("content", "value")
 
 
 def form_of(turns: list) -> str:
@@ -51,6 +52,8 @@ def listed(row: Fields, turns: list) -> Turns:
     for turn in turns:
         if not isinstance(turn, dict):
             raise Dropped(f"a turn is {'null' if turn is None else 'a ' + type(turn).__name__}, not an object")
+        if all(isinstance(turn.get(names[0], turn.get(names[1])), list) for names in COLUMNS):
+            raise Dropped("columns of turns that differ in length")
         fields = row.within(turn, " of a turn")
         if "role" not in fields and "from" not in fields and "input" in fields and "output" in fields:
             found += [Turn("user", fields.take("input")), Turn("assistant", fields.take("output"))]
