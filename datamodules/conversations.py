@@ -8,13 +8,15 @@ at position t - 1 predicts token t; token 0 is predicted by nothing, whatever th
 
 import json
 from array import array
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from rich.markup import escape
 from torch.utils.data import Dataset
 
 from datamodules.batching import BatchData, BatchDataset, Lengths, PackedRows, Row
@@ -23,14 +25,16 @@ from datamodules.readers import Conversation, Report, iterate
 from datamodules.storage import EncodedRows, StoredConversations
 from mhc.errors import UserError
 from mhc.text.chat_template import chat_template, template_fingerprint, tokenizer_fingerprint
-from mhc.text.encoding import encode_batch, prompt_ids
+from mhc.text.encoding import Encoded, encode_batch, encode_turns, prompt_ids
 from mhc.text.messages import Messages
 from mhc.text.splits import prompt_number, split_conversations
 from mhc.util.files import write_json
 from mhc.util.journal import digest
-from mhc.util.progress import track
+from mhc.util.progress import say, track
 
 CHUNK = 1000  # conversations encoded at a time
+WRITTEN = "the chat template does not write"
+UNWRITTEN = {"token_ids": "this tokenizer does not decode to the text"}
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,8 @@ class Totals:
     tokens: int = 0
     supervised: int = 0
     largest_id: int = 0
+    rows: int = 0  # more than conversations where answers need rows of their own: see mhc.text.encoding.encode_turns
+    unwritten: dict[str, int] = field(default_factory=dict)  # by field, conversations whose template does not write it
 
 
 class ConversationData(BatchData):
@@ -64,7 +70,7 @@ class ConversationData(BatchData):
         path: a file, a folder or hf:NAME (see `datamodules.readers`), or "pocket" for dialogues the project generates.
         max_length: rows longer than this many tokens lose their end.
         batch_size: rows in a batch, of each process.
-        limit: at most this many conversations of each split; for "pocket", the number generated (60000 if
+        limit: at most this many conversations, however they are split; for "pocket", the number generated (60000 if
             not given).
         supervise: "assistant" to learn the answers, "all" to learn every token.
         pack: put whole conversations side by side into rows of exactly max_length tokens; each still sees itself alone.
@@ -107,11 +113,31 @@ class ConversationData(BatchData):
         self.tokenizer: Any = None
         self.report: Report | None = None
         self.totals: dict[str, Totals] = {}
+        self._said = False
         self._conversations: dict[str, Sequence[Conversation]] = {}
         self._rows: dict[str, EncodedRows] = {}
         self._batches: dict[str, tuple[BatchDataset, Lengths]] = {}
 
     # -- Lightning ---------------------------------------------------------------------------------
+
+    def setup(self, stage: str | None = None) -> None:
+        """As BatchData's, and say once what of the rows is not used."""
+        super().setup(stage)
+        if not self._said and (self.trainer is None or self.trainer.global_rank == 0):
+            self._said = True
+            if lines := [*(self.report.lost_lines() if self.report else []), *self.unwritten_lines()]:
+                say("\n".join([f"data ({escape(str(self.path))}):", *lines]), markup=True)
+
+    def unwritten_lines(self) -> list[str]:
+        """What the chat template does not write of the conversations encoded so far, as lines of Rich markup."""
+        every = Counter[str]()
+        for totals in self.totals.values():
+            every.update(totals.unwritten)
+        of = sum(totals.conversations for totals in self.totals.values())
+        return [
+            f"  {number:,} of {of:,} conversations have `{name}` that {UNWRITTEN.get(name, WRITTEN)}: it is not used"
+            for name, number in every.most_common()
+        ]
 
     def nothing_to_train_on(self) -> str:
         return f"{self.path}: every conversation is held out, none is left to train on: add some"
@@ -199,7 +225,8 @@ class ConversationData(BatchData):
             turns = [place for place, m in enumerate(conversation.messages) if m["role"] == "assistant"]
             if not turns:
                 continue  # a document
-            messages = conversation.messages[: turns[prompt_number(conversation.prompt) % len(turns)]]
+            messages, _ = chat_template(tokenizer).written(conversation.messages)
+            messages = messages[: turns[prompt_number(conversation.prompt) % len(turns)]]
             ids = prompt_ids(tokenizer, messages)
             if len(ids) < self.max_length and tuple(ids) not in seen:
                 seen.add(tuple(ids))
@@ -209,7 +236,8 @@ class ConversationData(BatchData):
     # -- encoding ----------------------------------------------------------------------------------
 
     def rows(self, split: str) -> EncodedRows:
-        """The encoded rows of a split, each with ids (T) int32 and mask (T) bool, at most max_length long."""
+        """The encoded rows of a split, each with ids (T) int32 and mask (T) bool, at most max_length long. A conversation is
+        one row, unless its answers need several (mhc.text.encoding.encode_turns)."""
         if split not in self._rows:
             totals = Totals()
             if self.cache is None:
@@ -253,7 +281,8 @@ class ConversationData(BatchData):
         if isinstance(packed, PackedRows):
             numbers = [row for number in numbers for row in packed.bins[number]]
         conversations = self.conversations("train")
-        if self.totals["train"].dropped:
+        totals = self.totals["train"]
+        if totals.dropped or totals.rows != totals.conversations:
             numbers = [self._learned_from[row] for row in numbers]
         return [conversations[number].where for number in numbers]
 
@@ -268,23 +297,37 @@ class ConversationData(BatchData):
 
     def _numbered(self, split: str, totals: Totals) -> Iterator[tuple[int, Row]]:
         """As `_encoded`, each row with the number of its conversation."""
-        tokenizer, conversations = self._tokenizer(), self.conversations(split)
+        self._tokenizer()  # where there is none, this is said before a file is read
+        conversations = self.conversations(split)
         totals.conversations = len(conversations)
         chunks = range(0, len(conversations), CHUNK)
         for start in track(chunks, len(chunks), f"encoding {split}"):
-            several = [conversation.messages for conversation in conversations[start : start + CHUNK]]
-            for number, (all_ids, targets) in enumerate(encode_batch(tokenizer, several), start):
-                totals.truncated += len(all_ids) > self.max_length
-                ids, mask = np.array(all_ids[: self.max_length], np.int32), np.array(targets[: self.max_length], bool)
-                if self.supervise == "all":
-                    mask[:] = True
-                if not mask.any():
-                    totals.dropped += 1
-                    continue
-                totals.tokens += len(ids)
-                totals.supervised += int(mask.sum())
-                totals.largest_id = max(totals.largest_id, int(ids.max()))
-                yield number, (ids, mask)
+            some = conversations[start : start + CHUNK]
+            for number, rows in enumerate(self._encoded_turns([each.messages for each in some], totals), start):
+                whole = rows
+                rows = [(ids[: self.max_length], mask[: self.max_length]) for ids, mask in rows]
+                totals.truncated += any(len(ids) > self.max_length for ids, _ in whole)
+                rows = [(ids, mask) for ids, mask in rows if any(mask)]
+                totals.dropped += not rows
+                totals.rows += len(rows)
+                for all_ids, targets in rows:
+                    ids, mask = np.array(all_ids, np.int32), np.array(targets, bool)
+                    totals.tokens += len(ids)
+                    totals.supervised += int(mask.sum())
+                    totals.largest_id = max(totals.largest_id, int(ids.max()))
+                    yield number, (ids, mask)
+
+    def _encoded_turns(self, several: list[Messages], totals: Totals) -> list[list[Encoded]]:
+        """The rows of each conversation, of any length, without what the template does not write."""
+        tokenizer, written = self._tokenizer(), []
+        for messages in several:
+            kept, unwritten = chat_template(tokenizer).written(messages)
+            written.append(kept)
+            for name in unwritten:
+                totals.unwritten[name] = totals.unwritten.get(name, 0) + 1
+        if self.supervise == "all":
+            return [[(ids, [True] * len(ids))] for ids, _ in encode_batch(tokenizer, written, partly=True)]
+        return encode_turns(tokenizer, written)
 
     def _tokenizer(self) -> Any:
         if self.tokenizer is None:

@@ -18,10 +18,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from datamodules.batching import DUMMY, Lengths, Row, collate
-from datamodules.conversations import ConversationData
+from datamodules.conversations import ConversationData, Totals
 from datamodules.readers import Report, iterate
 from mhc.errors import UserError
-from mhc.text.encoding import encode_batch
 from mhc.util.files import write_atomically
 from mhc.util.journal import digest
 from mhc.util.progress import bar
@@ -90,12 +89,16 @@ class PreferenceData(ConversationData):
         if not hasattr(self, "_rejected"):
             found = iterate(self.path, told, max_bad_share=self.max_bad_share, rejected=True)
             self._rejected = {conversation.where: conversation.messages for conversation in found}
-        tokenizer, pairs, self._kept[split] = self._tokenizer(), [], []
+            if self.report:
+                self.report.unused = told.unused | self.report.unused
+        pairs: list[tuple[Row, Row]] = []
+        self._kept[split], self.totals[split] = [], (totals := Totals(len(chosen)))
         for number, conversation in enumerate(chosen):
             other = self._rejected.get(conversation.where)
             if other is None or other == conversation.messages or other[:-1] != conversation.messages[:-1]:
                 continue
-            first, second = map(_answer_alone, encode_batch(tokenizer, [conversation.messages, other]))
+            both = self._encoded_turns([conversation.messages, other], totals)
+            first, second = (_answer_alone(rows[-1]) for rows in both)
             pair = first, second
             if all(len(ids) <= self.max_length and mask.any() for ids, mask in pair):
                 self._check_vocabulary(int(max(ids.max() for ids, _ in pair)))

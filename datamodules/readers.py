@@ -10,14 +10,18 @@ from dataclasses import dataclass, field
 from rich.markup import escape
 
 from datamodules.files import raw_rows
-from datamodules.shapes import ROLES, SHAPES, Dropped, Turns, turns_of
+from datamodules.shapes import SHAPES, turns_of
 from datamodules.streams import Broken
+from datamodules.trees import Trees, is_tree
+from datamodules.turns import Dropped, Turns
 from mhc.errors import UserError
-from mhc.text.messages import Messages, clean_text
+from mhc.text.messages import Messages, clean_text, each_text, joined, learned
 
 ID_KEYS = ("id", "question_id", "conversation_id", "prompt_id")
 SHOWN = 6  # reasons a report lists of each kind
+LISTED = 40  # fields it names beside those
 EARLY = 1000  # rows after which a file that is mostly broken is given up
+CONTENTS = {"reasoning_content", "tool_calls"}  # what an answer may consist of beside its text
 CUT = "cut before a turn without content"
 NO_ANSWER = "no answer: a prompt without an assistant turn"
 NO_PROMPT = "no prompt: nothing that a user says"
@@ -51,6 +55,7 @@ class Report:
     dropped: dict[str, tuple[int, str]] = field(default_factory=dict)
     repaired: dict[str, tuple[int, str]] = field(default_factory=dict)
     noticed: dict[str, tuple[int, str]] = field(default_factory=dict)
+    unused: dict[str, tuple[int, str]] = field(default_factory=dict)  # by field: "`name`" or "`name` of a turn"
 
     @property
     def bad(self) -> int:
@@ -58,7 +63,7 @@ class Report:
         return sum(number for number, _ in self.broken.values())
 
     def count(self, what: dict[str, tuple[int, str]], reason: str, where: str) -> None:
-        """Add one to a reason of `broken`, `dropped`, `repaired` or `noticed`."""
+        """Add one to a reason of `broken`, `dropped`, `repaired` or `noticed`, or to a field of `unused`."""
         number, first = what.get(reason, (0, where))
         what[reason] = (number + 1, first)
 
@@ -74,6 +79,22 @@ class Report:
                 lines.append(f"  {title} {number:,}: {escape(reason)} (first: {escape(first)})")
             if rest := sum(number for _, (number, _) in reasons[SHOWN:]):
                 lines.append(f"  {title} {rest:,} for other reasons")
+        return [*lines, *self.unused_lines()]
+
+    def lost_lines(self) -> list[str]:
+        """What was not used, rows and fields, as a few lines of Rich markup; none where all was."""
+        return [line for line in self.lines()[2:] if not line.startswith(("  repaired", "  noticed"))]
+
+    def unused_lines(self) -> list[str]:
+        """How many rows have which fields that are not used, as a few lines of Rich markup."""
+        fields = sorted(self.unused.items(), key=lambda item: -item[1][0])
+        lines = [
+            f"  {number:,} of {self.read:,} rows have a field {escape(name)} that is not used (first: {escape(first)})"
+            for name, (number, first) in fields[:SHOWN]
+        ]
+        if rest := [f"{escape(name)} ({number:,})" for name, (number, _) in fields[SHOWN:]]:
+            more = f" and {len(rest) - LISTED:,} more" if len(rest) > LISTED else ""
+            lines.append(f"  further fields that are not used: {', '.join(rest[:LISTED])}{more}")
         return lines
 
 
@@ -87,13 +108,31 @@ def iterate(
     than `max_bad_share` of the rows are broken (naming the first).
     """
     ids: set[int] = set()
+    trees = Trees()
+
+    def conversation(where: str, form: str, name: str, turns: Turns) -> Conversation:
+        messages, repairs = _documented(turns, answered) if form == "text" else _repair(turns, answered)
+        for repair in repairs:
+            report.count(report.repaired, repair, where)
+        report.formats[form] = report.formats.get(form, 0) + 1
+        report.kept += 1
+        if name:
+            if hash(name) in ids:
+                report.count(report.noticed, "duplicate id", where)
+            ids.add(hash(name))
+        return Conversation(clean_text(name) or where, messages, where)
+
     for where, row in raw_rows(str(path)):
         report.read += 1
         try:
             if isinstance(row, Broken):
                 raise row
-            form, turns = turns_of(row, rejected)
-            messages, repairs = _documented(turns, answered) if form == "text" else _repair(turns, answered)
+            if tree := is_tree(row):
+                unused = trees.add(where, row)
+            else:
+                reading = turns_of(row, rejected, answered)
+                name = next((str(row[key]) for key in ID_KEYS if isinstance(row.get(key), str | int | float)), "")
+                unused, read = reading.unused, conversation(where, reading.form, name, reading.turns)
         except Broken as problem:
             report.count(report.broken, str(problem), where)
             if report.read >= EARLY and report.bad > max_bad_share * report.read:
@@ -102,16 +141,17 @@ def iterate(
         except Dropped as problem:
             report.count(report.dropped, str(problem), where)
             continue
-        for repair in repairs:
-            report.count(report.repaired, repair, where)
-        report.formats[form] = report.formats.get(form, 0) + 1
-        report.kept += 1
-        name = next((str(row[key]) for key in ID_KEYS if isinstance(row.get(key), str | int | float)), "")
-        if name:
-            if hash(name) in ids:
-                report.count(report.noticed, "duplicate id", where)
-            ids.add(hash(name))
-        yield Conversation(clean_text(name) or where, messages, where)
+        for each in unused:
+            report.count(report.unused, each, where)
+        if not tree:
+            yield read
+    for where, name, path_turns in trees.paths():
+        try:
+            if isinstance(path_turns, Dropped):
+                raise path_turns
+            yield conversation(where, "tree", name, path_turns)
+        except Dropped as problem:
+            report.count(report.dropped, str(problem), where)
     if not report.read:
         raise UserError(f"{path} holds no rows: expected {SHAPES}")
     if report.bad > max_bad_share * report.read:
@@ -128,7 +168,7 @@ def iterate(
 
 
 def _documented(turns: Turns, answered: bool) -> tuple[Messages, list[str]]:
-    text = _text(turns[0][1])
+    text = _text(turns[0].content)
     if not text.strip():
         raise Dropped("an empty text")
     if answered:
@@ -140,16 +180,20 @@ def _repair(turns: Turns, answered: bool = True) -> tuple[Messages, list[str]]:
     """Turns as messages that alternate and end with the assistant, and what had to be repaired for that."""
     repairs: list[str] = []
     messages: Messages = []
-    for raw_role, raw_content in turns:
-        role = ROLES.get(raw_role.strip().lower()) if isinstance(raw_role, str) else None
+    for turn in turns:
+        role, more = turn.known_role, each_text(turn.more, clean_text)
         if role is None:
-            shown = ascii(raw_role[:40]) if isinstance(raw_role, str) else f"({type(raw_role).__name__})"
+            shown = ascii(turn.role[:40]) if isinstance(turn.role, str) else f"({type(turn.role).__name__})"
             raise Dropped(f"unknown role {shown}")
-        open_answer = not answered and role == "assistant" and raw_content in (None, "")
-        content = "" if open_answer else _text(raw_content)
-        if role == "system" and not content.strip():
+        blank = turn.content is None or (isinstance(turn.content, str) and not turn.content.strip())
+        open_answer = role == "assistant" and (
+            blank if more.keys() & CONTENTS else not answered and turn.content in (None, "")
+        )
+        empty = open_answer or (role == "system" and turn.content in (None, ""))
+        content = "" if empty else _text(turn.content)
+        if role == "system" and not content.strip() and not more:
             continue
-        if not content.strip() and not open_answer:
+        if not content.strip() and not open_answer and role != "system":
             repairs.append(CUT)
             break
         if role == "system" and any(message["role"] != "system" for message in messages):
@@ -157,12 +201,13 @@ def _repair(turns: Turns, answered: bool = True) -> tuple[Messages, list[str]]:
         if role in ("assistant", "tool") and not any(message["role"] == "user" for message in messages):
             repairs.append(f"leading {role} turn removed")
             continue
+        message = {"role": role, "content": content, **more}
         if messages and messages[-1]["role"] == role and role == "user" and not answered:
             messages.append({"role": "assistant", "content": ""})
-        elif messages and messages[-1]["role"] == role:
+        elif messages and messages[-1]["role"] == role and (role != "tool" or not more):
             repairs.append(f"two {role} turns in a row joined")
-            content = "\n\n".join(filter(None, (messages.pop()["content"], content)))
-        messages.append({"role": role, "content": content})
+            message = joined(messages.pop(), message)
+        messages.append(message)
     if not any(message["role"] == "user" for message in messages):
         raise Dropped(NO_PROMPT)
     if not answered and messages[-1]["role"] != "assistant":
@@ -173,14 +218,13 @@ def _repair(turns: Turns, answered: bool = True) -> tuple[Messages, list[str]]:
         while messages[-1]["role"] != "assistant":
             messages.pop()
         repairs.append("cut after the last assistant turn")
+    if answered and not any(map(learned, messages)):
+        raise Dropped("none of its answers is to be learned (weight 0)")
     return messages, list(dict.fromkeys(repairs))
 
 
 def _text(content: object) -> str:
-    """Content as text; a list of text parts (OpenAI) is joined."""
-    if isinstance(content, list) and all(isinstance(part, dict) for part in content):
-        texts = [part.get("text") for part in content]
-        content = "".join(texts) if all(isinstance(text, str) for text in texts) else content
+    """Content as text, which no tokenizer refuses."""
     if not isinstance(content, str):
         raise Dropped(f"content is {'missing' if content is None else 'not text'}")
     return clean_text(content)

@@ -54,7 +54,7 @@ def main(argv: list[str]) -> int:
 
 
 def _jobs(options: argparse.Namespace) -> list:
-    """Every conversation of the data, at most --limit of each split."""
+    """Every conversation of the data, at most --limit in all."""
     from datamodules.readers import Report, iterate
     from mhc.distill.answers import Job
     from mhc.text.splits import prompt_number, split_conversations
@@ -148,6 +148,8 @@ def _distill(jobs: list, answerer, out: Path, manifest: Path, options: argparse.
     if not counts.kept and not counts.rejected:
         say(f"{out} is complete: {counts.kept_before} conversations")
         return
+    for name, number in getattr(answerer, "unwritten", {}).items():
+        say(f"{number:,} prompts have `{name}` that the chat template does not write: the model was not given it")
     rejected = f", {counts.rejected} rejected (see {out.with_suffix('.rejects.jsonl')})" if counts.rejected else ""
     say(
         f"{counts.kept} conversations, {counts.tokens:,} tokens in {seconds:.0f} s "

@@ -101,16 +101,18 @@ def _with_subjects(exams: dict[str, "Exam"], names: list[str] | None) -> dict[st
 def _conversations(source: str, options: argparse.Namespace) -> "list[Messages]":
     """The messages of a source's split."""
     from datamodules import ConversationData
-    from mhc.text.splits import SPLITS
+    from mhc.text.splits import SPLITS, prompt_number
 
-    data = ConversationData(source, limit=POCKET_DIALOGUES if source == "pocket" else options.limit)
+    data = ConversationData(source, limit=POCKET_DIALOGUES if source == "pocket" else None)
     splits = SPLITS if options.split == "all" else (options.split,)
-    conversations = [conversation.messages for split in splits for conversation in data.conversations(split)]
-    if data.report and (data.report.bad or data.report.dropped):
+    conversations = [conversation for split in splits for conversation in data.conversations(split)]
+    if data.report and (data.report.bad or data.report.dropped or data.report.unused):
         say("\n".join(data.report.lines()), markup=True)
     if not conversations:
         raise UserError(f"'{source}' has no row in its {options.split} split: choose --split all")
-    return conversations[: options.limit] if source == "pocket" else conversations
+    if options.limit is not None:
+        conversations = sorted(conversations, key=lambda each: (prompt_number(each.prompt), each.id))[: options.limit]
+    return [conversation.messages for conversation in conversations]
 
 
 def _window(options: argparse.Namespace, context: int) -> int:

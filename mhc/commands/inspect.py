@@ -116,6 +116,8 @@ def _show(console: "Console", data: "ConversationData", split: str, index: int) 
     if totals.dropped:
         text += f", {totals.dropped:,} of them left out because no token before that is learned"
     console.print(text, soft_wrap=True)
+    for line in data.unwritten_lines():
+        console.print(line, soft_wrap=True)
 
 
 def _painted(tokenizer, ids: list[int], mask: list[bool], terminal: bool) -> "Text":

@@ -5,7 +5,7 @@ reply may bring a further request, so it iterates over them again until there is
 this project's engine; `mhc.distill.openai_server.OpenAIAnswerer` calls an OpenAI-compatible server.
 """
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -34,7 +34,8 @@ class Request:
 @dataclass(frozen=True)
 class Reply:
     """An answer (text, why it ended, its tokens), or the reason why there is none; `final` if a retry cannot help; attempts:
-    how often it was tried, 0 where no attempt could succeed."""
+    how often it was tried, 0 where no attempt could succeed; more: what else its message has, such as `token_ids`, which
+    training learns as they were decoded, or a server's `reasoning_content`."""
 
     key: str
     text: str = ""
@@ -43,6 +44,7 @@ class Reply:
     reason: str | None = None
     final: bool = False
     attempts: int = 1
+    more: dict[str, Any] = field(default_factory=dict)
 
 
 Answerer = Callable[[Iterable[Request]], Iterable[Reply]]
@@ -79,9 +81,9 @@ class Job:
         own_seed = int(digest([seed, self.key, len(self.finish_reasons)]), 16) % 2**31
         return Request(self.key, list(self.done), own_seed)
 
-    def answer(self, text: str, finish_reason: str) -> None:
-        """Append the next answer."""
-        self.done.append({"role": "assistant", "content": text})
+    def answer(self, text: str, finish_reason: str, more: dict[str, Any]) -> None:
+        """Append the next answer, a message with `more` than a text."""
+        self.done.append({"role": "assistant", "content": text, **more})
         self.finish_reasons.append(finish_reason)
         self._copy_prompts()
 
@@ -150,17 +152,17 @@ def answer_all(
     with ExitStack() as stack:
         kept, pieces = (stack.enter_context(Journal(path, tell)) for path in (out, partial))
         done = {record["key"] for record in kept.records()}
-        begun: dict[str, list[tuple[str, str]]] = {}
+        begun: dict[str, list[tuple[str, str, dict[str, Any]]]] = {}
         for piece in pieces.records():
             answers = begun.setdefault(piece["key"], [])
             if piece["turn"] == len(answers):  # else it followed an answer that is damaged now
-                answers.append((piece["text"], piece["finish_reason"]))
+                answers.append((piece["text"], piece["finish_reason"], piece.get("more", {})))
         unique = {job.key: job for job in jobs}  # identical rows are answered once
         counts.kept_before = sum(key in done for key in unique)
         waiting = [job for key, job in unique.items() if key not in done]
         for job in waiting:
-            for text, reason in begun.get(job.key, [])[: sum(m["role"] == "assistant" for m in job.source)]:
-                job.answer(text, reason)
+            for answer in begun.get(job.key, [])[: sum(m["role"] == "assistant" for m in job.source)]:
+                job.answer(*answer)
         rejects.write_text("")
         refused = stack.enter_context(Journal(rejects, tell))
         progress(counts)
@@ -172,14 +174,16 @@ def answer_all(
         for reply in answerer(requests):
             job = requests.active[reply.key]
             turn = len(job.finish_reasons)
-            refusal = reply.reason or (None if reply.text.strip() else "an empty answer")
+            refusal = reply.reason or (
+                None if reply.text.strip() or reply.more.get("tool_calls") else "an empty answer"
+            )
             if refusal is None:
                 in_a_row = 0
-                job.answer(reply.text, reply.finish_reason)
+                job.answer(reply.text, reply.finish_reason, reply.more)
                 counts.answers, counts.tokens = counts.answers + 1, counts.tokens + reply.tokens
                 if not job.complete:
                     piece = {"key": job.key, "turn": turn, "text": reply.text, "finish_reason": reply.finish_reason}
-                    pieces.append(piece)
+                    pieces.append(piece | ({"more": reply.more} if reply.more else {}))
                     requests.next_turns.append(job)
                     continue
             else:
@@ -209,16 +213,21 @@ class InProcess:
     def __init__(self, engine: Any, sampling: "Sampling", max_new_tokens: int, batch_size: int):
         self.engine, self.sampling = engine, sampling
         self.max_new_tokens, self.batch_size = max_new_tokens, batch_size
+        self.unwritten = Counter[str]()  # by field of a message, prompts whose template does not write it
 
     def __call__(self, requests: Iterable[Request]) -> Iterator[Reply]:
+        from mhc.text.chat_template import chat_template
         from mhc.text.encoding import prompt_ids
 
         backbone = self.engine.backbone
+        template = chat_template(backbone.tokenizer)
         while waiting := list(requests):  # all that there are now, so that batches stay full
             fitting = []
             for request in waiting:
                 try:
-                    ids = prompt_ids(backbone.tokenizer, request.messages)
+                    messages, unwritten = template.written(request.messages)
+                    self.unwritten.update(unwritten)
+                    ids = prompt_ids(backbone.tokenizer, messages)
                 except UserError as problem:
                     yield Reply(request.key, reason=str(problem), final=True, attempts=0)
                     continue
@@ -233,4 +242,7 @@ class InProcess:
             samplings = [replace(self.sampling, seed=request.seed) for _, request in fitting]
             answers = self.engine.generate_ids(prompts, self.max_new_tokens, self.batch_size, sampling=samplings)
             for number, answer in answers:
-                yield Reply(fitting[number][1].key, answer.text, answer.finish_reason, len(answer.token_ids))
+                ids = answer.token_ids
+                yield Reply(
+                    fitting[number][1].key, answer.text, answer.finish_reason, len(ids), more={"token_ids": ids}
+                )

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from mhc.distill.answers import Reply, Request
 from mhc.errors import UserError
-from mhc.text.messages import clean_text
+from mhc.text.messages import clean_text, each_text
 
 LONGEST_PAUSE = 60.0  # seconds
 RETRIED = (408, 409, 425, 429)  # statuses below 500 that are worth a retry
@@ -120,27 +120,31 @@ class OpenAIAnswerer:
     async def _ask(self, client: Any, request: Request) -> Reply:
         """One answer, however many attempts it takes."""
         openai, reason = self.openai, ""
+        tools: Any = request.messages[0].get("tools")
         for attempt in range(1, self.retries + 2):
             wait = min(LONGEST_PAUSE, self.pause * 2 ** (attempt - 1)) * random.uniform(0.5, 1.0)
             try:
                 answer = await asyncio.wait_for(
                     client.chat.completions.create(
                         model=self.model,
-                        messages=request.messages,
+                        messages=[
+                            {key: value for key, value in each.items() if key != "tools"} for each in request.messages
+                        ],
                         max_tokens=self.max_new_tokens,
                         seed=request.seed,
-                        **self.sampling,
+                        **(self.sampling | ({"tools": tools} if tools else {})),
                     ),
                     self.timeout,
                 )
                 choice = answer.choices[0]
-                if not isinstance(choice.message.content, str):
+                more, text = _more(choice.message), choice.message.content
+                if not isinstance(text, str) and "tool_calls" not in more:
                     raise ValueError("an answer without text")
                 tokens = getattr(answer.usage, "completion_tokens", 0)
                 tokens = tokens if isinstance(tokens, int) else 0
                 why = choice.finish_reason if isinstance(choice.finish_reason, str) else "stop"
                 self.answered = True
-                return Reply(request.key, clean_text(choice.message.content), why, tokens, attempts=attempt)
+                return Reply(request.key, clean_text(text or ""), why, tokens, attempts=attempt, more=more)
             except openai.APIStatusError as problem:
                 reason = f"{problem.status_code} {self._error_line(problem)}"
                 if not _retried(problem.status_code):
@@ -162,6 +166,15 @@ class OpenAIAnswerer:
         for secret in filter(None, (self.key if self.key != "none" else "", urlsplit(self.url).password)):
             line = line.replace(secret, "[secret]")
         return clean_text(line)
+
+
+def _more(message: Any) -> dict[str, Any]:
+    """What a server's message has beside its text: reasoning, under either of its names, and calls."""
+    reasoning = getattr(message, "reasoning_content", None) or getattr(message, "reasoning", None)
+    more: dict[str, Any] = {"reasoning_content": clean_text(reasoning)} if isinstance(reasoning, str) else {}
+    if message.tool_calls:
+        more["tool_calls"] = [each_text(call.model_dump(mode="json"), clean_text) for call in message.tool_calls]
+    return more
 
 
 async def _end(client: Any) -> None:

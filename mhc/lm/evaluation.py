@@ -26,6 +26,7 @@ from transformers import PreTrainedTokenizerBase
 
 from mhc.backbone.model import Backbone
 from mhc.errors import UserError
+from mhc.text.chat_template import chat_template
 from mhc.text.encoding import encode_batch
 from mhc.text.messages import Messages
 from mhc.training.losses import CHUNK
@@ -69,7 +70,8 @@ def counted_rows(
 ) -> list[tuple[list[int], list[bool]]]:
     """Token ids of each text and which of them count; the very first token of a row never does."""
     start, rows = start_ids(tokenizer), []
-    for messages, (ids, mask) in zip(conversations, encode_batch(tokenizer, list(conversations))):
+    written = [chat_template(tokenizer).written(messages)[0] for messages in conversations]
+    for messages, (ids, mask) in zip(conversations, encode_batch(tokenizer, written, partly=True)):
         if messages[0]["role"] == "document":
             text = len(ids) - (tokenizer.eos_token_id is not None)
             ids, mask = [*start, *ids[:text]], [False] * len(start) + [True] * text

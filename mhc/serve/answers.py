@@ -101,14 +101,21 @@ def text_logprobs(tokenizer, tokens: list[tuple[int, TokenLogprob]], top: int, s
     logprobs: dict[str, Any] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
 
     def text(token: int) -> str:
-        return token_bytes(tokenizer, token).decode("utf-8", "replace")
+        raw = token_bytes(tokenizer, token)
+        try:
+            return raw.decode()
+        except UnicodeDecodeError:  # parts of characters, each under a name of its own, as OpenAI writes them
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
 
     for token, (logprob, likeliest) in tokens:
         logprobs["tokens"].append(text(token))
         logprobs["token_logprobs"].append(logprob)
-        logprobs["top_logprobs"].append({text(other): value for other, value in likeliest[:top]})
+        named: dict[str, float] = {}
+        for other, value in likeliest[:top]:
+            named.setdefault(text(other), value)  # of tokens that read alike the likeliest
+        logprobs["top_logprobs"].append(named)
         logprobs["text_offset"].append(start)
-        start += len(logprobs["tokens"][-1])
+        start += len(token_bytes(tokenizer, token).decode("utf-8", "replace"))
     return logprobs
 
 

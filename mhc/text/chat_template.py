@@ -22,7 +22,7 @@ import re
 import secrets
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import accumulate, pairwise, takewhile
 from typing import Any
 
@@ -31,7 +31,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from mhc.errors import UserError
-from mhc.text.messages import Messages, checked, clean_text, each_text
+from mhc.text.messages import Messages, checked, clean_text, each_text, learned
 from mhc.util.journal import digest
 from mhc.util.progress import say
 
@@ -44,7 +44,23 @@ DEFAULT_TEMPLATE = (
     "{% endif %}{% endfor %}{# add_generation_prompt: the prompt is open already #}"
 )
 CONTROL_SHAPE = re.compile(r"<[|｜].*[|｜]>", re.DOTALL)  # control tokens a tokenizer forgot to mark special
+THINK, THOUGHT = "<think>", "</think>"
+PLAIN = {"role", "content", "weight", "name", "tool_call_id"}
+QUESTION = {"role": "user"}
+TOOL: dict[str, Any] = {"name": "look", "description": "", "parameters": {"type": "object", "properties": {}}}
+# A conversation with each field that a template may or may not write.
+PROBES: dict[str, list[dict[str, Any]]] = {
+    "tools": [{"role": "system", "tools": [{"type": "function", "function": TOOL}]}, QUESTION],
+    "reasoning_content": [QUESTION, {"role": "assistant", "reasoning_content": "b"}],
+    "tool_calls": [
+        QUESTION,
+        {"role": "assistant", "tool_calls": [{"type": "function", "function": {"name": "look", "arguments": {}}}]},
+    ],
+}
 GENERATION_TAG = re.compile(r"\{%-?\s*generation\s*-?%\}")
+
+
+Span = tuple[int, int] | None  # characters; None where an answer cannot be located
 
 
 @dataclass(frozen=True)
@@ -52,18 +68,24 @@ class Rendered:
     """A conversation as its template writes it.
 
     `spans` are the character ranges of the assistant's text; `hidden` maps each mark in the text to the
-    control string it stands for. A `document` is a text that no template wrote, all of it one span.
+    control string it stands for. A `document` is a text that no template wrote, all of it one span. `context` are the
+    numbers of spans that are not learned, `changed` those of the assistant's turns that do not stand in the text behind
+    their prompt, or not as they were given.
     """
 
     text: str
     spans: list[tuple[int, int]]
     hidden: dict[str, str] = field(default_factory=dict)
     document: bool = False
+    context: frozenset[int] = frozenset()
+    changed: frozenset[int] = frozenset()
 
     def pieces(self) -> list[tuple[str, bool]]:
-        """The text cut at the span borders, each piece with whether it is the assistant's."""
+        """The text cut at the span borders, each piece with whether it is learned."""
         borders = [0, *(border for span in self.spans for border in span), len(self.text)]
-        cut = [(self.text[a:b], i % 2 == 1) for i, (a, b) in enumerate(pairwise(borders))]
+        cut = [
+            (self.text[a:b], i % 2 == 1 and i // 2 not in self.context) for i, (a, b) in enumerate(pairwise(borders))
+        ]
         return [(text, supervised) for text, supervised in cut if text]
 
 
@@ -84,6 +106,7 @@ class ChatTemplate:
         # A turn may be closed by any control token except one that only opens a text.
         self.closing = tuple(t for t in self.control if t != tokenizer.bos_token or t == tokenizer.eos_token)
         self.closing_pattern = re.compile(rf"\s*(?:{_any_of(self.closing)})")
+        self._written: dict[str, bool] = {}
 
     @property
     def name(self) -> str:
@@ -102,17 +125,78 @@ class ChatTemplate:
         spans: list[tuple[int, int]] = []
         if text.startswith(prompt) and any(message["role"] == "assistant" for message in turns):
             with suppress(UserError):  # a template that cannot be trained on can still write a prompt
-                spans = [(start, end) for start, end in self._spans(accepted, text) if end <= len(prompt)]
+                spans = [span for span in self._spans(accepted, text)[0] if span and span[1] <= len(prompt)]
         return Rendered(prompt, spans, hidden)
 
-    def render(self, messages: Messages) -> Rendered:
-        """The conversation as text, with its spans. Raises UserError where the template refuses it."""
+    def render(self, messages: Messages, partly: bool = False) -> Rendered:
+        """The conversation as text, with its spans; what has weight 0 is not learned. Raises UserError where the template
+        refuses it, or an answer cannot be located; `partly` leaves such a one without a span, among `changed`."""
         if _is_document(messages):
             (message,), hidden = self._hide([{**messages[0], "content": clean_text(messages[0]["content"])}])
             return Rendered(message["content"], [(0, len(message["content"]))], hidden, document=True)
         messages, hidden = self._hide(checked(messages))
         messages, text = self._accepted(messages)
-        return Rendered(text, self._spans(messages, text), hidden)
+        spans, changed = self._spans(messages, text)
+        answers = [message for message in messages if message["role"] == "assistant"]
+        if not partly and not self.tagged and None in spans:
+            raise UserError(
+                f"{self.name} does not mark where the assistant's tool calls end: add {{% generation %}} tags around them "
+                "in the template"
+            )
+        found = [(span, learned(answer)) for span, answer in zip(spans, answers) if span]
+        context = frozenset(number for number, (_, learns) in enumerate(found) if not learns)
+        return Rendered(text, [span for span, _ in found], hidden, context=context, changed=changed)
+
+    def as_decoded(self, messages: Messages) -> Rendered:
+        """The prompt of the last message, an answer, and behind it the answer word for word with the end of a turn, whatever
+        the template would make of it. Only this answer is learned."""
+        prompt, (answer,) = self.prompt(messages[:-1]), checked(messages[-1:])
+        (answer,), hidden = self._hide([answer])
+        text = prompt.text + _continued(prompt.text, answer) + self.ending
+        spans = [*prompt.spans, (len(prompt.text), len(text))]
+        return Rendered(text, spans, prompt.hidden | hidden, context=frozenset(range(len(prompt.spans))))
+
+    @cached_property
+    def ending(self) -> str:
+        """What the template writes behind an answer up to the end of its turn."""
+        rendered = self.render([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}])
+        return rendered.text[slice(*rendered.spans[-1])].rpartition("b")[2]
+
+    def written(self, messages: Messages) -> tuple[Messages, list[str]]:
+        """The messages without what the template does not write: tools, calls and reasoning; and the names of those, with
+        token ids that are not the tokenizer's. An answer that is nothing but such calls is not learned."""
+        if all(message.keys() <= PLAIN for message in messages):
+            return messages, []
+        found, dropped = [], set()
+        for message in messages:
+            kept = {name: value for name, value in message.items() if name not in PROBES or self._writes(name)}
+            if "token_ids" in kept and not self._decodes(kept):
+                del kept["token_ids"]
+            dropped |= message.keys() - kept.keys()
+            if not (kept["content"].strip() or kept.keys() & PROBES.keys()) and len(kept) < len(message):
+                kept["weight"] = 0
+            found.append(kept)
+        return found, sorted(dropped)
+
+    def _decodes(self, message: dict[str, Any]) -> bool:
+        """Whether the token ids of an answer are its text."""
+        ids = message["token_ids"]
+        if not ids or max(ids) >= len(self.tokenizer):
+            return False
+        return clean_text(str(self.tokenizer.decode(ids, skip_special_tokens=True))) == message["content"]
+
+    def _writes(self, name: str) -> bool:
+        """Whether the template writes this field of a message: its text with and without are compared."""
+        if name not in self._written:
+            probe = [{**message, "content": "a"} for message in PROBES[name]]
+            bare = [{key: value for key, value in message.items() if key != name} for message in probe]
+            try:
+                self._written[name] = self._run(probe) != self._run(bare)
+            except (TemplateError, TypeError):
+                self._written[name] = False
+            if name == "reasoning_content" and self._opened(bare[:1]).rstrip().endswith(THINK):
+                self._written[name] = True  # then `as_decoded` does
+        return self._written[name]
 
     def _run(self, messages: Messages, generation_prompt: bool = False) -> str:
         text = self.tokenizer.apply_chat_template(
@@ -177,11 +261,20 @@ class ChatTemplate:
         hidden = [{k: v if k == "role" else each_text(v, hide) for k, v in m.items()} for m in messages]
         return hidden, {mark: text for text, mark in marks.items()}
 
-    def _spans(self, messages: Messages, text: str) -> list[tuple[int, int]]:
-        spans = self._tagged_spans(messages, text) if self.tagged else self._found_spans(messages, text)
-        return [self._closed(text, start, end) for start, end in spans]
+    def _spans(self, messages: Messages, text: str) -> tuple[list[Span], frozenset[int]]:
+        """The span of each of the assistant's turns, and which of them are changed (by their number among these)."""
+        opened = self._prompt_ends(messages, text)
+        spans = (self._tagged_spans if self.tagged else self._found_spans)(messages, text, opened)
+        spans = [span and self._closed(text, *span) for span in spans]
+        turns = [turn for turn, message in enumerate(messages) if message["role"] == "assistant"]
+        whole = {
+            number
+            for number, (turn, span) in enumerate(zip(turns, spans))
+            if span and turn in opened and _is_whole(text[: opened[turn]], messages[turn], text[slice(*span)])
+        }
+        return spans, frozenset(range(len(turns))) - whole
 
-    def _tagged_spans(self, messages: Messages, text: str) -> list[tuple[int, int]]:
+    def _tagged_spans(self, messages: Messages, text: str, opened: dict[int, int]) -> list[Span]:
         special: dict[str, Any] = dict(self.tokenizer.special_tokens_map)
         rendered: Any = render_jinja_template(  # (texts, spans of each), though it is annotated as a str
             conversations=[messages],
@@ -191,20 +284,35 @@ class ChatTemplate:
             **special,
         )
         spans: list[tuple[int, int]] = rendered[1][0]
+        turns = [turn for turn, message in enumerate(messages) if message["role"] == "assistant"]
         # Some templates tag the header of the turn too; decoding starts after it, so the span does as well.
-        opened = self._prompt_ends(messages, text).values()
-        return [(max((o for o in opened if start < o < end), default=start), end) for start, end in spans]
+        if len(spans) == len(turns):
+            return [
+                self._behind_header(messages[:turn], text, opened.get(turn), span) for turn, span in zip(turns, spans)
+            ]
+        found: list[Span] = []
+        for number, turn in enumerate(turns):  # several parts of a turn are tagged, or none
+            start = opened.get(turn, len(text))
+            after = min([place for later in turns[number + 1 :] if (place := opened.get(later))] or [len(text)])
+            ends = [end for _, end in spans if start < end <= after]
+            found.append((start, max(ends)) if ends else None)
+        return found
 
-    def _found_spans(self, messages: Messages, text: str) -> list[tuple[int, int]]:
-        if any("tool_calls" in message for message in messages):
-            raise UserError(
-                f"{self.name} does not mark where the assistant's tool calls end: add {{% generation %}} tags around them "
-                "in the template"
-            )
-        mark, turns = _mark(), [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+    def _behind_header(self, messages: Messages, text: str, opened: int | None, span: tuple[int, int]) -> Span:
+        """The span of the answer to these messages without the header of its turn, where that is tagged."""
+        start, end = span
+        if opened is not None:
+            return (opened if start < opened < end else start), end
+        header = self._header(messages)
+        same = _common(header, text[start:end]).rstrip("<")
+        return (start + len(same) if same == header or self.control_pattern.match(same) else start), end
+
+    def _found_spans(self, messages: Messages, text: str, opened: dict[int, int]) -> list[Span]:
+        turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+        marked, mark = [turn for turn in turns if "tool_calls" not in messages[turn]], _mark()
         for behind in (False, True):
             parts = self._run(_marked(messages, mark, behind)).split(mark)
-            if "".join(parts) == text and len(parts) == 2 * len(turns) + 1:
+            if "".join(parts) == text and len(parts) == 2 * len(marked) + 1:
                 break
         else:
             raise UserError(
@@ -212,21 +320,29 @@ class ChatTemplate:
                 "add {% generation %} tags around them in the template"
             )
         borders = list(accumulate(len(part) for part in parts[:-1]))
-        opened = self._prompt_ends(messages, text)
-        spans: list[tuple[int, int]] = []
-        for turn, start, end in zip(turns, borders[::2], borders[1::2]):
-            if turn not in opened:  # the template rewrites what came before: look for the header alone
+        located = dict(zip(marked, zip(borders[::2], borders[1::2])))
+        spans: list[Span] = []
+        before = 0
+        for turn in turns:
+            if turn not in located:  # with calls, which stand behind its content: up to where the text goes on
+                whole = self._run(messages[: turn + 1]).rstrip()
+                found = turn in opened and len(whole) > opened[turn] and text.startswith(whole)
+                spans.append((opened[turn], len(whole)) if found else None)
+                continue
+            start, end = located[turn]
+            begin = opened.get(turn)
+            if begin is None:  # the template rewrites what came before: look for the header alone
                 header = self._header(messages[:turn])
-                place = text.rfind(header, spans[-1][1] if spans else 0, start) if header else -1
-                opened[turn] = place + len(header) if place >= 0 else start
-            spans.append((min(opened[turn], start), end))
+                place = text.rfind(header, before, start) if header else -1
+                begin = place + len(header) if place >= 0 else start
+            spans.append((min(begin, start), end))
+            before = end
         return spans
 
     def _header(self, messages: Messages) -> str:
         """What the template writes after the messages to open an answer."""
         prompt = self._opened(messages)
-        same = takewhile(lambda pair: pair[0] == pair[1], zip(prompt, self._run(messages)))
-        return prompt[len(list(same)) :]
+        return prompt[len(_common(prompt, self._run(messages))) :]
 
     def _prompt_ends(self, messages: Messages, text: str) -> dict[int, int]:
         """By number of an assistant turn, where its prompt ends in the text, if the text starts with it."""
@@ -311,7 +427,7 @@ def _marked(messages: Messages, mark: str, behind: bool) -> Messages:
     """
     marked = []
     for message in messages:
-        if message["role"] == "assistant":
+        if message["role"] == "assistant" and "tool_calls" not in message:
             content = message["content"]
             reasoning, think, answer = content.rpartition("</think>")
             space = len(answer) - len(answer.lstrip()) if behind or answer.strip() else 0
@@ -320,6 +436,29 @@ def _marked(messages: Messages, mark: str, behind: bool) -> Messages:
             message = {**message, "content": content[:start] + mark + content[start:end] + mark + content[end:]}
         marked.append(message)
     return marked
+
+
+def _is_whole(prompt: str, answer: dict[str, Any], said: str) -> bool:
+    """Whether the assistant's text has all that an answer to the prompt consists of, however white space is written."""
+    calls = [call.get("function", call).get("name", "") for call in answer.get("tool_calls", [])]
+    content = _continued(prompt, {"role": "assistant", "content": answer["content"]})
+    wanted = [content, answer.get("reasoning_content", ""), *calls]
+    return all("".join(text.split()) in "".join(said.split()) for text in wanted)
+
+
+def _continued(prompt: str, answer: dict[str, Any]) -> str:
+    """An answer as it follows a prompt, which may have opened its reasoning already."""
+    content, reasoning = answer["content"], answer.get("reasoning_content")
+    if not prompt.rstrip().endswith(THINK):
+        return content if reasoning is None else f"{THINK}\n{reasoning}\n{THOUGHT}\n\n{content}"
+    if reasoning is not None:
+        return f"{reasoning}\n{THOUGHT}\n\n{content}"
+    return content.lstrip().removeprefix(THINK).lstrip("\n") if content.lstrip().startswith(THINK) else content
+
+
+def _common(one: str, other: str) -> str:
+    """What both texts begin with."""
+    return one[: sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other)))]
 
 
 def _mark() -> str:

@@ -17,8 +17,11 @@ from functools import lru_cache
 
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from mhc.text.chat_template import ChatTemplate, Rendered, chat_template
-from mhc.text.messages import Messages
+from mhc.errors import UserError
+from mhc.text.chat_template import THOUGHT, ChatTemplate, Rendered, chat_template
+from mhc.text.messages import Messages, checked, learned
+
+Encoded = tuple[list[int], list[bool]]  # token ids, and which of them are learned
 
 
 def encode(
@@ -33,12 +36,88 @@ def encode(
 
 
 def encode_batch(
-    tokenizer: PreTrainedTokenizerBase, conversations: list[Messages], max_length: int | None = None
+    tokenizer: PreTrainedTokenizerBase,
+    conversations: list[Messages],
+    max_length: int | None = None,
+    partly: bool = False,
 ) -> list[tuple[list[int], list[bool]]]:
-    """`encode` for many conversations: one call of the tokenizer, the same result."""
+    """`encode` for many conversations: one call of the tokenizer, the same result. partly: answers that cannot be located
+    are not supervised, in place of an error."""
     template = chat_template(tokenizer)
-    encoded = _encode_rows(template, [template.render(messages) for messages in conversations])
+    encoded = _encode_rows(template, [template.render(messages, partly) for messages in conversations])
     return [(ids[:max_length], mask[:max_length]) for ids, mask in encoded]
+
+
+def encode_turns(tokenizer: PreTrainedTokenizerBase, conversations: list[Messages]) -> list[list[Encoded]]:
+    """The rows of each conversation in which its answers stand as they are decoded: behind their prompt, word for word or,
+    where a message has `token_ids`, with these. That is one row, unless the template changes an answer once the
+    conversation goes on, as those do that drop earlier reasoning. Raises UserError as `encode`, and where an answer does not
+    go on from what the template opens."""
+    template = chat_template(tokenizer)
+    parts = [_turn_rows(template, messages) for messages in conversations]
+    encoded = iter(_encode_rows(template, [row for rows in parts for row, _ in rows]))
+    return [_merged([_followed(next(encoded), ids) for _, ids in rows]) for rows in parts]
+
+
+def _turn_rows(template: ChatTemplate, messages: Messages) -> list[tuple[Rendered, list[int]]]:
+    """Rows with the token ids that follow: then nothing else of a row is learned."""
+    if messages[0]["role"] == "document":
+        return [(template.render(messages), [])]
+    messages = checked(messages)
+    answers = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
+    row = template.render(messages, partly=True)
+    apart = [
+        place
+        for number, place in enumerate(answers)
+        if learned(messages[place]) and (messages[place].get("token_ids") or number in row.changed)
+    ]
+    if not apart:
+        return [(row, [])]
+    rows: list[tuple[Rendered, list[int]]] = []
+    for place in apart:
+        before = [{**each, "weight": 0} if each["role"] == "assistant" else each for each in messages[:place]]
+        if ids := messages[place].get("token_ids"):
+            rows.append((template.prompt(before), ids))
+        else:
+            rows.append((_last_turn(template, [*before, messages[place]]), []))
+    rest = [{**each, "weight": 0} if place in apart else each for place, each in enumerate(messages)]
+    if any(map(learned, rest)):
+        rows.append((template.render(rest, partly=True), []))
+    return rows
+
+
+def _last_turn(template: ChatTemplate, messages: Messages) -> Rendered:
+    """A row in which the last answer alone is learned."""
+    row, answer = template.render(messages, partly=True), messages[-1]
+    last = sum(message["role"] == "assistant" for message in messages) - 1
+    if last not in row.changed:
+        return row
+    if "tool_calls" not in answer and ("reasoning_content" in answer or THOUGHT in answer["content"]):
+        return template.as_decoded(messages)
+    prompt = template.prompt(messages[:-1]).text
+    if row.text.startswith(prompt) and row.spans:  # what the template itself makes of an answer
+        return row
+    raise UserError(
+        f"{template.name} begins every answer with {prompt[-20:]!r}, which the answer {answer['content'][:30]!r} does not go "
+        "on from: let the model answer the prompts itself (run.py distill)"
+    )
+
+
+def _followed(row: Encoded, ids: list[int]) -> Encoded:
+    """A row with the ids that follow it."""
+    return ([*row[0], *ids], [*[False] * len(row[0]), *[True] * len(ids)]) if ids else row
+
+
+def _merged(rows: list[Encoded]) -> list[Encoded]:
+    """Rows that begin another one are learned in that one."""
+    kept: list[Encoded] = []
+    for ids, mask in sorted(rows, key=lambda row: -len(row[0])):
+        whole = next((other for other in kept if other[0][: len(ids)] == ids), None)
+        if whole is None:
+            kept.append((ids, mask))
+        else:
+            whole[1][: len(ids)] = [here or there for here, there in zip(mask, whole[1])]
+    return kept[::-1]
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> list[int]:
@@ -115,7 +194,7 @@ def _encode_whole(tokenizer: PreTrainedTokenizerBase, row: Rendered) -> tuple[li
     out = tokenizer(row.text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     starts, ends = [start for start, _ in out["offset_mapping"]], [end for _, end in out["offset_mapping"]]
     mask = [False] * len(starts)
-    for start, end in row.spans:
+    for start, end in (span for number, span in enumerate(row.spans) if number not in row.context):
         first, last = bisect_right(ends, start), bisect_left(starts, end)
         mask[first:last] = [True] * (last - first)
     return out["input_ids"], mask

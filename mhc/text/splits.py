@@ -21,11 +21,13 @@ def split_of(prompt: str | int) -> str:
 
 
 def split_conversations(numbers: Sequence[int], limit: int | None = None) -> dict[str, list[int]]:
-    """By split, the places of the conversations with these prompt_numbers, at most `limit` of each; a validation or test
+    """By split, the places of the conversations with these prompt_numbers, at most `limit` in all; a validation or test
     split left empty takes a tenth of the training prompts."""
     splits: dict[str, list[int]] = {name: [] for name in SPLITS}
-    for place, number in enumerate(numbers):
-        splits[split_of(number)].append(place)
+    # The first by hash, in their old order: files are often sorted, a sample should not be.
+    by_hash = sorted(range(len(numbers)), key=lambda place: (numbers[place], place)) if limit is not None else []
+    for place in sorted(by_hash[:limit]) if limit is not None else range(len(numbers)):
+        splits[split_of(numbers[place])].append(place)
     for name in ("validation", "test"):
         # Whole prompts move, so that no prompt is in two splits; the last one stays for training.
         different = sorted({numbers[place] for place in splits["train"]}) if not splits[name] else []
@@ -33,7 +35,4 @@ def split_conversations(numbers: Sequence[int], limit: int | None = None) -> dic
             moved = set(different[: max(1, len(different) // 10)])
             splits[name] = [place for place in splits["train"] if numbers[place] in moved]
             splits["train"] = [place for place in splits["train"] if numbers[place] not in moved]
-    if limit is not None:  # the first by hash, in their old order: files are often sorted, a sample should not be
-        for name, places in splits.items():
-            splits[name] = sorted(sorted(places, key=lambda place: (numbers[place], place))[:limit])
     return splits

@@ -9,7 +9,7 @@ import torch
 
 from datamodules.conversations import ConversationData
 from mhc.errors import UserError
-from mhc.text.splits import prompt_number, split_conversations, split_of
+from mhc.text.splits import SPLITS, prompt_number, split_conversations, split_of
 
 
 def rows(count, answer="fine"):
@@ -79,13 +79,17 @@ def test_truncation_cuts_the_end_and_drops_rows_without_a_target(make):
         make(rows(300), max_length=prompt).rows("train")
 
 
-def test_limit_is_a_stable_sample_of_each_split(make):
-    whole, some = make(rows(300)), make(rows(300), limit=10)
-    for split in ("train", "test"):
-        chosen = [c.where for c in some.conversations(split)]
-        everything = [c.where for c in whole.conversations(split)]
-        assert len(chosen) == min(10, len(everything)) and chosen == [w for w in everything if w in chosen]
-    assert [c.where for c in some.conversations("train")] != [c.where for c in whole.conversations("train")[:10]]
+@pytest.mark.parametrize("limit", [1, 10, 100, 299, 1000])
+def test_limit_is_a_stable_sample_of_all_splits_together(make, limit):
+    whole, some = make(rows(300)), make(rows(300), limit=limit)
+    chosen = [c.where for split in SPLITS for c in some.conversations(split)]
+    everything = [c.where for c in sorted(whole.conversations("train"), key=lambda c: prompt_number(c.prompt))]
+    assert len(chosen) == len(set(chosen)) == min(limit, 300)
+    if limit >= 100:
+        assert {split_of(c.prompt) for c in some.conversations("train")} == {"train"}
+        train = [c.where for c in whole.conversations("train") if c.where in chosen]
+        assert [c.where for c in some.conversations("train")] == train
+    assert set(everything[: limit // 2]) <= set(chosen)  # by hash, not the first of the file
 
 
 def test_pack_and_supervise_all(make):
