@@ -149,11 +149,11 @@ def _continue_log(logger: CSVLogger, folder: Path, steps: int) -> None:
 
 def _rewrite(path: Path, names: list[str]) -> None:
     """Give a log another header. (Lightning does it in place, where a kill would lose the lines.)"""
-    with open(path, newline="") as file:
+    with open(path, encoding="utf-8", newline="") as file:
         lines = list(csv.DictReader(file))
 
     def write(target: Path) -> None:
-        with open(target, "w", newline="") as file:
+        with open(target, "w", encoding="utf-8", newline="") as file:
             writer = csv.DictWriter(file, names)
             writer.writeheader()
             writer.writerows(lines)

@@ -102,7 +102,7 @@ def _part(data: ConversationData, path: Path) -> ConversationData:
         }
     else:
         first = islice(iterate(data.path, Report(data.path)), PART)
-        path.write_text("".join(json.dumps({"messages": each.messages}) + "\n" for each in first))
+        path.write_text("".join(json.dumps({"messages": each.messages}) + "\n" for each in first), encoding="utf-8")
         settings = {"path": str(path)}
     part = ConversationData(
         **settings,

@@ -194,7 +194,7 @@ def check_files(arguments: list[str]) -> None:
     for flag, path in pairwise(arguments):
         if flag == "--config":
             try:
-                yaml.safe_load(Path(path).read_text())
+                yaml.safe_load(Path(path).read_text(encoding="utf-8"))
             except OSError as error:
                 raise UserError(f"config '{path}' cannot be read ({error.strerror}): give a YAML file") from error
             except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -5,7 +5,6 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import mhc.decoding.batch
-import mhc.engine
 from mhc.backbone.cache import TreeCache
 from mhc.backbone.model import Backbone
 from mhc.decoding.request import DecodeRequest

@@ -48,7 +48,11 @@ class PackedLinear(nn.Module):
 def packs() -> bool:
     """Whether oneDNN's packed weights are available and the better choice on this processor."""
     try:
-        vendor = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("vendor_id"))
+        vendor = next(
+            line
+            for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+            if line.startswith("vendor_id")
+        )
     except (OSError, StopIteration):
         return False
     return "AMD" in vendor and torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")

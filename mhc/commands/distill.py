@@ -127,7 +127,7 @@ def _distill(jobs: list, answerer, out: Path, manifest: Path, options: argparse.
             answer_all(jobs, answerer, out, options.seed, WINDOW * options.batch_size, say, show)
     finally:  # also where the run was stopped
         seconds = time.perf_counter() - started
-        recorded = json.loads(manifest.read_text())
+        recorded = json.loads(manifest.read_text(encoding="utf-8"))
         recorded["counts"] = {"conversations": counts.kept_before + counts.kept, "rejected": counts.rejected}
         recorded["runs"] = [
             *recorded.get("runs", []),

@@ -221,7 +221,7 @@ def available(on_gpu: bool, processes: int, process: int) -> int | None:
     is present."""
     if on_gpu:
         return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else None
-    kib = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    kib = dict(line.split(":") for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines())
     return (int(kib["MemAvailable"].split()[0]) * 1024 + process) // processes
 
 

@@ -83,7 +83,7 @@ def save_guesses(path: Path, predictions: Sequence[PredictedAcceptance], tokeniz
     probability of the head's top token."""
 
     def write(temporary: Path) -> None:
-        with open(temporary, "w", newline="") as file:
+        with open(temporary, "w", encoding="utf-8", newline="") as file:
             lines = csv.writer(file)
             lines.writerow(["prompt", "position", "head", "text", "kind", "rank", "confidence"])
             lines.writerows(_lines(predictions, tokenizer))

@@ -133,7 +133,7 @@ class Sweep:
 def read_sweep(path: Path) -> Sweep:
     """The sweep in a YAML file. Raises UserError with the key for whatever cannot be run locally."""
     try:
-        content = yaml.safe_load(path.read_text())
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"sweep '{path}' cannot be read ({error.strerror}): give a YAML file") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:

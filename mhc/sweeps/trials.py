@@ -109,5 +109,5 @@ def read_logged(folder: Path) -> dict[str, list[tuple[int, float]]]:
 
 def _last_line(log: Path) -> str:
     """The last line that a program has printed, with the reason where it failed."""
-    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     return "it printed nothing" if lines[-1].startswith("$ ") else lines[-1][:300]

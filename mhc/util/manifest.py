@@ -38,7 +38,7 @@ def open_manifest(path: Path, out: Path, partial: Path, settings: dict[str, Any]
     manifest: dict[str, Any] = {"settings": settings}
     if known:
         try:
-            manifest = json.loads(path.read_text())
+            manifest = json.loads(path.read_text(encoding="utf-8"))
             earlier = dict(manifest["settings"])
         except (ValueError, KeyError, TypeError) as problem:
             raise UserError(
