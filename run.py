@@ -42,27 +42,48 @@ COMMANDS = (
 
 def main(arguments: list[str]) -> int:
     """Run a command; other than fit, validate and test they do not import Lightning, so their --help is quick."""
+    from mhc.errors import UserError
+    from mhc.util.system import print_everything, refusal, require_utf8
+
+    print_everything()
+    try:
+        require_utf8(arguments)
+        status = run(arguments)
+        sys.stdout.flush()  # while a full disk is still one line
+        return status
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # whoever read the output has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except Exception as error:
+        problem = str(error) if isinstance(error, UserError) else refusal(error)
+        if problem is None:
+            raise
+        print(f"error: {' '.join(problem.split())}", file=sys.stderr)
+        return 2
+
+
+def run(arguments: list[str]) -> int:
+    """The command's exit status; raises UserError for whatever the user can mend."""
+    from mhc.errors import UserError
+
     command = arguments[0] if arguments else "--help"
     if command in ("-h", "--help"):
         print(__doc__.strip())
         return 0
-    from mhc.errors import UserError
-
-    try:
-        if command in COMMANDS:
-            module = command + "_" * keyword.iskeyword(command)
-            return importlib.import_module(f"mhc.commands.{module}").main(arguments[1:])
-        if command in LIGHTNING:
-            os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-            return importlib.import_module("mhc.cli").main(arguments)
-        raise UserError(f"unknown command '{command}': choose from {', '.join(LIGHTNING + COMMANDS)}")
-    except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    if command in COMMANDS:
+        module = command + "_" * keyword.iskeyword(command)
+        return importlib.import_module(f"mhc.commands.{module}").main(arguments[1:])
+    if command in LIGHTNING:
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        return importlib.import_module("mhc.cli").main(arguments)
+    raise UserError(f"unknown command '{command}': choose from {', '.join(LIGHTNING + COMMANDS)}")
 
 
 if __name__ == "__main__":
+    from mhc.util.system import restart_in_utf8
+
+    restart_in_utf8()
     sys.exit(main(sys.argv[1:]))
