@@ -24,32 +24,50 @@ COMMANDS = tuple(verb for verb in VERBS if verb not in LIGHTNING)
 def main(arguments: list[str]) -> int:
     """Run a command; other than fit, validate and test they do not import Lightning, so their --help is quick."""
     from mhc.errors import UserError
+    from mhc.util.system import print_everything, refusal, require_utf8
+
+    print_everything()
+    try:
+        require_utf8(arguments)
+        status = run(arguments)
+        sys.stdout.flush()  # while a full disk is still one line
+        return status
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # whoever read the output has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except Exception as error:
+        problem = str(error) if isinstance(error, UserError) else refusal(error)
+        if problem is None:
+            raise
+        print(f"error: {' '.join(problem.split())}", file=sys.stderr)
+        return 2
+
+
+def run(arguments: list[str]) -> int:
+    """The command's exit status; raises UserError for whatever the user can mend."""
+    from mhc.errors import UserError
 
     command, *rest = arguments or ["--help"]
     if command == "help" and rest:
         command, rest = rest[0], ["--help"]
-    try:
-        if command in ("-h", "--help", "help"):
-            print(usage())
-            return 0
-        if command == "--version":
-            from mhc.version import __version__
+    if command in ("-h", "--help", "help"):
+        print(usage())
+        return 0
+    if command == "--version":
+        from mhc.version import __version__
 
-            print(f"mhc {__version__}")
-            return 0
-        if command in COMMANDS:
-            module = command + "_" * keyword.iskeyword(command)
-            return importlib.import_module(f"mhc.commands.{module}").main(rest)
-        if command in LIGHTNING:
-            os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-            return importlib.import_module("mhc.cli").main([command, *rest])
-        raise UserError(unknown(command))
-    except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+        print(f"mhc {__version__}")
+        return 0
+    if command in COMMANDS:
+        module = command + "_" * keyword.iskeyword(command)
+        return importlib.import_module(f"mhc.commands.{module}").main(rest)
+    if command in LIGHTNING:
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        return importlib.import_module("mhc.cli").main([command, *rest])
+    raise UserError(unknown(command))
 
 
 def usage() -> str:
@@ -68,13 +86,8 @@ def unknown(command: str) -> str:
     return f"unknown verb '{command}'{hint} (run.py --help lists them)"
 
 
-def require_utf8() -> None:
-    """Start over in Python's UTF-8 mode where the locale is another: paths and files are UTF-8 whatever it says."""
-    if sys.getfilesystemencoding() != "utf-8":
-        os.environ["PYTHONUTF8"] = "1"  # for the processes that this one starts
-        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
-
-
 if __name__ == "__main__":
-    require_utf8()
+    from mhc.util.system import restart_in_utf8
+
+    restart_in_utf8()
     sys.exit(main(sys.argv[1:]))

@@ -77,7 +77,7 @@ def start(checkout: str, options: argparse.Namespace) -> subprocess.Popen[str]:
     """A process that decodes with the code of this checkout."""
     script = [sys.executable, str(Path(__file__).resolve()), checkout, "--serve"]
     script += ["--checkpoint", str(Path(options.checkpoint).resolve()), "--new", str(options.new)]
-    return subprocess.Popen(script, cwd=checkout, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(script, cwd=checkout, stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8")
 
 
 def ask(process: subprocess.Popen[str], request: dict[str, Any]) -> dict[str, Any]:
@@ -119,7 +119,7 @@ def serve(options: argparse.Namespace) -> None:
 
 def commit_of(folder: str) -> str:
     command = ["git", "rev-parse", "--short", "HEAD"]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True).stdout.strip()
+    return subprocess.run(command, cwd=folder, capture_output=True, encoding="utf-8").stdout.strip()
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ def save(name: str, results: list[dict[str, Any]], folder: Path = RESULTS, **ext
     """Write <folder>/<name>.json."""
     try:
         commit = subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
+            ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, encoding="utf-8"
         ).stdout
     except OSError:  # a machine without git
         commit = ""

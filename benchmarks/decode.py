@@ -81,7 +81,7 @@ def load_engines(runs: Path) -> tuple[dict[str, Engine], object]:
         backbone, tuned = drafter.backbone, tuned_tree(folder)
         if tuned is None:
             raise SystemExit(f"{folder / TUNED} is missing: run `python run.py tune --checkpoint {folder}` first")
-        trained_with = parse_tree(json.loads((folder / DESCRIPTION).read_text())["tree"])
+        trained_with = parse_tree(json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))["tree"])
         shapes = {"fixed": trained_with, "dynamic": DynamicTree(3, drafter.draft_length, 16), "tuned": tuned}
         engines |= {f"{folder.name}/{name}": Engine(backbone, drafter, shape) for name, shape in shapes.items()}
     if backbone is None:

@@ -50,7 +50,7 @@ def main() -> None:
     for number, folder in enumerate(map(Path, options.comparisons)):
         if not (folder / RESULT).exists() and run_stage(Console(), str(folder), ["compare", "--out", str(folder)]):
             raise SystemExit(1)
-        whole[folder.name] = json.loads((folder / RESULT).read_text())
+        whole[folder.name] = json.loads((folder / RESULT).read_text(encoding="utf-8"))
         results += lines(whole[folder.name]["families"], f"/{folder.name}" if number else "")
     first = Path(options.comparisons[0])
     for size in options.scaling:
@@ -84,7 +84,7 @@ def lines(families: dict[str, Any], suffix: str) -> list[dict[str, Any]]:
 
 def scaled(comparison: Path, family: str, size: str) -> float:
     """Tokens per step (chain, T=0) of heads trained on `size` conversations for as many steps as the comparison's."""
-    settings = json.loads((comparison / RESULT).read_text())
+    settings = json.loads((comparison / RESULT).read_text(encoding="utf-8"))
     data = settings["data"] or str(comparison / "answers.jsonl")
     folder = comparison if size == "all" and not settings["limit"] else comparison / "scaling" / size
     if not (folder / family / DESCRIPTION).exists():

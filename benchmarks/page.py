@@ -24,7 +24,7 @@ QUESTION = "Python: `select_it(words)` should return a list of the words longer 
 
 def main() -> None:
     command = [sys.executable, "run.py", "serve", "--checkpoint", "runs/quickstart/cascade", "--port", "0"]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as server:
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, encoding="utf-8") as server:
         try:
             line = server.stdout.readline()
             address = re.search(r"http://\S+?/(?=,)", line)

@@ -26,26 +26,38 @@ PROMPT = "Write a happy story about Anna, who is curious. It should mention: a s
 
 
 def main() -> None:
-    insert(ROOT / "README.md", "decode.json", decode_table(json.loads((RESULTS / "decode.json").read_text())))
-    drafters = json.loads((RESULTS / "drafters.json").read_text())
+    insert(
+        ROOT / "README.md",
+        "decode.json",
+        decode_table(json.loads((RESULTS / "decode.json").read_text(encoding="utf-8"))),
+    )
+    drafters = json.loads((RESULTS / "drafters.json").read_text(encoding="utf-8"))
     insert(ROOT / "README.md", "drafters.json", short_drafters_table(drafters))
     insert(DOCS / "drafters.md", "drafters.json", drafters_tables(drafters))
     draw_comparison(DOCS / "drafters.png", next(iter(drafters["comparisons"].values())))
     if (RESULTS / "lm.json").exists():
-        found = json.loads((RESULTS / "lm.json").read_text())
+        found = json.loads((RESULTS / "lm.json").read_text(encoding="utf-8"))
         insert(ROOT / "README.md", "lm.json, stages", lm_table(found))
         insert(DOCS / "lm.md", "lm.json, stages", lm_table(found))
         insert(DOCS / "lm.md", "lm.json, speed", speed_table(found))
     if (RESULTS / "engines.json").exists():
-        insert(DOCS / "engines.md", "engines.json", engines_table(json.loads((RESULTS / "engines.json").read_text())))
+        insert(
+            DOCS / "engines.md",
+            "engines.json",
+            engines_table(json.loads((RESULTS / "engines.json").read_text(encoding="utf-8"))),
+        )
     if not (RUN / "report.json").exists():
         print(f"{RUN} has no report: the quickstart's figures stay as they are")
         return
-    report = json.loads((RUN / "report.json").read_text())
+    report = json.loads((RUN / "report.json").read_text(encoding="utf-8"))
     write_json(RESULTS / "quickstart.json", {"machine": machine(), "versions": versions(), **report})
     shutil.copy(RUN / "head_accuracy.png", DOCS / "head_accuracy.png")
     insert(ROOT / "README.md", "quickstart.json", quickstart_table(report))
-    insert(DOCS / "pocket.md", "pocket.json", pocket_table(json.loads((RESULTS / "pocket.json").read_text()), report))
+    insert(
+        DOCS / "pocket.md",
+        "pocket.json",
+        pocket_table(json.loads((RESULTS / "pocket.json").read_text(encoding="utf-8")), report),
+    )
     draw_answer(DOCS / "answer.svg")
 
 

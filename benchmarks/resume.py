@@ -59,7 +59,7 @@ def main() -> None:
     random.seed(options.seed)
     torch.set_num_threads(1)
     path = RESULTS / "resume.json"
-    results = json.loads(path.read_text())["results"] if path.exists() else []
+    results = json.loads(path.read_text(encoding="utf-8"))["results"] if path.exists() else []
     for trainer in options.trainers:
         for case in options.cases:
             name = f"{Path(trainer).stem}/{case}"
@@ -80,19 +80,25 @@ def killed(folder: Path, case: str, flags: list[str], count: int, fresh: bool) -
     more = [*CASES[case], *flags]
     last = interrupted / "last.ckpt"
     if status := run(build(*model, whole, *more), whole, fresh=fresh):
-        raise SystemExit(f"the undisturbed run ended with {status}:\n{whole.with_suffix('.txt').read_text()}")
+        raise SystemExit(
+            f"the undisturbed run ended with {status}:\n{whole.with_suffix('.txt').read_text(encoding='utf-8')}"
+        )
     steps = CheckpointFiles().load_checkpoint(whole / "last.ckpt")["global_step"]
     lost, kills = [], 0
     for step in sorted(random.choices(range(1, steps), k=count)):
         resume = ["--ckpt_path", "last"] if interrupted.exists() else []
         status = run(build(*model, interrupted, *more, *resume), interrupted, step, fresh)
         if status != -signal.SIGKILL:
-            raise SystemExit(f"a run ended with {status}:\n{interrupted.with_suffix('.txt').read_text()}")
+            raise SystemExit(
+                f"a run ended with {status}:\n{interrupted.with_suffix('.txt').read_text(encoding='utf-8')}"
+            )
         kills += 1
         saved = CheckpointFiles().load_checkpoint(newest_whole(last))["global_step"] if last.exists() else 0
         lost.append(begun(interrupted) - saved)
     if status := run(build(*model, interrupted, *more, "--ckpt_path", "last"), interrupted, fresh=fresh):
-        raise SystemExit(f"the last run ended with {status}:\n{interrupted.with_suffix('.txt').read_text()}")
+        raise SystemExit(
+            f"the last run ended with {status}:\n{interrupted.with_suffix('.txt').read_text(encoding='utf-8')}"
+        )
     different = {metric: [value] for metric, value in differences(whole, interrupted).items()}
     return {"kills": [kills], **different, "lost_steps": lost}
 

@@ -181,7 +181,10 @@ def losses(repeats: int) -> list[dict[str, Any]]:
         for _ in range(repeats):
             for version, runs in measured.items():
                 output = subprocess.run(
-                    [sys.executable, __file__, "--one", version, objective], capture_output=True, text=True, check=True
+                    [sys.executable, __file__, "--one", version, objective],
+                    capture_output=True,
+                    encoding="utf-8",
+                    check=True,
                 )
                 runs.append(json.loads(output.stdout))
         for naive, ours in zip(*measured.values()):
@@ -210,7 +213,7 @@ def step(repeats: int) -> list[dict[str, Any]]:
 def save(results: list[dict[str, Any]], **extra: Any) -> None:
     """Write these results to train.json in place of earlier ones of the same cases."""
     path, cases = RESULTS / "train.json", {row["case"] for row in results}
-    saved = json.loads(path.read_text()) if path.exists() else {"results": []}
+    saved = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"results": []}
     saved |= {"machine": machine(), "versions": versions(), **extra}
     saved["results"] = [row for row in saved["results"] if row["case"] not in cases] + results
     write_json(path, saved)

@@ -38,7 +38,7 @@ class Samples(Callback):
         """Drop the samples of steps beyond the one that the run begins at or resumes from."""
         path = Path(trainer.default_root_dir) / RESULT
         if trainer.is_global_zero and path.exists():
-            samples = json.loads(path.read_text())
+            samples = json.loads(path.read_text(encoding="utf-8"))
             self._write(path, {step: rows for step, rows in samples.items() if int(step) <= trainer.global_step})
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
@@ -50,7 +50,7 @@ class Samples(Callback):
             self._prompts = prompts_of(data_of(trainer), module.tokenizer, self.prompts)
         table = [(prompt, self.answer(module, ids)) for prompt, ids in self._prompts]
         path = Path(trainer.default_root_dir) / RESULT
-        before = json.loads(path.read_text()) if path.exists() else {}
+        before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         earlier = {number: rows for number, rows in before.items() if int(number) < step}
         self._write(path, earlier | {str(step): table})
         for logger in trainer.loggers:

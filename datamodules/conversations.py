@@ -210,7 +210,7 @@ class ConversationData(BatchData):
             np.save(path.with_name("numbers.npy"), np.frombuffer(numbers, np.uint64))
             assert self.report is not None  # reading made it
             write_json(report, {"report": asdict(self.report), "source": self._source()})  # last: now it is whole
-        self.report = Report(**json.loads(report.read_text())["report"])
+        self.report = Report(**json.loads(report.read_text(encoding="utf-8"))["report"])
         return stored, array("Q", np.load(path.with_name("numbers.npy")).tobytes())
 
     def prompts(self, split: str, count: int) -> list[Prompt]:
@@ -271,7 +271,7 @@ class ConversationData(BatchData):
         if rows is None or not result.exists():
             rows = EncodedRows.on_disk(path, self._encoded(split, totals))
             write_json(result, {"totals": asdict(totals), "encoded": settings})
-        return rows, Totals(**json.loads(result.read_text())["totals"])
+        return rows, Totals(**json.loads(result.read_text(encoding="utf-8"))["totals"])
 
     def origins(self, numbers: Sequence[int]) -> list[str]:
         """Where training rows come from: "file.jsonl:12" of each conversation, several for a packed row."""

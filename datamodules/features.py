@@ -160,7 +160,7 @@ class FeatureData(BatchData):
         """At most `count` prompts of "validation" or "test", in the order of ConversationData; 512 of each are kept."""
         path = self.path / PROMPTS
         try:
-            recorded = json.loads(path.read_text())
+            recorded = json.loads(path.read_text(encoding="utf-8"))
             return [Prompt(**prompt) for prompt in recorded[split][:count]]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"'{path}' has no prompts of {split} ({error!r}): {AGAIN}") from error

@@ -28,7 +28,7 @@ print(answer.text, answer.tokens_per_step)
 
 
 def main() -> None:
-    (ROOT / "docs" / "api.md").write_text(page())
+    (ROOT / "docs" / "api.md").write_text(page(), encoding="utf-8")
 
 
 def page() -> str:

@@ -1,6 +1,5 @@
 """fit, validate and test: LightningCLI with this project's manners."""
 
-import errno
 import logging
 import os
 import re
@@ -8,7 +7,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -18,10 +17,10 @@ import yaml
 from jsonargparse import ArgumentError, Namespace
 from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from omegaconf.errors import OmegaConfBaseException
-from safetensors import SafetensorError
 
 from callbacks.run_checkpoint import RunCheckpoint
 from mhc.checkpoints.settings import flat
@@ -30,7 +29,9 @@ from mhc.errors import UserError
 from mhc.estimate.choose import choose_batch_size, dry_run
 from mhc.training.trainer_settings import require_trainer
 from mhc.util.env_values import hidden
+from mhc.util.locks import LOCK, alone
 from mhc.util.settings_parser import SettingsParser, plainly
+from mhc.util.system import refusal
 
 # References across config files (`${data.init_args.max_length}`) hold in any order and follow overrides.
 jsonargparse.set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
@@ -57,6 +58,10 @@ class CLI(LightningCLI):
     """LightningCLI whose runs write last.ckpt, whose --ckpt_path also takes `last` and `best` (DrafterCheckpoint's), and
     which tests and validates the best heads of the run's folder by default."""
 
+    def __init__(self, *args: Any, **kwargs: Any):
+        with ExitStack() as self.held:  # to the end of the run, which is all in here
+            super().__init__(*args, **kwargs)
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         # datamodules.batching shares the rows out itself
         parser.set_defaults({"seed_everything": 0, "trainer.use_distributed_sampler": False})
@@ -80,6 +85,8 @@ class CLI(LightningCLI):
             settings.trainer, (settings.model.get("init_args") or {}).get("dtype", "float32"), settings.dry_run
         )
         folder = Path(settings.trainer.default_root_dir or ".")
+        if self.subcommand == "fit" and settings.dry_run is None and first_process():
+            self.held.enter_context(alone(folder / LOCK, "--trainer.default_root_dir"))
         if settings.auto_batch_size and self.subcommand == "fit":
             choose_batch_size(settings, self.instantiate, folder)
         if settings.dry_run is not None:
@@ -134,6 +141,12 @@ class CLI(LightningCLI):
         return super().instantiate_trainer(plugins=[*plugins, CheckpointFiles()], **kwargs)
 
 
+def first_process() -> bool:
+    """Whether this is the process, of all that a launcher started on all machines, that writes the run's files."""
+    node = os.environ.get("NODE_RANK", os.environ.get("GROUP_RANK", "0"))
+    return rank_zero_only.rank == 0 and node == "0"
+
+
 def exists(path: Path) -> bool:
     """Whether there is a checkpoint at `path`, or the one before it."""
     return path.exists() or previous(path).exists()
@@ -173,7 +186,7 @@ def main(arguments: list[str]) -> int:
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Turn what the libraries say about settings, and about a full disk, into UserError."""
+    """Turn what the libraries say about settings into UserError, and find what the system refused below it."""
     try:
         yield
     except ArgumentError as error:
@@ -182,18 +195,11 @@ def one_line_errors() -> Iterator[None]:
         raise UserError(f"the configuration cannot be resolved: {shorten(str(error))}") from error
     except (ValueError, TypeError, MisconfigurationException) as error:  # jsonargparse wraps what a constructor raises
         cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, UserError):
+        while cause is not None and not isinstance(cause, UserError) and refusal(cause) is None:
             cause = cause.__cause__ or cause.__context__
         if cause is None and refused_by_lightning(error):
             raise UserError(f"the trainer refuses: {shorten(str(error))}") from error
         raise cause or error from None
-    except (OSError, SafetensorError) as error:
-        full = [
-            text for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) if (text := os.strerror(number)) in str(error)
-        ]
-        if not full:
-            raise
-        raise UserError(f"{full[0]}: make room for logs and heads, then resume with --ckpt_path last") from error
 
 
 def refused_by_lightning(error: Exception) -> bool:

@@ -39,7 +39,7 @@ def factor(name: str, config: dict) -> float:
 def convert(source: Path, target: Path) -> None:
     """Write the Llama that computes what the MiniCPM4 in `source` does. Raises UserError where that is another model."""
     try:
-        config = json.loads((source / "config.json").read_text())
+        config = json.loads((source / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(
             f"no readable config.json in '{source}' ({error}): give the folder of MiniCPM4's files"

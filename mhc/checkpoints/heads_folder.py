@@ -107,7 +107,7 @@ def save_drafter(
 def tuned_tree(folder: Path) -> TreeShape | None:
     """The tree that `run.py tune` found for the heads in `folder`, if it was run."""
     try:
-        return parse_tree(json.loads((folder / TUNED).read_text())["tree"])
+        return parse_tree(json.loads((folder / TUNED).read_text(encoding="utf-8"))["tree"])
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError) as error:
@@ -122,7 +122,7 @@ def load_drafter(path: str | Path, backbone: str | Backbone | None = None, **loa
     """
     folder = Path(path)
     try:
-        description = json.loads((folder / DESCRIPTION).read_text())
+        description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
         known = {key: description[key] for key in ("drafter", "arguments", "backbone", "fingerprint", "tree", "sha256")}
         family, arguments = getattr(mhc.drafters, known["drafter"]), saved_arguments(description)
         tree = parse_tree(known["tree"])

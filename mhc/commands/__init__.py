@@ -62,7 +62,7 @@ def add_plain(parser: argparse.ArgumentParser) -> None:
 
 def add_limit(parser: argparse.ArgumentParser) -> None:
     """The flag for a part of the data."""
-    text = "at most N conversations of each split (pocket: N in all)"
+    text = "at most N conversations, whatever split they belong to"
     parser.add_argument("--limit", type=int, metavar="N", help=text)
 
 

@@ -111,7 +111,7 @@ def _engine(options: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
 
     engine, settings = engine_of(options, "pocket"), {}
     if not options.plain:
-        heads = json.loads((Path(options.checkpoint) / DESCRIPTION).read_text())["sha256"][:16]
+        heads = json.loads((Path(options.checkpoint) / DESCRIPTION).read_text(encoding="utf-8"))["sha256"][:16]
         settings = {"heads": heads, "tree": digest(engine.tree.describe())}
     backbone = engine.backbone
     settings |= {

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from mhc.commands import FAMILIES, Parser, add_backbone, add_limit, identity_of, loading_of
 from mhc.errors import UserError
+from mhc.util.locks import alone, beside
 
 GOOD = 0.8  # of the supervised tokens, above which data are the backbone's own words
 LEAST = {
@@ -29,7 +30,11 @@ def main(argv: list[str]) -> int:
     """Collect --data into --out; returns the exit status."""
     options = _parser().parse_args(argv)
     _check(options)
+    with alone(beside(Path(options.out)), "--out"):
+        return _collect(options)
 
+
+def _collect(options: argparse.Namespace) -> int:
     from datamodules import ConversationData
     from mhc.backbone.model import Backbone
     from mhc.distill.features import collect, in_bytes
@@ -49,10 +54,7 @@ def main(argv: list[str]) -> int:
         "dtype": str(backbone.dtype).removeprefix("torch."),
         **identity_of(backbone, Path(options.out) / MANIFEST),
     }
-    try:
-        manifest = collect(backbone, data, Path(options.out), settings)
-    except OSError as error:
-        raise UserError(f"cannot write to --out {options.out}: {error.strerror}") from error
+    manifest = collect(backbone, data, Path(options.out), settings)
     counts = ", ".join(f"{name} {counts['samples']:,}" for name, counts in manifest["splits"].items())
     advice = "" if manifest["agreement"] > GOOD else ": heads learn best from its own words, see `run.py distill`"
     say(

@@ -86,7 +86,7 @@ def compare(
         found, guesses = measure(drafters, tuned, prompts["test"], max_new_tokens, update)
     for family in families:
         save_guesses(out / family / GUESSES, guesses[family], backbone.tokenizer)
-        cost = json.loads((out / family / COST).read_text())
+        cost = json.loads((out / family / COST).read_text(encoding="utf-8"))
         found[family] |= {
             "parameters": parameters[family],
             "steps": cost["steps"],
@@ -126,7 +126,7 @@ def write_results(out: Path, comparison: dict[str, Any]) -> None:
 
     write_json(out / RESULT, comparison)
     table = as_markdown(comparison)
-    (out / "comparison.md").write_text(f"{table}\n{explain(comparison)}\n")
+    (out / "comparison.md").write_text(f"{table}\n{explain(comparison)}\n", encoding="utf-8")
     draw_comparison(out / "comparison.png", comparison)
     show(comparison["families"])
     Console().print(explain(comparison), highlight=False)
@@ -170,7 +170,7 @@ def _tuned(folder: Path, drafter, prompts: list[list[int]], max_new_tokens: int,
         path = folder / (TUNED if label == "T=0" else f"tree.{label}.json")
         if not path.exists():
             write_json(path, tune(Engine(drafter.backbone, drafter), prompts, max_new_tokens, sampling, progress))
-        trees[label] = parse_tree(json.loads(path.read_text())["tree"])
+        trees[label] = parse_tree(json.loads(path.read_text(encoding="utf-8"))["tree"])
     return trees
 
 
@@ -214,7 +214,7 @@ def _steps_in(console, family, trainer, data, folder, common, minutes: float) ->
         command = ["fit", *training(family, trainer, data, trial, *common, *short), "--checkpoint.overwrite", "true"]
         if run_stage(console, f"how long a step with {family} heads takes", command):
             return None
-    cost = json.loads((trial / COST).read_text())
+    cost = json.loads((trial / COST).read_text(encoding="utf-8"))
     return max(VALIDATIONS, int(60 * minutes / (cost["seconds"] / cost["steps"])))
 
 

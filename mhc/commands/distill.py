@@ -24,6 +24,7 @@ from mhc.commands import (
     sampling_of,
 )
 from mhc.errors import UserError
+from mhc.util.locks import alone, beside
 
 WINDOW = 64  # times the answers made at once: conversations that are worked on together
 
@@ -38,10 +39,17 @@ def main(argv: list[str]) -> int:
         raise UserError(f"--limit is {options.limit}: it must be at least 1")
     if options.retries < 0:
         raise UserError(f"--retries is {options.retries}: it must be 0 or above")
+    out = Path(options.out)
+    with alone(beside(out), "--out"):
+        _open(options, out)
+    return 0
+
+
+def _open(options: argparse.Namespace, out: Path) -> None:
+    """Resume `out`, or begin it, with these settings."""
     from mhc.distill.answers import partial_of
     from mhc.util.manifest import open_manifest
 
-    out = Path(options.out)
     settings: dict[str, Any] = {"data": options.data, "seed": options.seed, "max_new_tokens": options.max_new_tokens}
     settings |= {name: getattr(options, name) for name in ("temperature", "top_p", "top_k")}
     jobs = _jobs(options)
@@ -50,7 +58,6 @@ def main(argv: list[str]) -> int:
     notes = {"limit": options.limit, "server": getattr(answerer, "shown_url", None)}
     open_manifest(manifest, out, partial_of(out), settings | own, notes)
     _distill(jobs, answerer, out, manifest, options)
-    return 0
 
 
 def _jobs(options: argparse.Namespace) -> list:

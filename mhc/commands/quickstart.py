@@ -33,7 +33,7 @@ def main(argv: list[str]) -> int:
         status = run_stage(console, f"{number}/{len(stages)} {what}", command)
         if status:
             return status
-    drafters = {name: json.loads((out / name / RESULT).read_text()) for name in DRAFTERS}
+    drafters = {name: json.loads((out / name / RESULT).read_text(encoding="utf-8")) for name in DRAFTERS}
     seconds = round(time.perf_counter() - started, 1)
     report = {"seconds": seconds, "drafters": drafters}
     write_json(out / "report.json", report)

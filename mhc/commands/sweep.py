@@ -110,7 +110,9 @@ def _check_flags(console: "Console", command: list[str]) -> None:
     if not any(Path(part).resolve() == RUN for part in command):
         return
     with console.status("reading the first trial's settings"):
-        process = subprocess.run([*command, "--print_config"], stdin=subprocess.DEVNULL, capture_output=True, text=True)
+        process = subprocess.run(
+            [*command, "--print_config"], stdin=subprocess.DEVNULL, capture_output=True, encoding="utf-8"
+        )
     if process.returncode:
         lines = process.stderr.strip().splitlines() or [f"exit status {process.returncode}"]
         raise UserError(f"run.py refuses the first trial's flags: {lines[-1].removeprefix('error: ')}")

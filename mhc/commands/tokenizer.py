@@ -67,7 +67,7 @@ def _previous_report(out: Path, settings: dict[str, Any]) -> dict[str, Any] | No
     if not any(out.iterdir()):
         return None
     try:
-        report = json.loads((out / REPORT).read_text())
+        report = json.loads((out / REPORT).read_text(encoding="utf-8"))
         was = dict(report["settings"])
         report["vocabulary"], report["held_out"]["scripts"]
     except (OSError, ValueError, KeyError, TypeError) as problem:

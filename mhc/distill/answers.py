@@ -163,7 +163,7 @@ def answer_all(
         for job in waiting:
             for answer in begun.get(job.key, [])[: sum(m["role"] == "assistant" for m in job.source)]:
                 job.answer(*answer)
-        rejects.write_text("")
+        rejects.write_text("", encoding="utf-8")
         refused = stack.enter_context(Journal(rejects, tell))
         progress(counts)
         for job in [job for job in waiting if job.complete]:  # killed between its last answer and its line

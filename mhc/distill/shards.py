@@ -105,7 +105,7 @@ def check_shard(folder: Path, name: str, collection: str) -> dict[str, Any]:
     """What the file beside a shard says, if the shard is that very file and of this collection; else raises UserError."""
     path = folder / f"{name}.safetensors"
     try:
-        note = json.loads(path.with_suffix(".json").read_text())
+        note = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
         if note["collection"] != collection:
             raise UserError(f"'{path}' belongs to another collection: {AGAIN}")
         size, sha256 = note["bytes"], note["sha256"]
@@ -123,7 +123,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a folder; raises UserError where `run.py collect` wrote none."""
     path = folder / MANIFEST
     try:
-        manifest = json.loads(path.read_text())
+        manifest = json.loads(path.read_text(encoding="utf-8"))
         if manifest["format"] != FORMAT:
             raise UserError(
                 f"'{path}' has format {manifest['format']}, but this version reads {FORMAT}: collect into another folder"

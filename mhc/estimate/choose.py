@@ -34,7 +34,7 @@ def choose_batch_size(settings: Namespace, instantiate: Callable[[Namespace], Na
     same."""
     path = folder / BATCH_SIZE
     if path.exists():
-        rows, why = json.loads(path.read_text())["batch_size"], f"as {path} says"
+        rows, why = json.loads(path.read_text(encoding="utf-8"))["batch_size"], f"as {path} says"
     else:
         if os.environ.get("WORLD_SIZE", "1") != "1":
             raise UserError(

@@ -52,7 +52,7 @@ def write_folder(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor
 def read_config(folder: Path) -> dict[str, Any]:
     """The config.json of `folder`; UserError if there is none or it is damaged."""
     try:
-        config = json.loads((folder / CONFIG).read_text())
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(f"no {CONFIG} in '{folder}': give a folder of exported or published heads") from error
     except (OSError, ValueError) as error:

@@ -17,7 +17,7 @@ def hf(drafter: Drafter, folder: Path) -> str:
     """What `export` has copied from the checkpoint, under the name that the backbone was given here (a Hub name, say, in place
     of a folder of this machine); returns the command that uses it."""
     name = drafter.backbone.name
-    description = json.loads((folder / DESCRIPTION).read_text())
+    description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
     if description["backbone"] != name:
         write_json(folder / DESCRIPTION, description | {"backbone": name})
     return shlex.join(

@@ -41,8 +41,10 @@ def measure(out: Path, data: Path, longest: int, seconds: float) -> dict[str, An
     accuracy, pairs = preference_accuracy(
         str(out / "dpo/model"), str(out / "sft/model"), str(data / "preferences.jsonl")
     )
-    decoded = json.loads((out / "heads" / "decode_benchmark.json").read_text())
-    costs = {name: json.loads((out / name / "training.json").read_text()) for name in (*MODELS, "heads")}
+    decoded = json.loads((out / "heads" / "decode_benchmark.json").read_text(encoding="utf-8"))
+    costs = {
+        name: json.loads((out / name / "training.json").read_text(encoding="utf-8")) for name in (*MODELS, "heads")
+    }
     curves = {name: read_logs(out / name)[0] for name in MODELS}
     report = {
         "minutes": round(seconds / 60, 1),
@@ -128,7 +130,7 @@ def show(console: Console, report: dict[str, Any], out: Path) -> None:
     for row in rows(report):
         table.add_row(*row)
     console.print(table)
-    write_atomically(out / TABLE, lambda path: path.write_text(as_markdown(report)))
+    write_atomically(out / TABLE, lambda path: path.write_text(as_markdown(report), encoding="utf-8"))
     draw(out / PLOT, report["curves"])
     console.print(f"-> {out / REPORT}, {TABLE} (with each model's answers), {PLOT}", highlight=False, soft_wrap=True)
 

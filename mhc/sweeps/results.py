@@ -54,7 +54,7 @@ class SweepResults:
             "results": records,
         }
         write_json(out / RESULT, results)
-        write_atomically(out / TABLE, lambda path: path.write_text(self.markdown()))
+        write_atomically(out / TABLE, lambda path: path.write_text(self.markdown(), encoding="utf-8"))
         write_atomically(out / PICTURE, lambda path: draw_parallel(path, self.sweep, records, self.best))
 
     def markdown(self) -> str:

@@ -107,7 +107,7 @@ def parse_tree(tree: Any) -> TreeShape:
             names = ", ".join(sorted(known.stem for known in NAMED.glob("*.json")))
             raise UserError(f"unknown tree '{tree}': give {names}, a JSON file, or a list such as [[0],[1],[0,0]]")
         try:
-            tree = json.loads(tree if tree.lstrip()[:1] in ("[", "{") else path.read_text())
+            tree = json.loads(tree if tree.lstrip()[:1] in ("[", "{") else path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise UserError(f"tree '{tree}' is not JSON ({error}): give a list such as [[0],[1],[0,0]]") from error
     try:

@@ -32,7 +32,9 @@ def write_atomically(path: Path, write, keep: Path | None = None) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON, atomically."""
-    write_atomically(path, lambda at: at.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n"))
+    write_atomically(
+        path, lambda at: at.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    )
 
 
 def read_json(path: Path) -> dict[str, Any]:

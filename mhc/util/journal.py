@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mhc.errors import UserError
+from mhc.util.locks import holder
 
 
 def digest(value: Any) -> str:
@@ -50,7 +51,7 @@ class Journal:
         except BlockingIOError as problem:
             file.close()
             raise UserError(
-                f"another process is writing '{self.path}': wait for it, or choose another --out"
+                f"another process{holder(self.path)} is writing '{self.path}': wait for it, or choose another --out"
             ) from problem
         return file
 
