@@ -31,9 +31,9 @@ def flat(settings: Namespace) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, Namespace):
-        value = value.as_dict()
-    return json.loads(json.dumps(value, default=str))
+    return json.loads(
+        json.dumps(value, default=lambda part: part.as_dict() if isinstance(part, Namespace) else str(part))
+    )
 
 
 def compare(before: dict[str, Any], now: dict[str, Any], states: dict[str, Any]) -> str | None:

@@ -3,11 +3,13 @@ written. No traceback, no lost run: one line and status 2, in ASCII where that i
 
 import json
 import os
+import signal
 import subprocess
 import sys
 
 import pytest
 
+from mhc.util.locks import LOCK, alone
 from mhc.util.verbs import VERBS
 from tests.helpers.runs import CASCADE, COMMON, ROOT, small, sums
 
@@ -54,7 +56,7 @@ def test_a_run_in_ascii_trains_and_answers(tmp_path):
     fitted = call("fit", *COMMON, *CASCADE, *small(folder / "run", data))
     assert fitted.returncode == 0, fitted.stderr
     assert (folder / "run" / "last.ckpt").exists() and (folder / "run" / "report.html").exists()
-    shown = call("inspect", "--data", str(data))
+    shown = call("inspect", "--data", str(data), "--backbone", "pocket")
     assert shown.returncode == 0, shown.stderr
     answered = call(
         "generate", "--checkpoint", str(folder / "run"), "--prompt", "Gr\u00fc\u00dfe?", "--max_new_tokens", "8"
@@ -92,3 +94,22 @@ def test_a_reader_that_has_enough_ends_the_writing_quietly():
     command = f"{sys.executable} run.py --help | head -1 >/dev/null; exit ${{PIPESTATUS[0]}}"
     found = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True)
     assert not found.stderr
+
+
+def test_a_second_run_in_a_folder_is_refused_and_a_killed_one_leaves_no_lock(tmp_path):
+    held = tmp_path / "run"
+    code = (
+        f"import sys, time; sys.path.insert(0, {str(ROOT)!r}); from pathlib import Path; from mhc.util.locks import *\n"
+    )
+    code += f"with alone(Path({str(held)!r}) / LOCK, '--out'): print('held', flush=True); time.sleep(600)"
+    owner = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert owner.stdout.readline() == "held\n"
+    second = call("fit", *COMMON, *CASCADE, *small(held, sums(tmp_path)))
+    assert second.returncode == 2
+    (line,) = [line for line in second.stderr.splitlines() if line.startswith("error: ")]
+    assert f"process {owner.pid}" in line and str(held) in line and "--trainer.default_root_dir" in line
+    assert not list(held.glob("*.ckpt"))
+    os.kill(owner.pid, signal.SIGKILL)
+    owner.communicate()
+    with alone(held / LOCK, "--out"):
+        assert (held / LOCK).exists()
