@@ -318,6 +318,10 @@ def _explain(app: FastAPI, server: ApiServer) -> None:
         where = ".".join(str(part) for part in first["loc"][1:] if isinstance(part, int) or part.isidentifier())
         if first["type"] == "json_invalid":
             return error(400, "the body is no JSON")
+        if first["type"] == "extra_forbidden":
+            name = str(first["loc"][-1])[:100]
+            message = f"unknown field '{name}': this server would not do what it says, and drops nothing silently: leave it out"
+            return error(400, message, where or name)
         message = first["msg"].removeprefix("Value error, ")
         return error(400, f"{where}: {message}" if where else message, where or None)
 

@@ -1,7 +1,7 @@
 """What a request may say: OpenAI's fields with their limits, and what follows from them for the engine.
 
-Types are strict ("1" is not a number); fields that are not named here are ignored, as clients send all sorts. What would change
-the text and cannot be done (penalties, logit_bias, tools) is refused, not ignored.
+Types are strict ("1" is not a number). No field is dropped without a word: one that is not named here may say null, belongs
+to HARMLESS, which no text depends on, or has the value of NEUTRAL that changes nothing; every other one is refused by its name.
 """
 
 import secrets
@@ -16,6 +16,7 @@ from pydantic import (
     GetCoreSchemaHandler,
     GetJsonSchemaHandler,
     WithJsonSchema,
+    model_validator,
 )
 from pydantic_core import CoreSchema, core_schema
 
@@ -64,15 +65,51 @@ NoBest = Annotated[
 NoSuffix = Annotated[Any, Only("nothing can be put in before a suffix", "", {"type": "string", "maxLength": 0})]
 
 
-class Body(BaseModel):
-    model_config = ConfigDict(extra="ignore", strict=True, allow_inf_nan=False)
+# What clients send and no text depends on: who asks, how the provider is to keep, queue or bill it.
+HARMLESS = frozenset(
+    "user metadata store service_tier safety_identifier prompt_cache_key prompt_cache_retention request_id priority "
+    "parallel_tool_calls include_obfuscation cache_control name refusal annotations audio id tool_call_id".split()
+)
+# Fields of this and other servers, each with the value that leaves the text as it is.
+NEUTRAL: dict[str, Any] = {
+    **dict.fromkeys(("repetition_penalty", "repeat_penalty", "typical_p", "length_penalty", "best_of"), 1),
+    **dict.fromkeys(("min_p", "top_a", "min_tokens", "top_logprobs", "truncate_prompt_tokens"), 0),
+    **dict.fromkeys(("ignore_eos", "continue_final_message", "echo", "use_beam_search", "logprobs"), False),
+    **dict.fromkeys(("add_generation_prompt", "skip_special_tokens", "spaces_between_special_tokens"), True),
+    **dict.fromkeys(("stop_token_ids", "bad_words", "tools", "functions", "function_call", "tool_calls", "suffix"), ()),
+    "modalities": ["text"],
+    "response_format": {"type": "text"},
+    "tool_choice": "none",
+}
 
+
+class Known(BaseModel):
+    """An object of a request in which nothing is ignored that might change the text."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def without_harmless(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        return {name: part for name, part in value.items() if name in cls.model_fields or not _changes_nothing(name, part)}
+
+
+def _changes_nothing(name: str, value: Any) -> bool:
+    if value is None or name in HARMLESS:
+        return True
+    neutral = NEUTRAL.get(name)
+    if neutral == () or (name == "tool_choice" and value == "auto"):  # nothing in it, or no tools to choose from
+        return name == "tool_choice" or value in ([], {}, "", False)
+    return neutral is not None and type(value) in (type(neutral), float) and value == neutral
+
+
+class Body(Known):
     model: Text | None = Field(None, description="as /v1/models names it; without, the one that is served")
 
 
-class StreamOptions(BaseModel):
-    model_config = ConfigDict(extra="ignore", strict=True)
-
+class StreamOptions(Known):
     include_usage: bool | None = None
 
 
@@ -116,16 +153,12 @@ class Drawing(Body):
         ]
 
 
-class TextPart(BaseModel):
-    model_config = ConfigDict(extra="ignore", strict=True)
-
+class TextPart(Known):
     type: Literal["text"]
     text: Text
 
 
-class Message(BaseModel):
-    model_config = ConfigDict(extra="ignore", strict=True)
-
+class Message(Known):
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Text | list[TextPart] | None = None
     tool_calls: NoTools = None

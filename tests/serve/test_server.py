@@ -342,6 +342,10 @@ BAD = {
     "tools": ({"messages": user("x"), "tools": [{"type": "function"}]}, "tools"),
     "JSON mode": ({"messages": user("x"), "response_format": {"type": "json_object"}}, "response_format"),
     "too long": ({"messages": user("word " * 600)}, "messages"),
+    "another server's field": ({"messages": user("x"), "min_p": 0.1}, "min_p"),
+    "a typo": ({"messages": user("x"), "temprature": 0}, "temprature"),
+    "a typo in a message": ({"messages": [{"role": "user", "content": "x", "contnet": "y"}]}, "contnet"),
+    "tools that must be called": ({"messages": user("x"), "tool_choice": "required"}, "tool_choice"),
     "a huge seed": ({"messages": user("x"), "seed": 2**63}, "seed"),
 }
 
@@ -355,6 +359,34 @@ def test_bad_requests_are_400_and_say_why(http, name):
     told = response.json()["error"]
     assert set(told) == {"message", "type", "param", "code"} and told["type"] == "invalid_request_error"
     assert param in (told["param"] or told["message"]) and "\n" not in told["message"]
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(name=st.text(min_size=1, max_size=20), value=st.one_of(st.booleans(), st.integers(), st.text(), st.just([1])), place=st.integers(0, 2))
+def test_no_field_is_ignored_silently(name, value, place):
+    """A field of any name, in a request for chat or text or in a message: known, harmless, or refused by its name."""
+    chat = {"messages": user("x")}
+    model, body, known = (
+        (ChatRequest, chat | {name: value}, ChatRequest),
+        (CompletionRequest, {"prompt": "x", name: value}, CompletionRequest),
+        (ChatRequest, {"messages": [user("x")[0] | {name: value}]}, Message),
+    )[place]
+    if name in known.model_fields or name in HARMLESS or name in NEUTRAL:
+        return
+    with pytest.raises(ValidationError) as refused:
+        model.model_validate(body)
+    assert name in {str(each["loc"][-1]) for each in refused.value.errors()}
+
+
+@pytest.mark.parametrize("name", sorted(NEUTRAL))
+def test_another_servers_field_passes_only_where_it_changes_nothing(name):
+    neutral = [] if NEUTRAL[name] == () else NEUTRAL[name]
+    body = {"prompt": "x"}
+    CompletionRequest.model_validate(body | {name: neutral})
+    CompletionRequest.model_validate(body | {name: None})
+    if name not in CompletionRequest.model_fields:
+        with pytest.raises(ValidationError):
+            CompletionRequest.model_validate(body | {name: "x" if name != "logprobs" else True})
 
 
 def test_other_errors_have_the_same_shape(http):
