@@ -144,7 +144,7 @@ class CLI(LightningCLI):
 def first_process() -> bool:
     """Whether this is the process, of all that a launcher started on all machines, that writes the run's files."""
     node = os.environ.get("NODE_RANK", os.environ.get("GROUP_RANK", "0"))
-    return rank_zero_only.rank == 0 and node == "0"
+    return vars(rank_zero_only).get("rank", 0) == 0 and node == "0"
 
 
 def exists(path: Path) -> bool:

@@ -5,7 +5,7 @@ outer module is kept whose layers and whose lm_head are stand-ins that hand on w
 exactly what the model does before and behind the lm_head, whatever the formula.
 """
 
-import copy
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -100,7 +100,12 @@ class _Given(nn.Module):
 
 def _with(module: Any, path: str, part: nn.Module) -> Any:
     """A shallow copy of a module in which `part` stands at this path; the module itself stays as it is."""
-    copied = copy.copy(module)
+    copied = object.__new__(type(module))  # copy.copy asks the class, and that of a split module makes a new one,
+    hooks: dict[str, Any] = {
+        "_forward_pre_hooks": OrderedDict(),
+        "_forward_hooks": OrderedDict(),
+    }  # whose hooks would gather the whole
+    copied.__dict__.update(vars(module) | hooks)
     name, _, rest = path.partition(".")
     copied._modules = {**module._modules, name: _with(module._modules[name], rest, part) if rest else part}
     return copied

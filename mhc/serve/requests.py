@@ -67,8 +67,26 @@ NoSuffix = Annotated[Any, Only("nothing can be put in before a suffix", "", {"ty
 
 # What clients send and no text depends on: who asks, how the provider is to keep, queue or bill it.
 HARMLESS = frozenset(
-    "user metadata store service_tier safety_identifier prompt_cache_key prompt_cache_retention request_id priority "
-    "parallel_tool_calls include_obfuscation cache_control name refusal annotations audio id tool_call_id".split()
+    [
+        "user",
+        "metadata",
+        "store",
+        "service_tier",
+        "safety_identifier",
+        "prompt_cache_key",
+        "prompt_cache_retention",
+        "request_id",
+        "priority",
+        "parallel_tool_calls",
+        "include_obfuscation",
+        "cache_control",
+        "name",
+        "refusal",
+        "annotations",
+        "audio",
+        "id",
+        "tool_call_id",
+    ]
 )
 # Fields of this and other servers, each with the value that leaves the text as it is.
 NEUTRAL: dict[str, Any] = {
@@ -93,7 +111,9 @@ class Known(BaseModel):
     def without_harmless(cls, value: Any) -> Any:
         if not isinstance(value, dict):
             return value
-        return {name: part for name, part in value.items() if name in cls.model_fields or not _changes_nothing(name, part)}
+        return {
+            name: part for name, part in value.items() if name in cls.model_fields or not _changes_nothing(name, part)
+        }
 
 
 def _changes_nothing(name: str, value: Any) -> bool:

