@@ -48,6 +48,8 @@ class RunCheckpoint(Callback):
         self.settings_before: dict[str, Any] = {}  # those of the run that wrote the checkpoint
 
     def on_fit_start(self, trainer: Trainer, module: LightningModule) -> None:
+        if self.settings and trainer.ckpt_path and not self.settings_before and trainer.is_global_zero:
+            print("this checkpoint does not hold its settings: they are not compared", file=sys.stderr)
         if self.settings and self.settings_before:
             callbacks: list[Callback] = vars(trainer)["callbacks"]
             states = {type(callback).__name__: callback.state_dict() for callback in callbacks}

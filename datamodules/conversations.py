@@ -36,6 +36,8 @@ CHUNK = 1000  # conversations encoded at a time
 WRITTEN = "the chat template does not write"
 UNWRITTEN = {"token_ids": "this tokenizer does not decode to the text"}
 
+RULES = 2  # counted up whenever rows are read or encoded in another way, so that no cache of before is taken
+
 
 @dataclass(frozen=True)
 class Prompt:
@@ -197,7 +199,8 @@ class ConversationData(BatchData):
         """What decides which conversations there are."""
         if self.path == "pocket":
             return {name: getattr(self, name) for name in ("path", "limit", "seed", "documentation_share")}
-        return {"source": source_state(self.path), "answered": self.answered, "max_bad_share": self.max_bad_share}
+        read = {"answered": self.answered, "max_bad_share": self.max_bad_share, "rules": RULES}
+        return {"source": source_state(self.path), **read}
 
     def _cached(self) -> tuple[StoredConversations, array]:
         """The conversations as files of the cache, read into it where they are not there, and their prompt_numbers."""

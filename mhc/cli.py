@@ -133,7 +133,8 @@ class CLI(LightningCLI):
         trainer: Any = self.trainer
         for callback in trainer.callbacks:
             if isinstance(callback, RunCheckpoint):
-                callback.settings = flat(self.config[self.subcommand])
+                written = self._parser(self.subcommand).dump(self.config[self.subcommand], skip_none=False)
+                callback.settings = flat(yaml.safe_load(written))
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         plugins = self._get(self.config_init, "trainer").get("plugins") or []

@@ -8,13 +8,13 @@ said where it differs.
 import json
 from typing import Any
 
-from jsonargparse import Namespace
-
 from mhc.errors import UserError
 
-# Settings that the checkpoint's own state decides, by the end of their name.
+# Settings that the checkpoint's own state decides; a name that ends in a dot is a section.
 DECIDED = (
     "seed_everything",
+    "optimizer.",
+    "lr_scheduler.",
     "trainer.accumulate_grad_batches",
     "model.init_args.learning_rate",
     "model.init_args.weight_decay",
@@ -24,28 +24,31 @@ DECIDED = (
 CALL = ("config", "ckpt_path", "weights_only", "dry_run", "auto_batch_size", "trainer.default_root_dir", "checkpoint.")
 
 
-def flat(settings: Namespace) -> dict[str, Any]:
-    """Settings by dotted name, as plain values that a checkpoint can hold."""
-    values = {name: _plain(value) for name, value in vars(settings.as_flat()).items()}
-    return {name: value for name, value in values.items() if not name.startswith(CALL)}
+def named(name: str, settings: tuple[str, ...]) -> bool:
+    """Whether a setting is among these, or in one of their sections."""
+    return any(name == one or (one.endswith(".") and f"{name}.".startswith(one)) for one in settings)
 
 
-def _plain(value: Any) -> Any:
-    return json.loads(
-        json.dumps(value, default=lambda part: part.as_dict() if isinstance(part, Namespace) else str(part))
-    )
+def flat(settings: dict[str, Any], above: str = "") -> dict[str, Any]:
+    """Settings, as a parser writes them down, by dotted name."""
+    values: dict[str, Any] = {}
+    for key, value in settings.items():
+        name = f"{above}{key}"
+        if not named(name, CALL):
+            values |= flat(value, f"{name}.") if isinstance(value, dict) and value else {name: value}
+    return values
 
 
 def compare(before: dict[str, Any], now: dict[str, Any], states: dict[str, Any]) -> str | None:
     """A line about settings that differ from the checkpoint's, if any do. states: what each callback keeps in a checkpoint,
     by its class's name. Raises UserError for those that the checkpoint would overrule."""
     changed = {name for name in before.keys() | now.keys() if before.get(name) != now.get(name)}
-    refused = {name: (before.get(name), now.get(name)) for name in changed if name in DECIDED}
+    refused = {name: (before.get(name), now.get(name)) for name in changed if named(name, DECIDED)}
     callbacks = "trainer.callbacks"
     if callbacks in changed:
         old, new = (_by_class(values.get(callbacks)) for values in (before, now))
         for kind in old.keys() & new.keys():
-            for name in states.get(kind, {}).keys() & (old[kind].keys() | new[kind].keys()):
+            for name in (states.get(kind, {}).keys() | {"monitor"}) & (old[kind].keys() | new[kind].keys()):
                 if old[kind].get(name) != new[kind].get(name):
                     refused[f"{kind}.{name}"] = old[kind].get(name), new[kind].get(name)
     if refused:

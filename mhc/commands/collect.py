@@ -30,8 +30,11 @@ def main(argv: list[str]) -> int:
     """Collect --data into --out; returns the exit status."""
     options = _parser().parse_args(argv)
     _check(options)
-    with alone(beside(Path(options.out)), "--out"):
-        return _collect(options)
+    try:
+        with alone(beside(Path(options.out)), "--out"):
+            return _collect(options)
+    except OSError as error:
+        raise UserError(f"cannot write to --out {options.out}: {error.strerror}") from error
 
 
 def _collect(options: argparse.Namespace) -> int:

@@ -66,28 +66,11 @@ NoSuffix = Annotated[Any, Only("nothing can be put in before a suffix", "", {"ty
 
 
 # What clients send and no text depends on: who asks, how the provider is to keep, queue or bill it.
-HARMLESS = frozenset(
-    [
-        "user",
-        "metadata",
-        "store",
-        "service_tier",
-        "safety_identifier",
-        "prompt_cache_key",
-        "prompt_cache_retention",
-        "request_id",
-        "priority",
-        "parallel_tool_calls",
-        "include_obfuscation",
-        "cache_control",
-        "name",
-        "refusal",
-        "annotations",
-        "audio",
-        "id",
-        "tool_call_id",
-    ]
-)
+HARMLESS = frozenset([
+    "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention",
+    "request_id", "priority", "chat_id", "session_id", "message_id", "parallel_tool_calls", "include_obfuscation",
+    "cache_control", "name", "refusal", "annotations", "audio", "id", "tool_call_id",
+])  # fmt: skip
 # Fields of this and other servers, each with the value that leaves the text as it is.
 NEUTRAL: dict[str, Any] = {
     **dict.fromkeys(("repetition_penalty", "repeat_penalty", "typical_p", "length_penalty", "best_of"), 1),
@@ -104,7 +87,13 @@ NEUTRAL: dict[str, Any] = {
 class Known(BaseModel):
     """An object of a request in which nothing is ignored that might change the text."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+    # The schema leaves further fields open: some are taken, by what they say.
+    model_config = ConfigDict(
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        json_schema_extra=lambda schema: schema.pop("additionalProperties", None),
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -116,8 +105,15 @@ class Known(BaseModel):
         }
 
 
+def _is_empty(value: Any) -> bool:
+    """Whether nothing is asked for: null, an empty list or object, or one of switches that are off."""
+    if isinstance(value, dict):
+        return all(part is False or _is_empty(part) for part in value.values())
+    return value is None or value == []
+
+
 def _changes_nothing(name: str, value: Any) -> bool:
-    if value is None or name in HARMLESS:
+    if name in HARMLESS or _is_empty(value):
         return True
     neutral = NEUTRAL.get(name)
     if neutral == () or (name == "tool_choice" and value == "auto"):  # nothing in it, or no tools to choose from

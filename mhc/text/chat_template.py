@@ -303,7 +303,7 @@ class ChatTemplate:
         start, end = span
         if opened is not None:
             return (opened if start < opened < end else start), end
-        header = self._header(messages)
+        header = self._header(messages) if messages else ""  # a conversation may begin with the assistant
         same = _common(header, text[start:end]).rstrip("<")
         return (start + len(same) if same == header or self.control_pattern.match(same) else start), end
 
@@ -332,7 +332,7 @@ class ChatTemplate:
             start, end = located[turn]
             begin = opened.get(turn)
             if begin is None:  # the template rewrites what came before: look for the header alone
-                header = self._header(messages[:turn])
+                header = self._header(messages[:turn]) if turn else ""
                 place = text.rfind(header, before, start) if header else -1
                 begin = place + len(header) if place >= 0 else start
             spans.append((min(begin, start), end))
@@ -399,7 +399,7 @@ def _cached(tokenizer: PreTrainedTokenizerBase, template: str | None) -> ChatTem
 
 def _tools(messages: Messages) -> list[Any] | None:
     """The tools that the leading system message offers."""
-    return messages[0].get("tools")
+    return messages[0].get("tools") if messages else None
 
 
 def _is_document(messages: Messages) -> bool:

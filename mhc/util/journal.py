@@ -51,7 +51,7 @@ class Journal:
         except BlockingIOError as problem:
             file.close()
             raise UserError(
-                f"another process{holder(self.path)} is writing '{self.path}': wait for it, or choose another --out"
+                f"another process is writing '{self.path}'{holder(self.path)}: wait for it, or choose another --out"
             ) from problem
         return file
 

@@ -4,9 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 
 import run
-from mhc.checkpoints.settings import CALL, DECIDED, compare, flat
+from mhc.checkpoints.settings import CALL, DECIDED, compare, flat, named
 from mhc.cli import PARSING, ParsedCLI
 from mhc.errors import UserError
 from tests.helpers.runs import CASCADE, COMMON, small, sums
@@ -83,20 +84,30 @@ def _last(flags):
 def test_no_setting_is_silent():
     """Of every setting that `fit` has, another value is refused or said, unless it is about the call alone."""
     cli = ParsedCLI([flag for flag in [*COMMON, *CASCADE] if flag != "fit"], {})
-    settings = flat(cli.config)
+    settings = flat(yaml.safe_load(cli.parser.dump(cli.config, skip_none=False)))
     assert len(settings) > 60 and PARSING
     for name in settings:
         other = settings | {name: "something else"}
-        if name in DECIDED:
+        if named(name, DECIDED):
             with pytest.raises(UserError, match="other settings, which it brings back"):
                 compare(settings, other, {})
         elif name == "trainer.callbacks":
             assert name in compare(settings, settings | {name: [STOPPING]}, {})
         else:
             assert name in compare(settings, other, {})
-    silent = {name for name in vars(cli.config.as_flat()) if name not in settings}
-    assert all(name.startswith(CALL) for name in silent)
+    silent = {name for name in vars(cli.config.as_flat()) if not any(name.startswith(known) for known in settings)}
+    assert all(named(name, CALL) for name in silent), silent
     assert compare(settings, dict(settings), {}) is None
+
+
+def test_another_figure_to_choose_the_best_by_is_refused():
+    kind = "callbacks.DrafterCheckpoint"
+    before, now = (
+        {"trainer.callbacks": [{"class_path": kind, "init_args": {"monitor": figure}}]}
+        for figure in ("val/loss", "val/top1")
+    )
+    with pytest.raises(UserError, match=r"DrafterCheckpoint\.monitor was val/loss and is val/top1"):
+        compare(before, now, {"DrafterCheckpoint": {"best": 1.0}})
 
 
 def test_an_argument_that_a_callbacks_own_state_overrules_is_refused():

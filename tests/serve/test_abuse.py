@@ -90,18 +90,20 @@ def odd(dice: random.Random, depth: int = 0):
     }
 
 
-def fuzzed(dice: random.Random) -> bytes:
-    """A body that is right but for a field or two, or only nearly JSON, or noise."""
+def fuzzed(dice: random.Random, path: str) -> bytes:
+    """A body that is right for this path but for a field or two, or only nearly JSON, or noise."""
     body = dict(GOOD)
+    if path != CHAT:
+        del body["messages"]
+        body |= {"prompt": "x"} if path == "/v1/completions" else {"input": "x"}
+    if path == "/v1/embeddings":
+        body = {"input": "x"}
     for _ in range(dice.randrange(1, 4)):
         body[dice.choice(FIELDS)] = odd(dice)
-    if dice.random() < 0.3:
-        body.setdefault("prompt", "x")
-        body.setdefault("input", "x")
     if isinstance(body.get("n"), int) and body["n"] > 2:
         body["n"] = 2
-    if body.get("max_tokens") not in (1, 2):
-        body["max_completion_tokens"] = 2
+    if path != "/v1/embeddings" and body.get("max_tokens") not in (1, 2):
+        body["max_completion_tokens" if path == CHAT else "max_tokens"] = 2
     raw = json.dumps(body, allow_nan=True).encode()
     way = dice.random()
     if way < 0.1:
@@ -135,7 +137,8 @@ def test_ten_thousand_fuzzed_bodies(live):
                     assert set(json.loads(text)["error"]) == {"message", "type", "param", "code"}, body
 
             for _ in range(BODIES // 20):
-                await asyncio.gather(*(send(dice.choice(paths), fuzzed(dice)) for _ in range(20)))
+                chosen = dice.choices(paths, k=20)
+                await asyncio.gather(*(send(path, fuzzed(dice, path)) for path in chosen))
 
     asyncio.run(storm())
     assert sum(statuses.values()) == BODIES and set(statuses) <= {200, 400, 404, 413, 429}
