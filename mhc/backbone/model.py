@@ -191,6 +191,11 @@ class Backbone(nn.Module):
 
     def _features(self, output: Any, taps: tuple[int, ...]) -> Features:
         """Entry i of a model's hidden states is the input of layer i."""
+        if taps and output.hidden_states[taps[0]].ndim != 3:
+            raise UserError(
+                f"layers of {self.model.config.model_type} hand on several states each, which heads that read layers (EAGLE-3) "
+                "cannot take: train another family, e.g. configs/drafter/cascade.yaml"
+            )
         side_by_side = torch.cat([output.hidden_states[layer] for layer in taps], dim=-1) if taps else None
         return Features(self.around_lm_head.before(output.last_hidden_state), side_by_side)
 

@@ -34,6 +34,7 @@ VARIANTS = {
         {"rope_parameters": LONGROPE | {"partial_rotary_factor": 1.0}, "original_max_position_embeddings": 32},
         "works",
     ),
+    "Llama with LongRoPE, as MiniCPM4's": ("llama", {"rope_parameters": LONGROPE, "head_dim": 8}, "works"),
     "Llama with dynamic RoPE": (
         "llama",
         {
@@ -119,6 +120,19 @@ def test_eagle3_on_backbones_of_uncommon_shapes(name):
     prompt = [5, 9, 3, 8, 4, 4]
     plain = Engine(backbone).generate(prompt, NEW).token_ids
     assert Engine(backbone, heads, TREES["tree"]).generate(prompt, NEW).token_ids == plain
+
+
+def test_layers_that_hand_on_several_states_have_no_taps():
+    changes = {"intermediate_size": [48] * 4, "activation_sparsity_pattern": [0.5, 0.0, 0.0, 0.0]}
+    backbone = Backbone.checked(tiny_model("gemma3n_text", num_hidden_layers=4, **changes))
+    heads = Eagle3(backbone, 4)  # its intermediate_size is a list, one a layer
+    with pytest.raises(UserError, match="gemma3n_text hand on several states"):
+        Engine(backbone, heads, TREES["tree"]).generate([5, 9, 3], NEW)
+
+
+def test_end_tokens_are_a_list():
+    model = tiny_model("glm4", eos_token_id=[2, 7])
+    assert Engine(Backbone.checked(model)).end_ids == {2, 7}
 
 
 def test_a_window_that_counts_slots_is_found_at_any_size():

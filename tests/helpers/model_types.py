@@ -61,13 +61,21 @@ LATENT = dict(  # multi-head latent attention: values narrower than keys
     v_head_dim=6,
     head_dim=4,
 )
+GEMMA3N = dict(
+    num_kv_shared_layers=0,
+    vocab_size_per_layer_input=VOCABULARY,
+    hidden_size_per_layer_input=8,
+    laurel_rank=4,
+    altup_num_inputs=2,
+)
 TOKENS = dict(pad_token_id=0, bos_token_id=1, eos_token_id=2)  # types that cannot do without
 EXTRA: dict[str, dict[str, Any]] = {
     "codegen": dict(rotary_dim=4),
     "dots1": dict(n_shared_experts=1, norm_topk_prob=True, n_routed_experts=4),
     "gemma2": dict(head_dim=8),
     "gemma3_text": dict(head_dim=8),
-    "gemma3n_text": dict(num_kv_shared_layers=0),
+    "blt": dict(encoder_hash_byte_group_vocab=61),
+    "gemma3n_text": GEMMA3N | dict(intermediate_size=[48] * 2, activation_sparsity_pattern=[0.5, 0.0]),
     "gpt_neo": dict(attention_types=[[["global", "local"], 1]], attention_layers=["global", "local"], window_size=6),
     "gptj": dict(rotary_dim=4),
     "granite": dict(logits_scaling=8.0),

@@ -25,6 +25,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader, Dataset
 
 from callbacks import Acceptance
+from mhc.backbone.weight_layout import unpack
 from mhc.checkpoints.heads_folder import for_decoding
 from mhc.checkpoints.training_file import CheckpointFiles
 from mhc.distributed.sharding import whole_state
@@ -132,11 +133,12 @@ class Watch(Callback):
         if trainer.global_step == self.until:
             trainer.should_stop = True
             trainer.save_checkpoint(self.folder / f"{self.name}-end.ckpt")
-            heads, backbone = for_decoding(module.drafter).state_dict(), whole_state(module.backbone.model)
+            drafter, backbone = for_decoding(module.drafter), whole_state(module.backbone.model)
+            unpack(drafter)  # on some processors its weights are packed
             self.held = sum(held_here(parameter) for parameter in module.backbone.parameters())
             self.backbone = hash_of(backbone)
             if trainer.is_global_zero:
-                torch.save(heads, self.folder / f"{self.name}-heads.pt")
+                torch.save(drafter.state_dict(), self.folder / f"{self.name}-heads.pt")
 
 
 def held_here(parameter: torch.Tensor) -> int:
