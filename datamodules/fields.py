@@ -77,11 +77,11 @@ class Fields:
     def take(self, *names: str, kind: type | tuple[type, ...] = object) -> Any:
         """The value of the first of these fields that has one of this kind, or None; fields that say the same are used
         with it."""
-        found = [name for name in names if name in self.values and isinstance(self.values[name], kind)]
-        name = next((name for name in found if not _empty(self.values[name])), found[0] if found else None)
+        present = [name for name in names if name in self.values and isinstance(self.values[name], kind)]
+        name = next((name for name in present if not _empty(self.values[name])), present[0] if present else None)
         if name is None:
             return None
-        self.used.update(other for other in found if self.values[other] == self.values[name])
+        self.used.update(other for other in present if self.values[other] == self.values[name])
         return self.values[name]
 
     def within(self, values: dict[str, Any], kind: str) -> "Fields":
@@ -97,7 +97,8 @@ class Fields:
         for name in sorted(self.values.keys() - self.used - HARMLESS):
             value = self.values[name]
             written_out = isinstance(value, str) and len(taken) > 1 and all(text in value for text in taken)
-            repeats = name in repeated and (written_out or all(text in known for text in texts_in(as_list(value))))
+            texts = texts_in(as_list(value))  # none in a number or a switch, which repeats nothing
+            repeats = name in repeated and (written_out or (bool(texts) and all(text in known for text in texts)))
             if not _empty(value) and not repeats:
                 yield f"`{_shown(name)}`{self.kind}"
         for each in self.inner:
@@ -108,10 +109,10 @@ def decoded(value: Any) -> Any:
     """What a text holds as JSON where that is a list or an object, else the value as it is."""
     if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
         try:
-            found = json.loads(value)
+            parsed = json.loads(value)
         except (ValueError, RecursionError):
             return value
-        return found if isinstance(found, list | dict) else value
+        return parsed if isinstance(parsed, list | dict) else value
     return value
 
 
