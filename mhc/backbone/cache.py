@@ -132,9 +132,8 @@ class TreeCache(Cache):
             rows[:, :, self.max_length : self.max_length + count] = states
         else:
             row, slot = self.slots
-            rows.index_put_(
-                (row, self._heads[states.shape[1]], slot), states
-            )  # not scatter_, which copies the whole buffer once compiled
+            # not scatter_, which copies the whole buffer once compiled
+            rows.index_put_((row, self._heads[states.shape[1]], slot), states)
         return rows[:, :, : self.visible]
 
     def commit(self, path: torch.Tensor) -> None:

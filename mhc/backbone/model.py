@@ -316,9 +316,9 @@ def packed_options(model: PreTrainedModel, packing: Packing) -> dict[str, Any]:
     window, layer_types = _windows(model.config.get_text_config(decoder=True))
     if (window is None or packing.longest <= window) and _hands_on_packing(model):
         return _packing_options(packing, layer_types)
+    if local_window(model.config) is not None:
+        layer_types = ["full_attention"]  # its local layers narrow the mask themselves
     mask = {kind: packing.mask(window if kind == "sliding_attention" else None) for kind in layer_types}
-    if local_window(model.config) is not None:  # its local layers narrow the mask themselves
-        mask = {"full_attention": packing.mask()}
     return {"position_ids": packing.positions, "attention_mask": _as_expected(mask, model)}
 
 

@@ -52,13 +52,13 @@ def compare(before: dict[str, Any], now: dict[str, Any], states: dict[str, Any])
                 if old[kind].get(name) != new[kind].get(name):
                     refused[f"{kind}.{name}"] = old[kind].get(name), new[kind].get(name)
     if refused:
-        told = ", ".join(f"{name} was {was} and is {value}" for name, (was, value) in sorted(refused.items()))
+        listed = ", ".join(f"{name} was {was} and is {value}" for name, (was, value) in sorted(refused.items()))
         raise UserError(
-            f"the checkpoint was made with other settings, which it brings back: {told}: resume with the same, or start "
+            f"the checkpoint was made with other settings, which it brings back: {listed}: resume with the same, or start "
             "over in another --trainer.default_root_dir"
         )
-    told = "; ".join(f"{name} {_short(now.get(name))} (was {_short(before.get(name))})" for name in sorted(changed))
-    return f"resuming with other settings than the checkpoint's: {told}" if told else None
+    listed = "; ".join(f"{name} {_short(now.get(name))} (was {_short(before.get(name))})" for name in sorted(changed))
+    return f"resuming with other settings than the checkpoint's: {listed}" if listed else None
 
 
 def _by_class(callbacks: Any) -> dict[str, dict[str, Any]]:

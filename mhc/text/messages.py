@@ -57,7 +57,7 @@ def checked(messages: Messages) -> Messages:
     messages with more than content. Raises UserError with the number of a message that is malformed."""
     if not messages:
         raise UserError("an empty conversation: give at least one message")
-    found: Messages = []
+    result: Messages = []
     for number, message in enumerate(messages, start=1):
         role, content = message.get("role"), message.get("content")
         known = STRUCTURE.get(role, {}) if role in ROLES else {}
@@ -70,7 +70,7 @@ def checked(messages: Messages) -> Messages:
             raise UserError(f"message {number}: role must be one of {', '.join(ROLES)} and content a text")
         if role == "assistant":
             more |= {name: message[name] for name in ("weight", "token_ids") if name in message}
-        if found and found[-1]["role"] == role != "tool" and not more and len(found[-1]) == 2:
-            content = found.pop()["content"] + "\n\n" + content
-        found.append({"role": role, "content": clean_text(content), **more})
-    return found
+        if result and result[-1]["role"] == role != "tool" and not more and len(result[-1]) == 2:
+            content = result.pop()["content"] + "\n\n" + content
+        result.append({"role": role, "content": clean_text(content), **more})
+    return result

@@ -17,23 +17,11 @@ from mhc.drafters import Cascade
 from mhc.engine import Engine
 from mhc.errors import UserError
 from mhc.sampling import Sampling
+from tests.helpers.backbones import SIZES, VOCABULARY
 from tests.helpers.drafters import randomised
 from tests.helpers.engines import PROMPTS, TREES, answers, reference
 
 NEW = 12
-VOCABULARY = 61
-SIZES = dict(
-    vocab_size=VOCABULARY,
-    hidden_size=32,
-    intermediate_size=48,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    max_position_embeddings=128,
-    bos_token_id=None,
-    eos_token_id=None,
-    pad_token_id=None,
-)
 EXPERTS = dict(
     num_experts=4,
     num_local_experts=4,
