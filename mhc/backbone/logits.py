@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
+from mhc.backbone.probe import refusing
 from mhc.errors import UserError
 
 
@@ -42,14 +43,8 @@ class AroundLmHead:
         product = torch.linspace(-50, 50, 2 * self.vocabulary_size, device=device, dtype=model.dtype).reshape(1, 2, -1)
         if hidden.is_meta or isinstance(hidden, FakeTensor):
             return  # nothing is computed
-        try:
-            with torch.no_grad():
-                logits = self._run(hidden, product)
-        except Exception as error:  # whatever a forward may raise
-            raise UserError(
-                f"models of type {kind} are not supported: what stands around their lm_head cannot be run alone "
-                f"({' '.join(str(error).split())[:100]})"
-            ) from error
+        with torch.no_grad(), refusing(kind, lambda: "what stands around their lm_head, run alone,"):
+            logits = self._run(hidden, product)
         read = self._lm_head.read
         self.prepares = read.shape != hidden.shape or not torch.equal(read.to(hidden), hidden)
         self.finishes = not torch.equal(logits.to(product), product)

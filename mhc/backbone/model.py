@@ -68,9 +68,8 @@ class Backbone(nn.Module):
         self.layer_width, self.layers = config.hidden_size, config.num_hidden_layers
         # counted now: packed weights are not parameters any more
         self.parameter_count = sum(element_count(parameter) for parameter in model.parameters())
-        self.context = getattr(config, "max_position_embeddings", None) or 1 << 30
         self.fixed_rotation = fixed_rotation(config)  # the context ends where it does, see there
-        self.context = min(self.context, self.fixed_rotation or self.context)
+        self.context = min(getattr(config, "max_position_embeddings", None) or 1 << 30, self.fixed_rotation or 1 << 30)
         window = local_window(config)
         self.local_layers = None if window is None else LocalLayers(model, window)
         if model.config._attn_implementation == "sdpa" and model._supports_attention_backend:
@@ -100,18 +99,17 @@ class Backbone(nn.Module):
             raise UserError(f"device '{device}' is not available ({str(error).splitlines()[0]})") from error
         tokenizer = load_tokenizer(name)
         model = load_model(name, dtype, sharding)
-        rows = model.get_output_embeddings().out_features
-        if len(tokenizer) > rows:
-            raise UserError(
-                f"backbone '{name}': the tokenizer has {len(tokenizer)} tokens but the model only "
-                f"{rows} rows: load a model with its own tokenizer"
-            )
         if sharding is None:
             model.to(device)  # type: ignore[arg-type]  # transformers wraps `to` without its types
         own = fingerprint(model) if quantize else None
         quantised = quantize_weights(model, quantize) if quantize else None
         backbone = cls.checked(model, tokenizer, name, quantised)
         backbone._fingerprint = own
+        if len(tokenizer) > backbone.vocabulary_size:
+            raise UserError(
+                f"backbone '{name}': the tokenizer has {len(tokenizer)} tokens but the model only "
+                f"{backbone.vocabulary_size} rows: load a model with its own tokenizer"
+            )
         if said := backbone.limit_said:
             print(said, file=sys.stderr)
         return backbone.lay_out() if decoding else backbone
